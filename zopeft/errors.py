@@ -1,0 +1,73 @@
+"""The errors that zopeft raises, and the words they use.
+
+Every message reads ``<where>: <what is wrong>, got <value>; <what to do>``.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ZopeftError(Exception):
+    """Base of all errors that zopeft raises on purpose; its text is one line.
+
+    ``exit_code`` is what the command line ends with: 2 when the user's input is
+    wrong, 1 when a run broke while running.
+    """
+
+    exit_code = 1
+
+
+class InputError(ZopeftError, ValueError):
+    """Something the user gave is wrong; nothing has been changed on disk."""
+
+    exit_code = 2
+
+
+class RunError(ZopeftError, RuntimeError):
+    """A run broke while running; its last good state has been kept."""
+
+
+def explain(where: str, what: str, got: object = None, do: str = "") -> str:
+    """Builds the one line of an error.
+
+    Args:
+        where: The setting, file or argument at fault, for example ``--task``.
+        what: What is wrong with it.
+        got: The value found; left out when None.
+        do: What the user can do about it.
+
+    Returns:
+        ``where: what, got VALUE; do`` on one line.
+    """
+    line = f"{where}: {what}"
+    if got is not None:
+        line += f", got {got!r}" if isinstance(got, str) else f", got {got}"
+    if do:
+        line += f"; {do}"
+    return " ".join(line.split())
+
+
+def input_error(where: str, what: str, got: object = None, do: str = "") -> InputError:
+    """Returns an `InputError` with the line of `explain`."""
+    return InputError(explain(where, what, got, do))
+
+
+def run_error(where: str, what: str, got: object = None, do: str = "") -> RunError:
+    """Returns a `RunError` with the line of `explain`."""
+    return RunError(explain(where, what, got, do))
+
+
+def close_matches(word: str, known: Iterable[str]) -> str:
+    """Returns ``did you mean 'x'?`` with the nearest known words, or lists them all.
+
+    Args:
+        word: What the user typed.
+        known: The words that would have been right.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(word.lower(), names, n=3, cutoff=0.5)
+    if near:
+        return "did you mean " + " or ".join(repr(n) for n in near) + "?"
+    return "known: " + ", ".join(names)

@@ -1,0 +1,1 @@
+"""From a checked recipe to a finished run: YAML, dataclasses, objects, jobs."""

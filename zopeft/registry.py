@@ -1,0 +1,65 @@
+"""Registries: a name to an entry that is imported only when asked for.
+
+One new method, task, model family, PEFT type, noise or kernel backend is one new
+file and one line in such a dict. The same dict feeds the command line's lists, the
+recipe check and the contract tests.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from zopeft.errors import close_matches, input_error
+
+
+class Registry(Mapping[str, Any]):
+    """A read-only mapping from name to object, loaded on first use.
+
+    Args:
+        kind: What the entries are, as it stands in error messages ("method", "task").
+        entries: Name to ``"package.module:attribute"``, or to the object itself.
+        about: Name to a line that says what the entry is, for lists.
+    """
+
+    def __init__(
+        self, kind: str, entries: Mapping[str, Any], about: Mapping[str, str] | None = None
+    ) -> None:
+        self.kind = kind
+        self._entries = dict(entries)
+        self._about = dict(about or {})
+
+    def __getitem__(self, name: str) -> Any:
+        """Returns the entry.
+
+        Raises:
+            InputError: `name` is not registered; close matches are offered.
+        """
+        if name not in self._entries:
+            raise input_error(
+                self.kind, f"unknown {self.kind}", name, close_matches(str(name), self._entries)
+            )
+        entry = self._entries[name]
+        if isinstance(entry, str) and ":" in entry:
+            module, _, attribute = entry.partition(":")
+            entry = getattr(importlib.import_module(module), attribute)
+            self._entries[name] = entry
+        return entry
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """Returns the entry, or `default` where the name is unknown."""
+        return self[name] if name in self._entries else default
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def about(self, name: str) -> str:
+        """Returns the entry's line for lists ("" if it has none)."""
+        return self._about.get(name, "")
