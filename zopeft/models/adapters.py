@@ -1,0 +1,190 @@
+"""Adapters: the PEFT types by name, attaching a new one, loading a saved one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zopeft import hub
+from zopeft.errors import InputError, input_error
+from zopeft.models.checkpoint import check_weights, read_json
+from zopeft.models.quiet import quiet
+from zopeft.registry import Registry
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+PEFT = Registry(
+    "peft type",
+    {
+        "lora": "zopeft.models.tuners:lora",
+        "dora": "zopeft.models.tuners:dora",
+        "rslora": "zopeft.models.tuners:rslora",
+        "ia3": "zopeft.models.tuners:ia3",
+        "vera": "zopeft.models.tuners:vera",
+        "loha": "zopeft.models.tuners:loha",
+        "lokr": "zopeft.models.tuners:lokr",
+        "prefix": "zopeft.models.prompts:prefix",
+        "prompt": "zopeft.models.prompts:prompt",
+        "p-tuning": "zopeft.models.prompts:p_tuning",
+    },
+    about={
+        "lora": "low-rank matrices on the query and value projections (r 8, alpha 16)",
+        "dora": "LoRA with a trained magnitude",
+        "rslora": "LoRA scaled by alpha / sqrt(r)",
+        "ia3": "one factor per key, value and feed-forward unit",
+        "vera": "shared random matrices with trained vectors",
+        "loha": "Hadamard product of low-rank matrices",
+        "lokr": "Kronecker product with a low-rank matrix",
+        "prefix": "5 trained keys and values per layer, started from real activations",
+        "prompt": "5 trained embeddings before the text",
+        "p-tuning": "5 embeddings from a small trained encoder",
+    },
+)
+"""PEFT type to a function ``(model, **options) -> PeftModel``."""
+
+
+def attach(
+    model: Any, name: str, options: Mapping[str, Any] | None = None, seed: int = 0
+) -> PeftModel:
+    """Puts a new adapter of type `name` on `model`.
+
+    Args:
+        model: The base model; its own parameters are frozen.
+        name: An entry of `PEFT`.
+        options: Fields of the PEFT config, or ``rank``, ``alpha``, ``dropout``,
+            ``targets``, ``tokens``.
+        seed: Seed of the adapter's start. Torch's own generators are left as they were.
+
+    Returns:
+        The ``PeftModel`` in eval mode, its adapter trainable.
+
+    Raises:
+        InputError: Unknown type, unknown option, or the type does not fit the model.
+    """
+    import torch
+
+    build = PEFT[name]
+    devices = [model.device] if model.device.type == "cuda" else []
+    with quiet(), torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        tuned: PeftModel = build(model, **dict(options or {}))
+    return tuned.eval()  # type: ignore[no-any-return]
+
+
+def load_adapter(model: Any, folder: str | Path) -> PeftModel:
+    """Puts a saved adapter on the model that it was trained for, ready to be trained on.
+
+    Args:
+        model: The base model.
+        folder: A PEFT adapter folder, or the hub id of one.
+
+    Returns:
+        The ``PeftModel`` in eval mode, its adapter trainable.
+
+    Raises:
+        InputError: No adapter there, corrupt weights, or an adapter for another model.
+    """
+    name = str(folder)
+    path = Path(folder).expanduser()
+    config: dict[str, Any] = {}
+    if path.is_dir():
+        config = _check_adapter(path)
+        _check_base(model, config, name)
+    elif not hub.is_repository(name) or path.exists():
+        raise input_error("--adapter", "no such folder", name, "give an adapter folder")
+    offline = not path.is_dir() and not hub.reachable()
+    try:
+        with quiet(), hub.cache_only(offline):
+            tuned = _load(model, name)
+    except Exception as error:
+        if offline:
+            raise input_error(
+                "--adapter",
+                "no such folder, and the hub can't be reached",
+                name,
+                "give a local adapter folder",
+            ) from error
+        raise _misfit(model, config, name, error) from error
+    if path.is_dir():
+        _check_loaded(tuned, path, config)
+    return tuned.eval()  # type: ignore[no-any-return]
+
+
+def _load(model: Any, name: str) -> Any:
+    from peft import PeftConfig, PeftModel
+
+    prompt = PeftConfig.from_pretrained(name).is_prompt_learning
+    tuned = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    if prompt:
+        # PEFT loads prompts for inference alone: the vectors stand in the embedding as
+        # they are used, whatever encoder made them, and can be tuned there.
+        tuned.prompt_encoder[tuned.active_adapter].embedding.weight.requires_grad_(True)
+    return tuned
+
+
+def _check_adapter(path: Path) -> dict[str, Any]:
+    if not (path / "adapter_config.json").is_file():
+        raise input_error(
+            str(path), "no adapter_config.json in this folder", do="give a PEFT adapter folder"
+        )
+    config = read_json(path / "adapter_config.json")
+    if not isinstance(config.get("peft_type"), str):
+        raise input_error(str(path / "adapter_config.json"), "no peft_type in it")
+    files = [path / f"adapter_model.{kind}" for kind in ("safetensors", "bin")]
+    found = [file for file in files if file.is_file()]
+    if not found:
+        raise input_error(str(path), "no adapter_model.safetensors in this folder")
+    check_weights(found[0])
+    return config
+
+
+def _check_base(model: Any, config: Mapping[str, Any], name: str) -> None:
+    """Refuses an adapter whose base is certainly another model.
+
+    A folder that was moved, or a local copy of a hub model, can't be told from its name:
+    there the shapes decide.
+    """
+    base = str(config.get("base_model_name_or_path") or "")
+    here = str(getattr(model.config, "_name_or_path", "") or "")
+    if not base or not here or base == here or Path(base).name.lower() == Path(here).name.lower():
+        return
+    folders = Path(base).is_dir() and Path(here).is_dir()
+    ids = hub.is_repository(base) and hub.is_repository(here)
+    ids = ids and not Path(base).exists() and not Path(here).exists()
+    if ids or (folders and Path(base).resolve() != Path(here).resolve()):
+        raise _other_base(model, config, name)
+
+
+def _other_base(model: Any, config: Mapping[str, Any], name: str) -> InputError:
+    base = config.get("base_model_name_or_path") or "another model"
+    here = getattr(model.config, "_name_or_path", "") or type(model).__name__
+    return input_error(
+        "--adapter", f"{name} was made for {base}, the model here is {here}", do=f"give {base}"
+    )
+
+
+def _misfit(model: Any, config: Mapping[str, Any], name: str, error: Exception) -> InputError:
+    text = str(error)
+    if "size mismatch" in text or "not found in the base model" in text:
+        return _other_base(model, config, name)
+    line = next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)
+    return input_error("--adapter", f"{name} can't be loaded ({line[:160]})")
+
+
+def _check_loaded(tuned: Any, path: Path, config: Mapping[str, Any]) -> None:
+    """Compares the tensors of the file with the adapter's: PEFT drops strangers silently."""
+    from peft import get_peft_model_state_dict
+    from safetensors import safe_open
+
+    file = path / "adapter_model.safetensors"
+    if not file.is_file():
+        return
+    with safe_open(str(file), "pt") as tensors:
+        saved = set(tensors.keys())
+    built = set(get_peft_model_state_dict(tuned))
+    if saved - built or built - saved:
+        stray = sorted((saved - built) | (built - saved))
+        error = _other_base(tuned.get_base_model(), config, str(path))
+        raise InputError(f"{error} ({len(stray)} tensors don't fit, e.g. {stray[0]})")

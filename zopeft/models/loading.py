@@ -1,0 +1,172 @@
+"""Loading: a model and its tokenizer from a folder, the hub's cache or the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zopeft import hub
+from zopeft.errors import InputError, close_matches, input_error
+from zopeft.models.checkpoint import check_folder
+from zopeft.models.quantization import quantization_config
+from zopeft.models.quiet import quiet
+from zopeft.models.source import ModelSource, resolve
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES: dict[str, str] = {
+    "float32": "float32",
+    "fp32": "float32",
+    "bfloat16": "bfloat16",
+    "bf16": "bfloat16",
+    "float16": "float16",
+    "fp16": "float16",
+}
+"""Accepted names of dtypes, besides ``auto``."""
+
+
+def load_model(
+    source: ModelSource | str | None = None,
+    dtype: str | torch.dtype = "auto",
+    load_in_8bit: bool = False,
+    load_in_4bit: bool = False,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Loads a causal language model and its tokenizer, ready for evaluation.
+
+    Args:
+        source: What `resolve` returns, or what it takes.
+        dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32",
+            "bfloat16", "float16", or a torch dtype.
+        load_in_8bit: Quantise the linear layers to int8 (bitsandbytes).
+        load_in_4bit: Quantise the linear layers to nf4 (bitsandbytes).
+        device: Where to put the model; None is the first GPU, or the CPU without one;
+            "auto" spreads it over all devices.
+
+    Returns:
+        The model in eval mode and its tokenizer. The tokenizer is left as it is: one
+        without a padding token stays so.
+
+    Raises:
+        InputError: The folder, the weights, the hub or the login is at fault; one line
+            says which and what to do.
+    """
+    import torch
+
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    on_cpu = str(place) == "cpu"
+    chosen = _dtype(dtype, on_cpu)
+    if source.local:
+        check_folder(Path(source.path))
+    offline = not source.local and not hub.reachable()
+    compute = torch.float32 if on_cpu else _half() if chosen == "auto" else chosen
+    quantised = quantization_config(load_in_8bit, load_in_4bit, compute)
+    options: dict[str, Any] = {"dtype": chosen}
+    if quantised is not None:
+        options |= {"quantization_config": quantised, "dtype": compute}
+    if quantised is not None or not on_cpu:
+        options["device_map"] = "auto" if place == "auto" else {"": str(place)}
+    with quiet(), hub.cache_only(offline):
+        tokenizer = _tokenizer(source, offline)
+        model = _model(source, offline, options)
+    return model.eval(), tokenizer
+
+
+def _dtype(dtype: str | torch.dtype, on_cpu: bool) -> Any:
+    import torch
+
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.float32 if on_cpu else "auto"
+    if dtype not in DTYPES:
+        raise input_error("--dtype", "unknown dtype", dtype, close_matches(dtype, ["auto", *DTYPES]))
+    return getattr(torch, DTYPES[dtype])
+
+
+def _half() -> torch.dtype:
+    import torch
+
+    return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _tokenizer(source: ModelSource, offline: bool) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(source.path)  # type: ignore[no-any-return]
+    except Exception as error:
+        if not source.local:
+            raise _hub_error(source, offline, error) from error
+        raise input_error(
+            source.path,
+            f"no usable tokenizer in this folder ({_first_line(error)})",
+            do="copy the base model's tokenizer files into it",
+        ) from error
+
+
+def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTrainedModel:
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.path, output_loading_info=True, **options
+        )
+    except Exception as error:
+        if not source.local and isinstance(error, OSError):
+            raise _hub_error(source, offline, error) from error
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise input_error(
+            source.path,
+            f"the model can't be loaded ({_first_line(error)})",
+            do="check the folder against the config.json in it",
+        ) from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        # transformers would go on with random numbers in their place.
+        raise input_error(
+            source.path,
+            f"{len(missing)} of the model's tensors are not in its weight files",
+            ", ".join(missing[:3]),
+            "copy or download the folder again",
+        )
+    return model  # type: ignore[no-any-return]
+
+
+def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputError:
+    """One line for everything that goes wrong between here and the hub."""
+    name = source.alias or source.path
+    text = str(error).lower()
+    login = "accept its licence on its hub page and log in with `hf auth login`"
+    if offline:
+        do = "give the folder of a local copy as MODEL, or no MODEL for the embedded one"
+        if source.gated:
+            do += f"; with a network, the model is gated: {login}"
+        here = "" if source.alias else "no folder of that name here, "
+        return input_error(
+            name,
+            f"{here}the hub can't be reached and {source.path} was not downloaded before",
+            do=do,
+        )
+    if "gated" in text or "401" in text or "403" in text:
+        return input_error(name, f"{source.path} needs a login", do=login)
+    if "not a valid model identifier" in text or "404" in text or "not found" in text:
+        return input_error(
+            name, "no such model on the hub", source.path, "check the id, or log in if it is private"
+        )
+    return input_error(
+        name,
+        f"{source.path} can't be loaded from the hub ({_first_line(error)})",
+        do="try again, or give the folder of a local copy as MODEL",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = lines[0] if lines else type(error).__name__
+    return line if len(line) <= 160 else line[:157] + "..."

@@ -1,0 +1,139 @@
+"""Tuners: PEFT types that add parameters to the layers of a model.
+
+Every function takes the base model and the user's options and returns a
+``PeftModel``. The defaults of LoRA are those of MeZO: rank 8, alpha 16, on the query
+and value projections, no dropout (a probe must see the same function twice).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zopeft.errors import input_error
+from zopeft.models.options import build_config
+from zopeft.models.targets import (
+    FEED_FORWARD,
+    KEY_VALUE,
+    QUERY_VALUE,
+    find_targets,
+    has_conv1d,
+)
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from torch import nn
+
+Families = tuple[tuple[str, ...], ...]
+
+
+def _targets(
+    model: nn.Module, options: dict[str, Any], *families: Families
+) -> dict[str, list[str] | str]:
+    """Target modules for `families`, unless the user names their own."""
+    if "targets" in options or "target_modules" in options:
+        return {}
+    found = [name for family in families for name in find_targets(model, family)]
+    return {"target_modules": found or "all-linear"}
+
+
+def _wrap(model: Any, name: str, config: Any) -> PeftModel:
+    from peft import get_peft_model
+
+    try:
+        return get_peft_model(model, config)  # type: ignore[return-value]
+    except (ValueError, TypeError) as error:
+        raise input_error(
+            f"peft {name}", str(error).split(". ")[0], do="set target_modules, or take lora"
+        ) from error
+
+
+def _conv1d(model: nn.Module) -> dict[str, bool]:
+    return {"fan_in_fan_out": True} if has_conv1d(model) else {}
+
+
+def lora(model: Any, **options: Any) -> PeftModel:
+    """LoRA: ``W + (alpha / r) B A`` with B = 0 at the start.
+
+    References:
+        LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021), equation 3.
+    """
+    from peft import LoraConfig
+
+    defaults = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+    defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
+    return _wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
+
+
+def dora(model: Any, **options: Any) -> PeftModel:
+    """DoRA: LoRA on the direction of W, beside a trained magnitude.
+
+    References:
+        DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al. 2024), equation 5.
+    """
+    return lora(model, **{"use_dora": True, **options})
+
+
+def rslora(model: Any, **options: Any) -> PeftModel:
+    """Rank-stabilised LoRA: LoRA scaled by ``alpha / sqrt(r)``.
+
+    References:
+        A Rank Stabilization Scaling Factor for Fine-Tuning with LoRA (Kalajdzievski 2023).
+    """
+    return lora(model, **{"use_rslora": True, **options})
+
+
+def ia3(model: Any, **options: Any) -> PeftModel:
+    """IA3: one factor per key, value and feed-forward unit, 1 at the start.
+
+    References:
+        Few-Shot Parameter-Efficient Fine-Tuning is Better and Cheaper than In-Context
+        Learning (Liu et al. 2022), section 3.3.
+    """
+    from peft import IA3Config
+
+    defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", **_conv1d(model)}
+    defaults |= _targets(model, options, KEY_VALUE, FEED_FORWARD)
+    if "target_modules" in defaults:
+        defaults["feedforward_modules"] = find_targets(model, FEED_FORWARD)
+    return _wrap(model, "ia3", build_config("ia3", IA3Config, defaults, options))
+
+
+def vera(model: Any, **options: Any) -> PeftModel:
+    """VeRA: fixed random matrices shared by all layers, trained vectors between them.
+
+    References:
+        VeRA: Vector-based Random Matrix Adaptation (Kopiczko et al. 2023), equation 2.
+    """
+    from peft import VeraConfig
+
+    defaults = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
+    defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
+    return _wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
+
+
+def loha(model: Any, **options: Any) -> PeftModel:
+    """LoHa: the Hadamard product of two low-rank matrices.
+
+    References:
+        FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning
+        (Hyeon-Woo et al. 2021), equation 2.
+    """
+    from peft import LoHaConfig
+
+    defaults = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
+    defaults |= _targets(model, options, QUERY_VALUE)
+    return _wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
+
+
+def lokr(model: Any, **options: Any) -> PeftModel:
+    """LoKr: the Kronecker product of a small and a low-rank matrix.
+
+    References:
+        Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model
+        Evaluation (Yeh et al. 2023), section 3.
+    """
+    from peft import LoKrConfig
+
+    defaults = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
+    defaults |= _targets(model, options, QUERY_VALUE)
+    return _wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))
