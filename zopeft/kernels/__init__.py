@@ -1,0 +1,1 @@
+"""Kernels of the engine; `zopeft.kernels.plain` is the definition of each."""

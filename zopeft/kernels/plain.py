@@ -1,0 +1,91 @@
+"""The arithmetic of a probe and of an update in plain PyTorch: the oracle of all kernels.
+
+Both are fp32 arithmetic with one rounding at the end: to nearest for a probe, whose
+weights live for one forward pass; stochastic for an update into 16-bit storage, so that
+an update far below one ulp still counts on average.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zopeft.noise.address import rounding_words
+
+
+def perturb(weight: Tensor, direction: Tensor, step: float) -> Tensor:
+    """Returns ``weight + step * direction`` in the weight's dtype.
+
+    Args:
+        weight: The stored weights, any shape and floating dtype.
+        direction: fp32 ``u = scale * z``, of the same shape.
+        step: Finite-difference step, with its sign.
+
+    Returns:
+        A new tensor; `weight` is not touched.
+    """
+    return direction.mul(step).add_(weight).to(weight.dtype)
+
+
+def update_(
+    weight: Tensor,
+    direction: Tensor,
+    coefficient: Tensor | float,
+    decay: Tensor | float,
+    seed: int,
+    address: int,
+    start: int = 0,
+) -> None:
+    """Writes ``decay * weight + coefficient * direction`` into `weight`.
+
+    Args:
+        weight: A flat, contiguous run of the stored weights, changed in place.
+        direction: fp32 ``u = scale * z`` for the same elements.
+        coefficient: Minus learning rate times projected gradient.
+        decay: One minus learning rate times weight decay.
+        seed: 64-bit key of the step; addresses the rounding bits.
+        address: 32-bit address of the tensor.
+        start: Index of the run's first element in the whole tensor.
+    """
+    target = weight.to(torch.float32).mul(decay).add_(direction * coefficient)
+    if weight.dtype == torch.float32:
+        weight.copy_(target)
+        return
+    words = rounding_words(seed, address, start, weight.numel(), weight.device)
+    weight.copy_(stochastic_round(target, words, weight.dtype))
+
+
+def stochastic_round(value: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:
+    """Rounds fp32 numbers up or down to a 16-bit dtype, so that the mean is kept.
+
+    The chance of the upper neighbour is the distance from the lower one in units of the
+    gap between both. Numbers that `dtype` holds exactly stay as they are.
+
+    Args:
+        value: fp32 [n].
+        words: int64 [n], a 32-bit random word an element.
+        dtype: torch.bfloat16 or torch.float16.
+
+    Returns:
+        [n] of `dtype`; magnitudes beyond the largest finite number are clamped to it.
+
+    Raises:
+        TypeError: `dtype` is neither of the two.
+    """
+    if dtype == torch.bfloat16:
+        dropped = 16
+    elif dtype == torch.float16:
+        dropped = 13
+    else:
+        raise TypeError(f"stochastic_round: dtype must be bfloat16 or float16, got {dtype}")
+    bits = value.view(torch.int32).to(torch.int64)
+    kept = (bits + (words >> (32 - dropped))) & ~((1 << dropped) - 1)
+    rounded = kept.to(torch.int32).view(torch.float32)
+    if dtype == torch.float16:
+        # Below 2**-14 the numbers of fp16 are 2**-24 apart, whatever the exponent.
+        uniform = (words >> 8).to(torch.float32).mul_(2.0**-24)
+        small = value.mul(2.0**24).add_(uniform).floor_().mul_(2.0**-24)
+        rounded = torch.where(value.abs() < 2.0**-14, small, rounded)
+    limit = torch.finfo(dtype).max
+    rounded = torch.where(value.isfinite(), rounded.clamp(-limit, limit), value)
+    return rounded.to(dtype)
