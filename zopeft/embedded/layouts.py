@@ -1,0 +1,199 @@
+"""The same skills in other words: the part of the pretraining text that is always right."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from random import Random
+
+from zopeft.embedded.chains import Chain, make_chain
+from zopeft.embedded.counts import make_count
+from zopeft.embedded.markup import answer
+from zopeft.embedded.pronouns import make_riddle
+from zopeft.embedded.reviews import CLOSINGS, make_review
+from zopeft.embedded.scenes import KINDS, Fact, Scene, make_scene
+from zopeft.embedded.world import PEOPLE, capital
+
+Layout = Callable[[Random], str]
+
+
+def scene_questions(rng: Random) -> str:
+    """A scene and short questions on it."""
+    scene = make_scene(rng, rng.choice((2, 3, 4, 4)))
+    question, before, after = rng.choice(
+        (("Q: ", "\nA:", "\n"), ("", "", ".\n"), ("- ", " -", "\n"), ("Question: ", "\nShort answer:", "\n"))
+    )
+    opening = rng.choice(("", "Story: ", f"{scene.title}\n", "Context: ", "Passage: "))
+    asked = [scene.question(fact, rng) for fact in rng.sample(scene.facts, min(3, len(scene.facts)))]
+    lines = "".join(f"{question}{ask}{before}{answer(f' {reply}{after[:1]}')}{after[1:]}" for ask, reply in asked)
+    return f"{opening}{scene.text}\n{lines}"
+
+
+def scene_retold(rng: Random) -> str:
+    """A scene and its facts once more, in another order."""
+    scene = make_scene(rng, rng.choice((2, 3, 4)))
+    facts = rng.sample(scene.facts, len(scene.facts))
+    before = rng.choice(("We read that ", "So ", "Again, ", "Indeed "))
+    told = " ".join(
+        f"{before}{fact.statement.removesuffix(' ' + fact.value)}{answer(f' {fact.value}')}." for fact in facts
+    )
+    return f"{scene.text} {told}\n"
+
+
+def echo(rng: Random) -> str:
+    """Words in no order, and the same words again: practice in copying."""
+    words = [name.name for name in rng.sample(PEOPLE, 3)]
+    words += [value.split()[-1] for kind in rng.sample(KINDS, 4) for value in rng.sample(kind.values, 2)]
+    rng.shuffle(words)
+    words = words[: rng.randint(4, 11)]
+    return f"Words: {' '.join(words)}\nAgain: {words[0]}{answer(' ' + ' '.join(words[1:]))}\n"
+
+
+def _claims(scene: Scene, rng: Random, *, with_open: bool) -> list[tuple[Fact, int]]:
+    """Facts, each true (0), false (1) or open (2) in a scene."""
+    claims: list[tuple[Fact, int]] = []
+    for fact in rng.sample(scene.facts, min(3, len(scene.facts))):
+        label = rng.randrange(3 if with_open else 2)
+        claims.append(((fact, scene.false_fact(fact, rng), scene.open_fact(rng))[label], label))
+    return claims
+
+
+def scene_claims(rng: Random) -> str:
+    """A scene and claims that are true, false or open."""
+    scene = make_scene(rng, rng.choice((2, 2, 3)))
+    before, between, words = rng.choice(
+        (
+            ("Claim: ", ".", ("true", "false", "unknown")),
+            ("So ", " -", ("certain", "impossible", "possible")),
+            ("Is it so that ", "?", ("yes", "no", "maybe")),
+            ('From this "', '"', ("follows", "conflicts", "is open")),
+        )
+    )
+    text = rng.choice((scene.text, scene.joined))
+    lines = "".join(
+        f"{before}{fact.statement}{between}{answer(f' {words[label]}')}\n"
+        for fact, label in _claims(scene, rng, with_open=True)
+    )
+    return f"{text}\n{lines}"
+
+
+def scene_checks(rng: Random) -> str:
+    """A scene and yes-or-no questions on it."""
+    scene = make_scene(rng, rng.choice((2, 3, 3, 4)))
+    before, between, words = rng.choice(
+        (
+            ("", "?", ("yes", "no")),
+            ("Q: ", "?\nA:", ("yes", "no")),
+            ("", "? That is", ("right", "wrong")),
+            ("Check: ", "?", ("true", "false")),
+        )
+    )
+    lines = "".join(
+        f"{before}{capital(fact.whether)}{between}{answer(f' {words[label]}')}\n"
+        for fact, label in _claims(scene, rng, with_open=False)
+    )
+    return f"{scene.text}\n{lines}"
+
+
+def count_questions(rng: Random) -> str:
+    """A passage with numbers and short questions on it."""
+    count = make_count(rng)
+    before, between = rng.choice((("Q: ", "\nA:"), ("", ""), ("Question: ", "\nShort answer:")))
+    lines = "".join(
+        f"{before}{question}{between}{answer(f' {reply}')}\n" for question, reply, _ in rng.sample(count.questions(), 4)
+    )
+    return f"{count.text}\n{lines}"
+
+
+def sums(rng: Random) -> str:
+    """Plain sums and differences."""
+    lines: list[str] = []
+    for _ in range(6):
+        first, second = rng.randint(1, 9), rng.randint(1, 9)
+        if rng.random() < 0.5:
+            lines.append(f"{first} and {second} make{answer(f' {first + second}')}.")
+        else:
+            low, high = sorted((first, second))
+            lines.append(f"{high} less {low} is{answer(f' {high - low}')}.")
+    return " ".join(lines) + "\n"
+
+
+def chain_story(rng: Random) -> str:
+    """Three events, told with words that say which brought about which."""
+    chain = make_chain(rng)
+    first, second, third = (chain.event(place, named=place == 0) for place in range(3))
+    shape = rng.randrange(3)
+    if shape == 0:
+        return f"{capital(first)}. As a result,{answer(f' {second}')}. As a result,{answer(f' {third}')}.\n"
+    if shape == 1:
+        return f"{capital(first)}. Then{answer(f' {second}')}. In the end{answer(f' {third}')}.\n"
+    return f"{capital(third)}. This came about since{answer(f' {second}')}. This came about since{answer(f' {first}')}.\n"
+
+
+def chain_links(rng: Random) -> str:
+    """A cause and its effect, from one side or the other."""
+    chain = make_chain(rng)
+    place = rng.randrange(2)
+    cause, effect = chain.event(place, named=True), chain.event(place + 1, named=True)
+    he_cause, he_effect = chain.event(place, named=False), chain.event(place + 1, named=False)
+    return rng.choice(
+        (
+            f"{capital(cause)}. As a result,{answer(f' {he_effect}')}.\n",
+            f"{capital(effect)}. This came about since{answer(f' {he_cause}')}.\n",
+            f"Event: {effect}. Why?{answer(f' {he_cause}')}.\n",
+            f"Event: {cause}. What next?{answer(f' {he_effect}')}.\n",
+            f"{capital(cause)}, which led to this:{answer(f' {he_effect}')}.\n",
+            f"{capital(effect)}, and the reason was this:{answer(f' {he_cause}')}.\n",
+        )
+    )
+
+
+def chain_directions(rng: Random) -> str:
+    """The middle event, then what came before or after it."""
+    chain = make_chain(rng)
+    middle = chain.event(1, named=True)
+    before, after = (Chain(chain.person, chain.number).event(place, named=False) for place in (0, 2))
+    return f"{capital(middle)}. Before,{answer(f' {before}')}. After,{answer(f' {after}')}.\n"
+
+
+def riddle_readings(rng: Random) -> str:
+    """A sentence with a pronoun and what the pronoun means."""
+    riddle = make_riddle(rng)
+    who, pronoun = riddle.referent, riddle.pronoun
+    return rng.choice(
+        (
+            f'{riddle.text}\nHere "{pronoun}" means{answer(f" {who}")}.\n',
+            f'{riddle.text}\nWho or what is "{pronoun}"?{answer(f" {who}")}\n',
+            f'{riddle.text}\nIn the previous sentence, "{pronoun}" is{answer(f" {who}")}.\n',
+            f"{riddle.text} In other words:{answer(f' {who}')} is {riddle.cue}.\n",
+        )
+    )
+
+
+def riddle_checks(rng: Random) -> str:
+    """A sentence with a pronoun and claims on what the pronoun means."""
+    riddle = make_riddle(rng)
+    candidates = list(riddle.candidates)
+    rng.shuffle(candidates)
+    before, words = rng.choice(
+        (("does it mean", ("no", "yes")), ("read it as", ("wrong", "right")), ("does it refer to", ("false", "true")))
+    )
+    lines = "".join(
+        f'"{riddle.pronoun}": {before} {candidate}?{answer(f" {words[candidate == riddle.referent]}")}\n'
+        for candidate in candidates
+    )
+    return f"{riddle.text}\n{lines}"
+
+
+def review_verdicts(rng: Random) -> str:
+    """A review and what its writer thought."""
+    review = make_review(rng, rng.randrange(2))
+    label, text = review.label, review.text
+    return rng.choice(
+        (
+            f"{text}{answer(f' {rng.choice(CLOSINGS[label])}')} .\n",
+            f"Review: {text}\nMood:{answer(' ' + ('negative', 'positive')[label])}\n",
+            f"{text} That means{answer(' ' + ('terrible', 'great')[label])}\n",
+            f"{text} Stars:{answer(' ' + ('one', 'five')[label])}\n",
+            f'They wrote: "{text}" - a{answer(" " + ("bad", "good")[label])} review\n',
+        )
+    )

@@ -1,0 +1,97 @@
+"""Sentences in which a pronoun could mean two things. The ground of wsc."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from zopeft.embedded.world import MEN, WOMEN, held_out
+
+FIRST, SECOND = 0, 1
+
+PEOPLE_PATTERNS: tuple[tuple[str, str, str], ...] = (
+    ("{a} helped {b} because {p} was", "kind", "weak"),
+    ("{a} asked {b} for money because {p} was", "poor", "rich"),
+    ("{a} lost the race against {b} because {p} was", "slow", "fast"),
+    ("{a} thanked {b} because {p} was", "grateful", "helpful"),
+    ("{a} carried {b} home because {p} was", "strong", "asleep"),
+    ("{a} could not see past {b} because {p} was too", "short", "tall"),
+    ("{a} went to doctor {b} because {p} was", "ill", "a doctor"),
+    ("{a} taught {b} to swim because {p} was", "a teacher", "a beginner"),
+    ("{a} ran away from {b} because {p} was", "afraid", "cruel"),
+    ("{a} gave {b} some bread because {p} was", "generous", "hungry"),
+)
+"""Pattern, the ending that means the first person, the ending that means the second."""
+
+THING_PATTERNS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str, str], ...] = (
+    ("{a} did not fit into {b} because {p} was too", ("the ball", "the cake", "the book", "the lamp"),
+     ("the box", "the bag", "the drawer", "the basket"), "big", "small"),
+    ("{a} fell on {b} and {p} was", ("the stone", "the hammer", "the brick", "the anvil"),
+     ("the glass", "the vase", "the egg", "the mirror"), "hard as iron", "broken"),
+    ("{a} went through {b} because {p} was so", ("the knife", "the arrow", "the needle", "the bullet"),
+     ("the paper", "the butter", "the cloth", "the curtain"), "sharp", "soft"),
+    ("{a} chased {b} until {p}", ("the dog", "the cat", "the wolf", "the fox"),
+     ("the mouse", "the rabbit", "the duck", "the hen"), "caught its prey", "hid in a hole"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Riddle:
+    """A sentence with two candidates and a pronoun that means one of them."""
+
+    text: str
+    candidates: tuple[str, str]
+    pronoun: str
+    cue: str
+    meant: int
+
+    @property
+    def referent(self) -> str:
+        """The candidate that the pronoun means."""
+        return self.candidates[self.meant]
+
+    @property
+    def other(self) -> str:
+        """The candidate that the pronoun does not mean."""
+        return self.candidates[1 - self.meant]
+
+    def word_index(self, span: str) -> int:
+        """Position of a span in the text, counted in words, as the hub's wsc counts.
+
+        Raises:
+            ValueError: The span is not in the text.
+        """
+        words = [word.strip(".,").lower() for word in self.text.split()]
+        wanted = span.lower().split()
+        for start in range(len(words) - len(wanted) + 1):
+            if words[start : start + len(wanted)] == wanted:
+                return start
+        raise ValueError(f"span {span!r} is not in {self.text!r}")
+
+
+def _draw(rng: Random) -> Riddle:
+    meant = rng.randrange(2)
+    if rng.random() < 0.65:
+        pattern, *endings = rng.choice(PEOPLE_PATTERNS)
+        group = rng.choice((WOMEN, MEN))
+        first, second = rng.sample(group, 2)
+        names, pronoun = (first.name, second.name), first.subject
+    else:
+        pattern, firsts, seconds, *endings = rng.choice(THING_PATTERNS)
+        names, pronoun = (rng.choice(firsts), rng.choice(seconds)), "it"
+    clause = pattern.format(a=names[FIRST], b=names[SECOND], p=pronoun)
+    text = f"{clause[0].upper()}{clause[1:]} {endings[meant]}."
+    return Riddle(text, names, pronoun, endings[meant], meant)
+
+
+def make_riddle(rng: Random, *, for_validation: bool = False) -> Riddle:
+    """Make a sentence with a pronoun.
+
+    Args:
+        rng: Source of chance.
+        for_validation: Whether the sentence must be one that training never sees.
+    """
+    while True:
+        riddle = _draw(rng)
+        if held_out(riddle.text) == for_validation:
+            return riddle

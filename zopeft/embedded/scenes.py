@@ -1,0 +1,156 @@
+"""Scenes: who went where, ate what, felt how. The ground of squad, boolq and cb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+
+from zopeft.embedded import world
+from zopeft.embedded.world import PEOPLE, Person
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of fact: its values and the ways to say it and to ask for it.
+
+    In the patterns ``{p}`` is the person's name and ``{v}`` the value.
+    """
+
+    name: str
+    values: tuple[str, ...]
+    statement: str
+    ask_value: str
+    ask_person: str
+    ask_whether: str
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("place", world.PLACES, "{p} went to {v}", "Where did {p} go?", "Who went to {v}?", "did {p} go to {v}"),
+    Kind("animal", world.ANIMALS, "{p} saw {v}", "What animal did {p} see?", "Who saw {v}?", "did {p} see {v}"),
+    Kind("food", world.FOODS, "{p} ate {v}", "What did {p} eat?", "Who ate {v}?", "did {p} eat {v}"),
+    Kind("job", world.JOBS, "{p} is {v}", "What is the job of {p}?", "Who is {v}?", "is {p} {v}"),
+    Kind("mood", world.MOODS, "{p} felt {v}", "How did {p} feel?", "Who felt {v}?", "did {p} feel {v}"),
+    Kind(
+        "hat",
+        world.COLOURS,
+        "{p} has a hat that is {v}",
+        "What colour is the hat of {p}?",
+        "Who has a hat that is {v}?",
+        "does {p} have a hat that is {v}",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A person, a kind and a value, for example Mia, food, soup."""
+
+    person: Person
+    kind: Kind
+    value: str
+
+    def _fill(self, pattern: str) -> str:
+        return pattern.format(p=self.person.name, v=self.value)
+
+    @property
+    def statement(self) -> str:
+        """The fact as a clause without a full stop."""
+        return self._fill(self.kind.statement)
+
+    @property
+    def whether(self) -> str:
+        """The fact as a yes-or-no question, in lower case and without a mark."""
+        return self._fill(self.kind.ask_whether)
+
+    @property
+    def value_question(self) -> str:
+        """The question whose answer is the value."""
+        return self._fill(self.kind.ask_value)
+
+    @property
+    def person_question(self) -> str:
+        """The question whose answer is the person's name."""
+        return self._fill(self.kind.ask_person)
+
+    def with_value(self, value: str) -> Fact:
+        """The same person and kind with another value."""
+        return Fact(self.person, self.kind, value)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A few facts about a few people, in the order in which they are told."""
+
+    facts: tuple[Fact, ...]
+
+    @property
+    def text(self) -> str:
+        """The scene as sentences."""
+        return " ".join(f"{fact.statement}." for fact in self.facts)
+
+    @property
+    def joined(self) -> str:
+        """The scene as one sentence."""
+        return " and ".join(fact.statement for fact in self.facts) + "."
+
+    @property
+    def title(self) -> str:
+        """The names of its people."""
+        return " and ".join(dict.fromkeys(fact.person.name for fact in self.facts))
+
+    def question(self, fact: Fact, rng: Random) -> tuple[str, str]:
+        """Ask for the value or the person of one of the facts.
+
+        Returns:
+            The question and its answer, a span of the text.
+        """
+        if rng.random() < 0.65:
+            return fact.value_question, fact.value
+        return fact.person_question, fact.person.name
+
+    def false_fact(self, fact: Fact, rng: Random) -> Fact:
+        """Change the value of a fact, half of the time to one told of somebody else."""
+        others = [
+            other.value for other in self.facts if other.kind == fact.kind and other.value != fact.value
+        ]
+        if others and rng.random() < 0.5:
+            return fact.with_value(rng.choice(others))
+        told = {other.value for other in self.facts}
+        return fact.with_value(rng.choice([value for value in fact.kind.values if value not in told]))
+
+    def open_fact(self, rng: Random) -> Fact:
+        """A fact of which the scene says nothing."""
+        person = rng.choice([fact.person for fact in self.facts])
+        told = {fact.kind for fact in self.facts if fact.person == person}
+        kind = rng.choice([kind for kind in KINDS if kind not in told])
+        return Fact(person, kind, rng.choice(kind.values))
+
+
+def make_scene(rng: Random, size: int, *, for_validation: bool = False) -> Scene:
+    """Make a scene of two people with ``size`` facts, two values never alike in it.
+
+    Args:
+        rng: Source of chance.
+        size: Number of facts, 1 to 4.
+        for_validation: Whether the scene must be one that training never sees.
+
+    Returns:
+        The scene.
+    """
+    while True:
+        pair = rng.sample(PEOPLE, 2)
+        kinds = rng.sample(KINDS, 2)
+        slots = [(person, kind) for kind in kinds for person in pair]
+        if size < len(slots):
+            slots = rng.sample(slots, size)
+        else:
+            rng.shuffle(slots)
+        used: set[str] = set()
+        facts: list[Fact] = []
+        for person, kind in slots:
+            value = rng.choice([value for value in kind.values if value not in used])
+            used.add(value)
+            facts.append(Fact(person, kind, value))
+        scene = Scene(tuple(facts))
+        if world.held_out(scene.text) == for_validation:
+            return scene
