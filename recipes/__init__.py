@@ -1,0 +1,1 @@
+"""The shipped recipes: one folder a model, one file a job."""

@@ -1,1 +1,63 @@
-"""Zeroth-order fine-tuning of Hugging Face language models."""
+"""Zeroth-order fine-tuning of Hugging Face language models.
+
+The names below are the flat surface; each loads when it is first used, so that
+``import zopeft`` is light. Everything else is reached in its room, for example
+``zopeft.tasks`` or ``zopeft.journal``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from zopeft.errors import InputError, RunError, ZopeftError
+
+if TYPE_CHECKING:
+    from zopeft.blocks import Block, Blocks, discover
+    from zopeft.finetuner import FineTuner
+    from zopeft.meta import meta_train
+    from zopeft.methods.mezo import MeZO
+    from zopeft.methods.zo_finetuner import ZOFineTuner
+    from zopeft.training import ZOTrainer, ZOTrainingArguments
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Block": "zopeft.blocks",
+    "Blocks": "zopeft.blocks",
+    "FineTuner": "zopeft.finetuner",
+    "MeZO": "zopeft.methods.mezo",
+    "ZOFineTuner": "zopeft.methods.zo_finetuner",
+    "ZOTrainer": "zopeft.training",
+    "ZOTrainingArguments": "zopeft.training",
+    "discover": "zopeft.blocks",
+    "meta_train": "zopeft.meta",
+}
+
+__all__ = [
+    "Block",
+    "Blocks",
+    "FineTuner",
+    "InputError",
+    "MeZO",
+    "RunError",
+    "ZOFineTuner",
+    "ZOTrainer",
+    "ZOTrainingArguments",
+    "ZopeftError",
+    "__version__",
+    "discover",
+    "meta_train",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'zopeft' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,40 @@
+"""``zopeft demo``: the main job, small, on the embedded model."""
+
+from __future__ import annotations
+
+from . import options as o
+
+
+def demo(
+    out: o.Out = "demo",
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Meta-train, tune with the result and with MeZO, score both; offline, minutes."""
+    from .output import output, rows_table
+
+    with output(json, debug) as screen:
+        from zopeft.recipe.demo import demo as run
+
+        summary = run(out or "demo", overwrite=overwrite, listener=screen.listen)
+        rows = [
+            (
+                row["method"],
+                row["steps"],
+                row["forward_passes"],
+                row["lr"],
+                row["loss_first"],
+                row["loss_last"],
+                row["before"],
+                row["after"],
+                row["seconds"],
+            )
+            for row in summary["runs"]
+        ]
+        metric = summary["metric"]
+        columns = ("method", "steps", "forwards", "lr", "first loss", "last loss")
+        columns += (f"{metric} before", f"{metric} after", "seconds")
+        screen.result(summary, rows_table(f"{summary['task']}, LoRA", columns, rows))
+        if not json:
+            screen.note(f"loss curves: {summary['plot']}")

@@ -1,0 +1,58 @@
+"""``zopeft eval``: measure a model, or an adapter for it, on a task."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options as o
+
+Adapter = Annotated[
+    str | None,
+    typer.Option("--adapter", metavar="DIR", help="A PEFT adapter's folder or hub id."),
+]
+Examples = Annotated[
+    str | None, typer.Option("--examples", metavar="N", help="At most so many examples.")
+]
+
+
+def evaluate(
+    words: o.Words = None,
+    task: o.Task = None,
+    data: o.Data = None,
+    adapter: Adapter = None,
+    examples: Examples = None,
+    recipe: o.RecipeOption = None,
+    load_in_8bit: o.In8bit = False,
+    load_in_4bit: o.In4bit = False,
+    out: o.Out = None,
+    batch_size: o.BatchSize = None,
+    seed: o.Seed = None,
+    dtype: o.Dtype = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Measure accuracy or F1 on a task's validation rows."""
+    from .output import facts_table, output
+
+    model, overrides = o.split_words(words)
+    flags: o.Flags = {
+        **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
+        "task.name": ("--task", task),
+        "task.data": ("--data", data),
+        "task.eval_examples": ("--examples", examples),
+        "training.eval_batch_size": ("--batch-size", batch_size),
+        "training.seed": ("--seed", seed),
+    }
+    with output(json, debug) as screen:
+        from zopeft.recipe.load import load_recipe
+
+        checked = load_recipe("eval", recipe, overrides, flags)
+        from zopeft.recipe.evaluate import evaluate as run
+
+        summary = run(checked, adapter, out, overwrite=overwrite, listener=screen.listen)
+        facts = {key: summary[key] for key in ("model", "adapter", "task")}
+        facts |= {**summary["metrics"], "seconds": summary["seconds"], "out": summary["out"]}
+        screen.result(summary, facts_table("evaluation", facts))

@@ -1,0 +1,107 @@
+"""The ``zopeft`` command: every subcommand, and what happens when one fails.
+
+Exit code 0: done. 2: the user's input is wrong. 1: it broke while running. Each failure is
+one line on standard error; ``--debug`` shows the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from .blocks import blocks
+from .demo import demo
+from .evaluate import evaluate
+from .lists import list_names
+from .meta_train import meta_train
+from .recipes import recipe_app
+from .tune import tune
+
+app = typer.Typer(
+    name="zopeft",
+    help="Fine-tune language models with forward passes only.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("meta-train")(meta_train)
+app.command("tune")(tune)
+app.command("eval")(evaluate)
+app.command("blocks")(blocks)
+app.command("list")(list_names)
+app.add_typer(recipe_app, name="recipe")
+app.command("demo")(demo)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    context: typer.Context,
+    version: bool = typer.Option(False, "--version", help="Print the version."),
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"zopeft {installed('zopeft')}")
+        raise typer.Exit(0)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: The words after ``zopeft``; None takes the process's own.
+
+    Returns:
+        The exit code.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    _calm_libraries()
+    try:
+        code = app(args=words, prog_name="zopeft", standalone_mode=False)
+    except KeyboardInterrupt:
+        return _fail("interrupted; a run with a journal continues with --resume", 1)
+    except Exception as error:
+        if "--debug" in words:
+            raise
+        return _told(error)
+    return code if isinstance(code, int) else 0
+
+
+def _told(error: Exception) -> int:
+    """Prints the one line of an error and returns its exit code."""
+    from zopeft.errors import ZopeftError
+
+    if isinstance(error, ZopeftError):
+        return _fail(str(error), error.exit_code)
+    # Typer's own usage errors; their classes have moved between its versions.
+    usage = getattr(error, "format_message", None)
+    if usage is not None:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return 2
+        return _fail(usage() or "wrong usage", int(getattr(error, "exit_code", 2)))
+    if type(error).__name__ == "Abort":
+        return _fail("interrupted", 1)
+    if type(error).__name__ == "OutOfMemoryError":
+        return _fail("out of memory: lower --batch-size, or use --load-in-4bit", 1)
+    return _fail(f"{type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def _fail(line: str, code: int) -> int:
+    print("zopeft: " + " ".join(line.split()), file=sys.stderr)
+    return code
+
+
+def _calm_libraries() -> None:
+    """Keeps the libraries' chatter off the terminal; set before they are imported."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

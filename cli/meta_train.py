@@ -1,0 +1,91 @@
+"""``zopeft meta-train``: learn a fine-tuner for a base model."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from . import options as o
+
+Sharing = Annotated[
+    str | None,
+    typer.Option("--sharing", metavar="block|layer", help="One PertNN a block or a layer."),
+]
+NoNormalise = Annotated[
+    bool, typer.Option("--no-normalise", help="Let the scales change the total noise power.")
+]
+Hidden = Annotated[str | None, typer.Option("--hidden", metavar="N", help="Units of a PertNN.")]
+LrModel = Annotated[
+    str | None, typer.Option("--lr-model", metavar="NUMBER", help="Step of the watched run.")
+]
+LrPertnn = Annotated[
+    str | None, typer.Option("--lr-pertnn", metavar="NUMBER", help="Step of the PertNNs (eta_2).")
+]
+MetaLr = Annotated[
+    str | None,
+    typer.Option("--lr", metavar="NUMBER", help="Step of the zeroth-order update (eta_1)."),
+]
+ResetEvery = Annotated[
+    str | None, typer.Option("--reset-every", metavar="N", help="Steps between restarts.")
+]
+
+
+def meta_train(
+    words: o.Words = None,
+    task: o.Tasks = None,
+    data: o.Data = None,
+    lora: o.Lora = False,
+    prefix: o.Prefix = False,
+    full: o.Full = False,
+    peft: o.Peft = None,
+    sharing: Sharing = None,
+    no_normalise: NoNormalise = False,
+    hidden: Hidden = None,
+    lr: MetaLr = None,
+    lr_model: LrModel = None,
+    lr_pertnn: LrPertnn = None,
+    reset_every: ResetEvery = None,
+    recipe: o.RecipeOption = None,
+    load_in_8bit: o.In8bit = False,
+    load_in_4bit: o.In4bit = False,
+    out: o.Out = None,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    eps: o.Eps = None,
+    seed: o.Seed = None,
+    dtype: o.Dtype = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Learn a fine-tuner once for a base model; needs gradients, tune then does not."""
+    from .output import output
+    from .summary import meta_table
+
+    model, overrides = o.split_words(words)
+    flags: o.Flags = {
+        **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
+        **o.space(lora, prefix, full, peft),
+        "meta.steps": ("--steps", steps),
+        "meta.batch_size": ("--batch-size", batch_size),
+        "training.seed": ("--seed", seed),
+        "meta.tasks": ("--task", task or None),
+        "task.data": ("--data", data),
+        "meta.sharing": ("--sharing", sharing),
+        "meta.normalise": ("--no-normalise", False if no_normalise else None),
+        "meta.hidden": ("--hidden", hidden),
+        "meta.lr_zo": ("--lr", lr),
+        "meta.lr_model": ("--lr-model", lr_model),
+        "meta.lr_pertnn": ("--lr-pertnn", lr_pertnn),
+        "meta.reset_every": ("--reset-every", reset_every),
+        "meta.eps": ("--eps", eps),
+    }
+    with output(json, debug) as screen:
+        from zopeft.recipe.load import load_recipe
+
+        checked = load_recipe("meta-train", recipe, overrides, flags)
+        from zopeft.recipe.meta_train import meta_train as run
+
+        summary = run(checked, out, overwrite=overwrite, listener=screen.listen)
+        screen.result(summary, meta_table(summary))

@@ -1,0 +1,134 @@
+"""The flags that commands share.
+
+Numbers arrive as text and are checked with the recipe, so that all problems of a command
+are told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zopeft.errors import input_error
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[MODEL] [KEY.SUB=VALUE]...",
+        help="Alias, hub id or folder (without one: the embedded model), and recipe overrides.",
+        show_default=False,
+    ),
+]
+Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Alias, hub id or folder.")]
+Task = Annotated[
+    str | None, typer.Option("--task", metavar="NAME", help="A task's name or YAML file.")
+]
+Tasks = Annotated[
+    list[str] | None,
+    typer.Option("--task", metavar="NAME", help="A task's name; may be given several times."),
+]
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", help="Local train/validation files, hub columns."),
+]
+Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter.")]
+Prefix = Annotated[bool, typer.Option("--prefix", help="Train a prefix.")]
+Full = Annotated[bool, typer.Option("--full", help="Train the model's own weights.")]
+Peft = Annotated[
+    str | None, typer.Option("--peft", metavar="NAME", help="Train any other PEFT adapter.")
+]
+FineTunerOption = Annotated[
+    str | None,
+    typer.Option("--finetuner", metavar="PATH|ID", help="A learned fine-tuner's folder or hub id."),
+]
+Method = Annotated[
+    str | None, typer.Option("--method", metavar="NAME", help="Optimizer (zopeft list methods).")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Settings to start from.")
+]
+In8bit = Annotated[bool, typer.Option("--load-in-8bit", help="Quantise the model to 8 bit.")]
+In4bit = Annotated[bool, typer.Option("--load-in-4bit", help="Quantise the model to 4 bit.")]
+Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder of the result.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
+Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="Optimizer steps.")]
+BatchSize = Annotated[
+    str | None, typer.Option("--batch-size", metavar="N", help="Examples a forward pass.")
+]
+Lr = Annotated[str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Learning rate.")]
+Eps = Annotated[str | None, typer.Option("--eps", metavar="NUMBER", help="Probe distance.")]
+Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Seed of the run.")]
+Dtype = Annotated[
+    str | None,
+    typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+
+Flags = dict[str, tuple[str, Any]]
+"""Dotted recipe key to (the flag's name, its value)."""
+
+
+def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
+    """Splits the positional words into the model and the overrides.
+
+    Raises:
+        InputError: There is more than one model.
+    """
+    overrides = [word for word in words or () if _is_override(word)]
+    models = [word for word in words or () if not _is_override(word)]
+    if len(models) > 1:
+        raise input_error(
+            "MODEL", "one model at a time", ", ".join(models), "overrides are key.sub=value"
+        )
+    return (models[0] if models else None), overrides
+
+
+def _is_override(word: str) -> bool:
+    return "=" in word and not Path(word).exists()
+
+
+def space(lora: bool, prefix: bool, full: bool, peft: str | None) -> Flags:
+    """Returns the chosen space as the flag of ``peft.name``.
+
+    Raises:
+        InputError: More than one space was chosen.
+    """
+    chosen = [
+        (flag, name)
+        for flag, name, given in (
+            ("--lora", "lora", lora),
+            ("--prefix", "prefix", prefix),
+            ("--full", "full", full),
+            ("--peft", peft, peft is not None),
+        )
+        if given
+    ]
+    if len(chosen) > 1:
+        raise input_error(
+            " ".join(flag for flag, _ in chosen), "one space at a time", do="choose one of them"
+        )
+    return {"peft.name": chosen[0]} if chosen else {}
+
+
+def model_flags(model: str | None, dtype: str | None, in_8bit: bool, in_4bit: bool) -> Flags:
+    """Returns the flags of the model section."""
+    return {
+        "model.name": ("MODEL", model),
+        "model.dtype": ("--dtype", dtype),
+        "model.load_in_8bit": ("--load-in-8bit", in_8bit or None),
+        "model.load_in_4bit": ("--load-in-4bit", in_4bit or None),
+    }
+
+
+def training_flags(steps: str | None, batch_size: str | None, seed: str | None) -> Flags:
+    """Returns the flags of the training section."""
+    return {
+        "training.steps": ("--steps", steps),
+        "training.batch_size": ("--batch-size", batch_size),
+        "training.seed": ("--seed", seed),
+    }

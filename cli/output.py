@@ -1,0 +1,162 @@
+"""What a command shows: notes and a bar while it runs, a table or one JSON object at the end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from zopeft.recipe.progress import Progress
+
+
+class Output:
+    """The terminal of one command; used as a context around its job.
+
+    With `json`, standard output carries one JSON object and nothing else: whatever the
+    libraries print meanwhile goes to standard error.
+
+    Args:
+        json: Whether the result is JSON.
+        debug: Whether the libraries' warnings are shown.
+    """
+
+    def __init__(self, json: bool = False, debug: bool = False) -> None:
+        self.json = json
+        self._debug = debug
+        self._stdout = sys.stdout
+        self._notes = Console(stderr=True, highlight=False)
+        self._tables = Console(highlight=False)
+        self._stack = contextlib.ExitStack()
+        self._bar: Bar | None = None
+        self._stage = ""
+        self._task: Any = None
+        self._start = 0.0
+
+    def __enter__(self) -> Output:
+        if self.json:
+            self._stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+        if not self._debug:
+            self._stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close_bar()
+        self._stack.close()
+
+    def note(self, line: str) -> None:
+        """Shows a line on standard error."""
+        self._notes.print(line, markup=False, soft_wrap=True)
+
+    def listen(self, progress: Progress) -> None:
+        """Shows a job's report: a line for a note, the bar for a step."""
+        if progress.note:
+            self.note(progress.note)
+        if progress.total and self._notes.is_terminal:
+            self._advance(progress)
+        elif progress.stage != self._stage:
+            self._close_bar()
+        self._stage = progress.stage
+
+    def _advance(self, progress: Progress) -> None:
+        if self._bar is None or progress.stage != self._stage:
+            self._close_bar()
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[shown]}"),
+                TimeRemainingColumn(),
+            )
+            self._bar = Bar(*columns, console=self._notes, transient=True)
+            self._bar.start()
+            self._task = self._bar.add_task(progress.stage, total=progress.total, shown="")
+            self._start = time.monotonic()
+        self._bar.update(self._task, completed=progress.step, shown=self._shown(progress))
+
+    def _shown(self, progress: Progress) -> str:
+        """Returns the numbers beside the bar."""
+        parts = []
+        if progress.loss is not None:
+            parts.append(f"loss {progress.loss:.4f}")
+        if progress.projected_grad is not None:
+            parts.append(f"grad {progress.projected_grad:+.3g}")
+        spent = time.monotonic() - self._start
+        if progress.step > 1 and spent > 0:
+            parts.append(f"{progress.step / spent:.1f} steps/s")
+        return "  ".join(parts)
+
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def result(self, result: Mapping[str, Any] | Sequence[Any], table: Table | None = None) -> None:
+        """Ends the command: the JSON object, or the table."""
+        self.close()
+        if self.json:
+            print(json.dumps(result, default=str), file=self._stdout, flush=True)
+        elif table is not None:
+            self._tables.print(table)
+
+    def text(self, text: str) -> None:
+        """Prints plain text on standard output."""
+        self.close()
+        print(text, file=self._stdout, flush=True)
+
+    def close(self) -> None:
+        """Takes the bar away and gives standard output back."""
+        self._close_bar()
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def output(json: bool, debug: bool) -> Iterator[Output]:
+    """Returns the `Output` of a command as a context."""
+    with Output(json, debug) as made:
+        yield made
+
+
+def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
+    """Returns a two-column table of names and values; values of None are left out."""
+    table = Table(title=title, title_justify="left", show_header=False)
+    table.add_column(style="bold")
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        if value is not None:
+            table.add_row(name, shown(value))
+    return table
+
+
+def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
+    """Returns a table of rows."""
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*(shown(value) for value in row))
+    return table
+
+
+def shown(value: Any) -> str:
+    """Returns a value as a table shows it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "-" if value is None else str(value)

@@ -1,0 +1,61 @@
+"""The tables at the end of tune and meta-train."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from .output import facts_table, shown
+
+
+def tune_table(summary: Mapping[str, Any]) -> Table:
+    """Returns what a tuning run came to."""
+    facts: dict[str, Any] = {
+        "model": summary["model"],
+        "task": summary["task"],
+        "space": summary["peft"],
+        "method": summary["method"],
+        "steps": summary["steps"],
+        "loss": change(summary["loss_first"], summary["loss_last"]),
+        **_metric_changes(summary["metrics"]),
+        "lr": f"{shown(summary['lr'])} ({summary['lr_reason']})",
+        "skipped steps": summary["skipped"] or None,
+        "forward passes": summary["forward_passes"],
+        "seconds": summary["seconds"],
+        "peak memory": f"{summary['peak_bytes'] / 2**20:.0f} MiB",
+        "out": summary["out"],
+    }
+    return facts_table("tuned", facts)
+
+
+def meta_table(summary: Mapping[str, Any]) -> Table:
+    """Returns what a meta-training run came to."""
+    facts = {
+        "model": summary["model"],
+        "tasks": ", ".join(summary["tasks"]),
+        "space": summary["peft"],
+        "groups": summary["groups"],
+        "steps": summary["steps"],
+        "loss": change(summary["loss_first"], summary["loss_last"]),
+        "seconds": summary["seconds"],
+        "peak memory": f"{summary['peak_bytes'] / 2**20:.0f} MiB",
+        "out": summary["out"],
+    }
+    return facts_table("meta-trained", facts)
+
+
+def _metric_changes(metrics: Mapping[str, Any]) -> dict[str, str]:
+    """Returns each metric as before -> after."""
+    before, after = metrics.get("before") or {}, metrics.get("after") or {}
+    return {
+        ("validation loss" if name == "loss" else name): change(before.get(name), value)
+        for name, value in after.items()
+        if name != "examples"
+    }
+
+
+def change(before: float | None, after: float | None) -> str:
+    """Returns two numbers with an arrow between them."""
+    return f"{shown(before)} -> {shown(after)}"

@@ -1,0 +1,58 @@
+"""``zopeft tune``: tune a model, or an adapter for it, on a task."""
+
+from __future__ import annotations
+
+from . import options as o
+
+
+def tune(
+    words: o.Words = None,
+    task: o.Task = None,
+    data: o.Data = None,
+    lora: o.Lora = False,
+    prefix: o.Prefix = False,
+    full: o.Full = False,
+    peft: o.Peft = None,
+    finetuner: o.FineTunerOption = None,
+    method: o.Method = None,
+    recipe: o.RecipeOption = None,
+    load_in_8bit: o.In8bit = False,
+    load_in_4bit: o.In4bit = False,
+    out: o.Out = None,
+    resume: o.Resume = False,
+    steps: o.Steps = None,
+    batch_size: o.BatchSize = None,
+    lr: o.Lr = None,
+    eps: o.Eps = None,
+    seed: o.Seed = None,
+    dtype: o.Dtype = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Tune on a task: a LoRA adapter by default, with MeZO or a learned fine-tuner."""
+    from .output import output
+    from .summary import tune_table
+
+    model, overrides = o.split_words(words)
+    flags: o.Flags = {
+        **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
+        **o.space(lora, prefix, full, peft),
+        **o.training_flags(steps, batch_size, seed),
+        "task.name": ("--task", task),
+        "task.data": ("--data", data),
+        "method.name": ("--method", method),
+        "method.finetuner": ("--finetuner", finetuner),
+        "method.lr": ("--lr", lr),
+        "method.eps": ("--eps", eps),
+    }
+    with output(json, debug) as screen:
+        from zopeft.recipe.folder import stored_recipe
+        from zopeft.recipe.load import load_recipe
+
+        stored = stored_recipe(out) if resume else None
+        checked = load_recipe("tune", recipe, overrides, flags, stored)
+        from zopeft.recipe.tune import tune as run
+
+        summary = run(checked, out, overwrite=overwrite, resume=resume, listener=screen.listen)
+        screen.result(summary, tune_table(summary))

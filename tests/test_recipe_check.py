@@ -1,0 +1,172 @@
+"""Recipes: files, overrides and flags into one checked recipe, all problems at once."""
+
+import json
+
+import pytest
+import yaml
+
+from zopeft.errors import InputError
+from zopeft.recipe.load import check_recipe, load_recipe, recipe_path, shipped_recipes
+from zopeft.recipe.schema import Recipe
+
+
+def problem(*args, **kwargs):
+    with pytest.raises(InputError) as caught:
+        load_recipe(*args, **kwargs)
+    line = str(caught.value)
+    assert "\n" not in line
+    return line
+
+
+def test_defaults_of_each_job():
+    assert load_recipe("tune").peft.name == "lora"
+    assert load_recipe("meta-train").peft.name == "full"
+    assert load_recipe("tune").method.name is None
+    assert load_recipe("tune").method.lr == "auto"
+
+
+@pytest.mark.parametrize("name", sorted(shipped_recipes()))
+def test_shipped_recipes_are_right(name):
+    made = check_recipe(name)
+    job = name.rpartition("/")[2]
+    assert made[0].job == job
+    assert made[0].about
+    if job == "tune":
+        assert {r.task.name for r in made} == {
+            *("sst2", "cb", "copa", "boolq", "wsc", "squad", "drop")
+        }
+    assert "How to run" in recipe_path(name).read_text()
+
+
+def test_there_are_recipes_for_five_models():
+    folders = {name.partition("/")[0] for name in shipped_recipes()}
+    assert folders == {*("embedded", "llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "opt-30b")}
+    assert len(shipped_recipes()) == 10
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "batch"),
+    [
+        ("llama-3.2-1b", 20000, 16),
+        ("llama-3.1-8b", 20000, 16),
+        ("qwen2.5-14b", 10000, 16),
+        ("opt-30b", 10000, 4),
+    ],
+)
+def test_paper_settings(name, steps, batch):
+    tuned = load_recipe("tune", name)
+    assert (tuned.training.steps, tuned.training.batch_size) == (steps, batch)
+    assert tuned.method.eps == 1e-3
+    meta = load_recipe("meta-train", name).meta
+    assert (meta.tasks, meta.hidden, meta.lr_zo, meta.lr_pertnn) == (("copa",), 64, 1e-6, 1e-2)
+
+
+def test_a_task_picks_its_own_settings():
+    assert load_recipe("tune", "llama-3.2-1b").method.lr == 1e-7
+    flags = {"task.name": ("--task", "wsc")}
+    assert load_recipe("tune", "llama-3.2-1b", flags=flags).method.lr == 3e-7
+    late = {**flags, "method.lr": ("--lr", "1e-8")}
+    assert load_recipe("tune", "llama-3.2-1b", flags=late).method.lr == 1e-8
+
+
+def test_later_sources_win(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("training: {steps: 7, seed: 3, batch_size: 2}\n")
+    made = load_recipe(
+        "tune",
+        str(file),
+        ["training.seed=4", "training.batch_size=5"],
+        {"training.batch_size": ("--batch-size", "6")},
+    )
+    section = made.training
+    assert (section.steps, section.seed, section.batch_size) == (7, 4, 6)
+
+
+def test_numbers_as_yaml_reads_them():
+    made = load_recipe("tune", None, ["method.eps=1e-3", "training.steps=1e3", "method.lr=auto"])
+    assert made.method.eps == 1e-3
+    assert made.training.steps == 1000
+    assert isinstance(made.training.steps, int)
+    assert made.method.lr == "auto"
+
+
+def test_options_of_the_adapter_are_merged(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text("peft: {name: lora, options: {r: 4, lora_alpha: 8}}\n")
+    made = load_recipe("tune", str(file), ["peft.options.r=2"])
+    assert made.peft.options == {"r": 2, "lora_alpha": 8}
+
+
+def test_all_problems_at_once():
+    flags = {
+        "training.steps": ("--steps", "x"),
+        "method.lr": ("--lr", "-1"),
+        "task.name": ("--task", "squat"),
+        "peft.name": ("--peft", "lorra"),
+    }
+    line = problem(
+        "tune", None, ["training.stepz=4", "metod.eps=1", "method.noise=gaussean"], flags
+    )
+    assert line.startswith("7 problems: (1)")
+    for part in (
+        "training.stepz: unknown key; did you mean 'training.steps'",
+        "metod.eps: unknown key; did you mean 'method.eps'",
+        "method.noise: unknown noise",
+        "did you mean 'gaussian'?",
+        "--steps: must be a whole number, got 'x'",
+        "--lr: must be at least 0, got -1",
+        "--task: unknown task, got 'squat'; did you mean 'squad'?",
+        "--peft: unknown peft type, got 'lorra'; did you mean 'lora'",
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("traning: {steps: 3}", "unknown key, got 'traning'; did you mean 'training'?"),
+        ("training: {stepz: 3}", "training.stepz: unknown key; did you mean 'training.steps'"),
+        ("training: 3", "training: must hold keys, got '3'"),
+        ("training: {steps: 0}", "training.steps: must be at least 1, got 0"),
+        ("training: {steps: yes}", "training.steps: must be a whole number"),
+        ("method: {eps: 0}", "method.eps: must be more than 0"),
+        ("method: {lr: .nan}", "method.lr: must be a number or auto"),
+        ("model: {dtype: float61}", "model.dtype: must be one of auto, float32"),
+        ("training: {eval_before: 3}", "eval_before: must be true or false"),
+        ("peft: {options: 3}", "peft.options: must be a mapping"),
+        ("[1, 2]", "a recipe must be a mapping of sections, got 'list'"),
+        ("a: [1", "not valid YAML on line"),
+        ("job: meta-train", "is a recipe for meta-train; not for zopeft tune"),
+        ("tasks: {squad: 3}", "tasks.squad: must hold sections"),
+        ("tasks: {squad: {training: {stepz: 1}}}", "did you mean 'training.steps'"),
+    ],
+)
+def test_what_is_wrong_in_a_file(tmp_path, text, told):
+    file = tmp_path / "own.yaml"
+    file.write_text(text + "\n")
+    assert told in problem("tune", str(file), flags={"task.name": ("--task", "squad")})
+
+
+def test_conflicts():
+    both = ["model.load_in_8bit=true", "model.load_in_4bit=true"]
+    assert "cannot be combined" in problem("tune", None, both)
+    full = ["model.load_in_4bit=true", "peft.name=full"]
+    assert "cannot be trained in full" in problem("tune", None, full)
+    assert "takes none" in problem("tune", None, ["peft.name=full", "peft.options.r=3"])
+
+
+def test_unknown_recipes_and_files(tmp_path):
+    assert "did you mean 'embedded'" in problem("tune", "embeded")
+    assert "no such file" in problem("tune", str(tmp_path / "none.yaml"))
+
+
+def test_a_resolved_recipe_is_a_recipe(tmp_path):
+    made = load_recipe("tune", "embedded", ["training.steps=12", "peft.options.r=2"])
+    plain = made.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert load_recipe("tune", stored=plain) == made
+    file = tmp_path / "again.yaml"
+    file.write_text(yaml.safe_dump(plain))
+    again = load_recipe("tune", str(file))
+    assert again == made
+    assert isinstance(again, Recipe)

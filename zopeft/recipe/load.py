@@ -1,0 +1,185 @@
+"""Recipe files, overrides and flags, read into one checked `Recipe`.
+
+Later sources win: the defaults, the recipe file, the file's settings for the chosen task,
+``key.sub=value`` overrides, flags.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zopeft.errors import InputError, close_matches, explain, input_error
+from zopeft.recipe.check import Setting, check_settings, flatten
+from zopeft.recipe.schema import Recipe
+
+
+def shipped_recipes() -> dict[str, Path]:
+    """Returns the recipes in the package: name (``embedded/tune``) to file."""
+    root = Path(str(files("zopeft.recipes")))
+    return {
+        path.relative_to(root).with_suffix("").as_posix(): path
+        for path in sorted(root.rglob("*.yaml"))
+    }
+
+
+def recipe_path(name: str, job: str | None = None) -> Path:
+    """Returns the file of a recipe.
+
+    Args:
+        name: A file, a shipped recipe's name, or its folder's name where `job` tells which.
+        job: The job that the recipe is for.
+
+    Raises:
+        InputError: There is no such recipe.
+    """
+    if name.endswith((".yaml", ".yml")) or Path(name).is_file():
+        if Path(name).is_file():
+            return Path(name)
+        raise input_error("--recipe", "no such file", name, "give a recipe's name or file")
+    shipped = shipped_recipes()
+    for key in (name, f"{name}/{job}"):
+        if key in shipped:
+            return shipped[key]
+    folders = {key.partition("/")[0] for key in shipped}
+    known = {*shipped, *folders} if job else set(shipped)
+    raise input_error("--recipe", "unknown recipe", name, close_matches(name, known))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Returns the mapping in a YAML file.
+
+    Raises:
+        InputError: The file cannot be read, is not YAML or holds no mapping.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" on line {mark.line + 1}" if mark else ""
+        what = f"not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'})"
+        raise input_error(str(path), what, do="correct the file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise input_error(str(path), f"cannot be read ({error})") from None
+    if not isinstance(content, dict):
+        raise input_error(
+            str(path), "a recipe must be a mapping of sections", type(content).__name__
+        )
+    return content
+
+
+def parse_override(text: str) -> Setting:
+    """Returns the setting of one ``key.sub=value``; the value is read as YAML.
+
+    Raises:
+        InputError: There is no key, or the value is not YAML.
+    """
+    key, _, value = text.partition("=")
+    if not key.strip():
+        raise input_error(text, "an override needs a key", do="write key.sub=value")
+    try:
+        return Setting(key.strip(), yaml.safe_load(value), key.strip())
+    except yaml.YAMLError:
+        raise input_error(key, "the value is not valid YAML", value, "quote it") from None
+
+
+def load_recipe(
+    job: str,
+    recipe: str | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    stored: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """Returns the checked recipe of one run.
+
+    Args:
+        job: "tune", "meta-train" or "eval".
+        recipe: Name or file of a recipe; None starts from the defaults.
+        overrides: ``key.sub=value`` texts.
+        flags: Dotted key to (the flag's name, its value); None values are left out.
+        stored: The recipe of an earlier run, to be continued; the lowest layer.
+
+    Raises:
+        InputError: Something is wrong; its one line lists every problem.
+    """
+    problems: list[str] = []
+    settings: list[Setting] = []
+    if stored is not None:
+        settings += flatten(stored, "stored recipe", problems)
+    layer: dict[str, Any] = {}
+    label = ""
+    if recipe is not None:
+        path = recipe_path(recipe, job)
+        layer, label = read_yaml(path), path.name
+        if layer.get("job", job) != job:
+            problems.append(
+                explain(label, f"is a recipe for {layer['job']}", do=f"not for zopeft {job}")
+            )
+        settings += flatten(layer, label, problems)
+    late = _late(overrides, flags or {}, problems)
+    settings += _task_settings(layer, label, [*settings, *late], problems)
+    settings += late
+    settings = [s for s in settings if s.key not in ("job", "tasks")]
+    settings.append(Setting("job", job, "job"))
+    return check_settings(settings, problems)
+
+
+def _late(
+    overrides: Sequence[str], flags: Mapping[str, tuple[str, Any]], problems: list[str]
+) -> list[Setting]:
+    """Returns the settings of overrides and flags."""
+    settings = []
+    for text in overrides:
+        try:
+            settings.append(parse_override(text))
+        except InputError as error:
+            problems.append(str(error))
+    settings += [
+        Setting(key, value, flag) for key, (flag, value) in flags.items() if value is not None
+    ]
+    return settings
+
+
+def _task_settings(
+    layer: Mapping[str, Any], label: str, settings: Sequence[Setting], problems: list[str]
+) -> list[Setting]:
+    """Returns what the recipe says for the chosen task alone."""
+    tasks = layer.get("tasks") or {}
+    if not isinstance(tasks, Mapping):
+        problems.append(explain(f"{label}: tasks", "must map a task's name to settings"))
+        return []
+    chosen = [s.value for s in settings if s.key == "task.name"]
+    found: list[Setting] = []
+    for name, values in tasks.items():
+        if not isinstance(values, Mapping):
+            problems.append(explain(f"{label}: tasks.{name}", "must hold sections", str(values)))
+        elif chosen and chosen[-1] == name:
+            found = flatten(values, f"{label}: tasks.{name}", problems)
+        else:
+            flatten(values, f"{label}: tasks.{name}", problems)
+    return found
+
+
+def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
+    """Checks one recipe: as it stands, and once for each task it has settings for.
+
+    Args:
+        recipe: Name or file.
+        job: The job; None takes the one that the file names.
+
+    Returns:
+        The recipes that the file can make.
+
+    Raises:
+        InputError: Something is wrong in it.
+    """
+    layer = read_yaml(recipe_path(recipe, job))
+    job = job or str(layer.get("job", "tune"))
+    made = [load_recipe(job, recipe)]
+    for name in layer.get("tasks") or {}:
+        made.append(load_recipe(job, recipe, flags={"task.name": (f"tasks.{name}", name)}))
+    return made

@@ -1,0 +1,117 @@
+"""The job of ``zopeft meta-train``: a fine-tuner for a base model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.recipe.build import load_base, task_slug, wrap
+from zopeft.recipe.folder import Folder
+from zopeft.recipe.names import registry
+from zopeft.recipe.plot import plot_losses
+from zopeft.recipe.progress import Listener, Progress, ignore
+from zopeft.recipe.schema import Recipe
+from zopeft.recipe.summary import hardware, peak_bytes, versions
+
+
+def meta_train(
+    recipe: Recipe,
+    out: str | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Learns a fine-tuner and writes it to a folder.
+
+    Args:
+        recipe: What to learn from.
+        out: Folder of the fine-tuner; None takes ``runs/meta-TASKS-SPACE-N``.
+        overwrite: Whether an earlier result may be replaced.
+        listener: Called with reports.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: The model, the tasks, their data or a setting cannot be used.
+        RunError: The loss was not finite for some steps in a row.
+    """
+    started = time.monotonic()
+    if not recipe.meta.tasks:
+        do = "give one or more of: " + ", ".join(registry("task"))
+        raise input_error("--task", "no task given", do=do)
+    stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
+    folder = Folder(out, stem, overwrite, inputs=[recipe.model.name, recipe.task.data])
+    model, tokenizer, source = load_base(recipe, listener)
+    blocks = wrap(recipe, model)
+    state = {
+        "job": "meta-train",
+        "out": str(folder.path),
+        "model": source.alias or source.path,
+        "peft": recipe.peft.name,
+        "tasks": list(recipe.meta.tasks),
+        "seed": recipe.training.seed,
+        "recipe": recipe.to_dict(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    history: list[dict[str, Any]] = []
+    finetuner = _run(recipe, blocks, tokenizer, folder, state, history, listener)
+    finetuner.save_pretrained(folder.path, overwrite=True)
+    losses = [float(row["loss"]) for row in history]
+    plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
+    tail = max(1, len(losses) // 10)
+    summary = {
+        **state,
+        "groups": len(finetuner.config.groups),
+        "steps": len(history),
+        "seconds": round(time.monotonic() - started, 3),
+        "loss_first": sum(losses[:tail]) / tail,
+        "loss_last": sum(losses[-tail:]) / tail,
+        "scales": {key: history[-1].get(key) for key in _SCALES},
+        "peak_bytes": peak_bytes(),
+        "status": "done",
+    }
+    folder.write(summary)
+    return summary
+
+
+_SCALES = ("scale_min", "scale_median", "scale_max")
+
+
+def _run(
+    recipe: Recipe,
+    blocks: Any,
+    tokenizer: Any,
+    folder: Folder,
+    state: Mapping[str, Any],
+    history: list[dict[str, Any]],
+    listener: Listener,
+) -> Any:
+    """Runs the meta-training; the folder is touched once its first step has been made."""
+    from zopeft.meta import meta_train as learn
+
+    section = asdict(recipe.meta)
+    settings = {k: v for k, v in section.items() if k != "tasks"}
+
+    def progress(step: int, total: int, figures: Mapping[str, Any]) -> None:
+        if not history:
+            folder.begin(state)
+        history.append(dict(figures))
+        listener(Progress("meta-train", step, total, loss=float(figures["loss"])))
+
+    return learn(
+        blocks.model,
+        tasks=recipe.meta.tasks,
+        tokenizer=tokenizer,
+        data=recipe.task.data,
+        train_examples=recipe.task.train_examples,
+        max_length=recipe.task.max_length,
+        blocks=blocks,
+        progress=progress,
+        noise=recipe.method.noise,
+        seed=recipe.training.seed,
+        **settings,
+    )

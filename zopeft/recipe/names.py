@@ -1,0 +1,44 @@
+"""The registries that a recipe's names are checked against, loaded when needed."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import close_matches
+from zopeft.recipe.schema import FULL
+
+_REGISTRIES = {
+    "method": ("zopeft.methods", "METHODS"),
+    "noise": ("zopeft.noise", "NOISES"),
+    "peft": ("zopeft.models", "PEFT"),
+    "task": ("zopeft.tasks", "TASKS"),
+    "model": ("zopeft.models", "MODELS"),
+}
+
+
+def registry(kind: str) -> Mapping[str, Any]:
+    """Returns the registry of "method", "noise", "peft", "task" or "model"."""
+    module, attribute = _REGISTRIES[kind]
+    found: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def unknown(kind: str, name: str) -> str | None:
+    """Returns what is wrong with a name, or None where it is known.
+
+    Args:
+        kind: The registry's kind.
+        name: The name; for a task also the path of a YAML file.
+    """
+    known = list(registry(kind)) + ([FULL] if kind == "peft" else [])
+    if name in known:
+        return None
+    if kind == "task" and name.endswith((".yaml", ".yml")):
+        if Path(name).is_file():
+            return None
+        return f"no such task file, got {name!r}; give an existing YAML file or a task's name"
+    word = getattr(registry(kind), "kind", kind)
+    return f"unknown {word}, got {name!r}; {close_matches(name, known)}"

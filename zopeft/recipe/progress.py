@@ -1,0 +1,36 @@
+"""What a job reports while it runs; the job itself prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One report.
+
+    Attributes:
+        stage: What is being done ("load", "tune", ...).
+        step: Steps done in this stage.
+        total: Steps of this stage; 0 where that is not known.
+        loss: The step's loss.
+        projected_grad: The step's projected gradient.
+        lr: The step's learning rate.
+        note: A line for the user.
+    """
+
+    stage: str
+    step: int = 0
+    total: int = 0
+    loss: float | None = None
+    projected_grad: float | None = None
+    lr: float | None = None
+    note: str = ""
+
+
+Listener = Callable[[Progress], None]
+
+
+def ignore(progress: Progress) -> None:
+    """Takes a report and does nothing with it."""

@@ -1,0 +1,220 @@
+"""What a recipe may say: one checked dataclass a section.
+
+The defaults here are the defaults of the command line. A field's metadata holds its range
+and, where its value is a name, the registry that knows the name; `zopeft.recipe.check`
+reads both.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+JOBS = ("tune", "meta-train", "eval")
+FULL = "full"
+"""The name that stands in ``peft.name`` for tuning the model's own weights."""
+
+
+def _number(default: Any, low: float | None = None, above: float | None = None) -> Any:
+    """Returns a field with a range: at least `low`, or more than `above`."""
+    return field(default=default, metadata={"low": low, "above": above})
+
+
+def _name(default: Any, registry: str) -> Any:
+    """Returns a field whose value is a name in a registry (see `zopeft.recipe.names`)."""
+    return field(default=default, metadata={"registry": registry})
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """Which model, and how it is held.
+
+    Attributes:
+        name: Alias, hub id or folder; None is the embedded model.
+        dtype: Number format of the weights; "auto" takes the file's.
+        load_in_8bit: Quantise to 8 bit while loading.
+        load_in_4bit: Quantise to 4 bit (NF4) while loading.
+        device: Device map ("cpu", "cuda", "auto"); None chooses.
+    """
+
+    name: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    load_in_8bit: bool = False
+    load_in_4bit: bool = False
+    device: str | None = None
+
+
+@dataclass(frozen=True)
+class PeftSection:
+    """Which weights are trained.
+
+    Attributes:
+        name: A PEFT type, or "full" for the model's own weights; None is lora for tune and
+            full for meta-train.
+        options: Arguments of the PEFT type (``r``, ``target_modules``, ...).
+        select: Keeps only the blocks whose names match this expression.
+    """
+
+    name: str | None = _name(None, "peft")
+    options: dict[str, Any] = field(default_factory=dict)
+    select: str | None = None
+
+
+@dataclass(frozen=True)
+class TaskSection:
+    """What is learned, and from which rows.
+
+    Attributes:
+        name: A registered task, or a task's YAML file.
+        data: Folder with local files in the hub's columns; None takes the hub's data, or
+            the embedded samples with the embedded model.
+        train_examples: At most so many training rows; None takes all.
+        eval_examples: At most so many validation rows; None takes all.
+        max_length: Longest example, in tokens.
+    """
+
+    name: str | None = _name(None, "task")
+    data: str | None = None
+    train_examples: int | None = _number(1000, low=1)
+    eval_examples: int | None = _number(200, low=1)
+    max_length: int = _number(512, low=8)
+
+
+@dataclass(frozen=True)
+class MethodSection:
+    """How a step is made.
+
+    Attributes:
+        name: Optimizer; None is zo_finetuner with a fine-tuner and mezo without.
+        finetuner: Folder or hub id of a learned fine-tuner.
+        lr: Learning rate; "auto" measures one on the first batches.
+        eps: Finite-difference step, in the units of the weights; None takes the space's
+            default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
+        noise: Family of the random directions.
+        weight_decay: Decay of the weights, as a share of lr.
+        max_bad_steps: Stop after so many steps in a row without a finite loss.
+        options: Further arguments of the method.
+    """
+
+    name: str | None = _name(None, "method")
+    finetuner: str | None = None
+    lr: float | Literal["auto"] = _number("auto", low=0.0)
+    eps: float | None = _number(None, above=0.0)
+    noise: str = _name("gaussian", "noise")
+    weight_decay: float = _number(0.0, low=0.0)
+    max_bad_steps: int = _number(10, low=1)
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrainingSection:
+    """How long, in which portions, and what is kept.
+
+    Attributes:
+        steps: Optimizer steps.
+        batch_size: Examples a forward pass.
+        accumulation: Batches a step; their losses are averaged.
+        schedule: Learning rate over the steps.
+        seed: Seed of everything random: batches, directions, adapter.
+        eval_before: Measure the metric before the first step, too.
+        eval_batch_size: Examples a forward pass while measuring.
+        save_steps: A checkpoint every so many steps; 0 keeps only the journal.
+        journal: Write the journal, from which the weights can be rebuilt.
+    """
+
+    steps: int = _number(1000, low=1)
+    batch_size: int = _number(16, low=1)
+    accumulation: int = _number(1, low=1)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    seed: int = _number(0, low=0)
+    eval_before: bool = True
+    eval_batch_size: int = _number(16, low=1)
+    save_steps: int = _number(0, low=0)
+    journal: bool = True
+
+
+@dataclass(frozen=True)
+class MetaSection:
+    """How a fine-tuner is learned (meta-train only); see `zopeft.meta` for the maths.
+
+    Attributes:
+        tasks: Names of the tasks whose first-order runs are watched.
+        steps: Meta-steps over all tasks.
+        batch_size: Examples a batch.
+        eps: Finite-difference step.
+        lr_zo: Step of the zeroth-order update that is judged, the paper's eta_1.
+        lr_pertnn: Step of the PertNNs, the paper's eta_2.
+        lr_model: Step of the first-order run.
+        momentum: Momentum of the first-order run.
+        clip: Largest gradient norm of a first-order step; 0 for no clipping.
+        reset_every: Steps after which the model goes back to its start; 0 for never.
+        reset_below: Also go back once the loss has fallen below this share; 0 for never.
+        hidden: Hidden units of a PertNN.
+        sharing: One PertNN a "block" or a "layer".
+        normalise: Keep the total noise power of the blocks constant.
+        optimizer: Optimizer of the PertNNs.
+    """
+
+    tasks: tuple[str, ...] = _name((), "task")
+    steps: int = _number(300, low=1)
+    batch_size: int = _number(8, low=1)
+    eps: float = _number(1e-3, above=0.0)
+    lr_zo: float = _number(1e-6, low=0.0)
+    lr_pertnn: float = _number(1e-2, low=0.0)
+    lr_model: float = _number(1e-2, low=0.0)
+    momentum: float = _number(0.0, low=0.0)
+    clip: float = _number(1.0, low=0.0)
+    reset_every: int = _number(100, low=0)
+    reset_below: float = _number(0.0, low=0.0)
+    hidden: int = _number(64, low=1)
+    sharing: Literal["block", "layer"] = "block"
+    normalise: bool = True
+    optimizer: Literal["sgd", "adam"] = "sgd"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole job, checked.
+
+    Attributes:
+        job: What is done: "tune", "meta-train" or "eval".
+        about: One line on what the recipe is for.
+        model: Which model.
+        peft: Which weights.
+        task: Which data.
+        method: Which optimizer.
+        training: How long.
+        meta: How a fine-tuner is learned.
+        tasks: Settings of single tasks, laid over the rest when the task is chosen.
+    """
+
+    job: Literal["tune", "meta-train", "eval"] = "tune"
+    about: str = ""
+    model: ModelSection = field(default_factory=ModelSection)
+    peft: PeftSection = field(default_factory=PeftSection)
+    task: TaskSection = field(default_factory=TaskSection)
+    method: MethodSection = field(default_factory=MethodSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+    meta: MetaSection = field(default_factory=MetaSection)
+    tasks: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
+        plain = asdict(self)
+        plain["meta"]["tasks"] = list(self.meta.tasks)
+        plain.pop("tasks")
+        if self.job != "meta-train":
+            plain.pop("meta")
+        else:
+            plain["training"] = {"seed": self.training.seed}
+        return plain
+
+
+SECTIONS: dict[str, type] = {
+    "model": ModelSection,
+    "peft": PeftSection,
+    "task": TaskSection,
+    "method": MethodSection,
+    "training": TrainingSection,
+    "meta": MetaSection,
+}

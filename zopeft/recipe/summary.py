@@ -1,0 +1,45 @@
+"""What every summary says about the machine and the software it ran on."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+_PACKAGES = ("zopeft", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that shape a run."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def hardware() -> dict[str, Any]:
+    """Returns what the run runs on."""
+    import torch
+
+    found: dict[str, Any] = {"machine": platform.machine(), "threads": torch.get_num_threads()}
+    if torch.cuda.is_available():
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def peak_bytes() -> int:
+    """Returns the most memory used so far, in bytes: the GPU's where there is one.
+
+    On a CPU it is the largest resident size of the whole process, libraries included.
+    """
+    import torch
+
+    if torch.cuda.is_available():
+        return int(torch.cuda.max_memory_allocated())
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
