@@ -1,0 +1,175 @@
+"""Time of one zeroth-order step as a ratio to two bare forward passes of the same batch.
+
+Compares, in one run and interleaved, the steps of zopeft's methods with two bare forwards
+and with MeZO as it is usually written: in place, torch.normal, four passes over the
+weights. Prints one JSON row a measurement and a table.
+
+    python benchmarks/step_time.py                       # the embedded model, LoRA and full
+    python benchmarks/step_time.py --hidden 768 --layers 12 --length 128 --space full
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import zopeft
+
+
+def build(args: argparse.Namespace) -> Any:
+    """Returns the embedded model, or a random one of the given shape."""
+    if not args.hidden:
+        from zopeft.embedded import MODEL_DIR
+
+        return AutoModelForCausalLM.from_pretrained(MODEL_DIR)
+    config = LlamaConfig(
+        vocab_size=args.vocab,
+        hidden_size=args.hidden,
+        intermediate_size=args.hidden * 8 // 3,
+        num_hidden_layers=args.layers,
+        num_attention_heads=max(1, args.hidden // 64),
+        num_key_value_heads=max(1, args.hidden // 64),
+    )
+    return LlamaForCausalLM(config)
+
+
+class PlainMeZO:
+    """MeZO as it is usually written: one stream of torch.normal, weights changed in place."""
+
+    def __init__(self, model: Any, lr: float, eps: float) -> None:
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        self.lr, self.eps, self.count = lr, eps, 0
+
+    def _add(self, seed: int, factor: float) -> None:
+        torch.manual_seed(seed)
+        for weight in self.weights:
+            z = torch.normal(0.0, 1.0, weight.shape, device=weight.device, dtype=weight.dtype)
+            weight.data.add_(z, alpha=factor)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], torch.Tensor]) -> None:
+        """One step: three perturbations and one update."""
+        self.count += 1
+        self._add(self.count, self.eps)
+        plus = closure()
+        self._add(self.count, -2 * self.eps)
+        minus = closure()
+        self._add(self.count, self.eps)
+        grad = float((plus - minus) / (2 * self.eps))
+        self._add(self.count, -self.lr * grad)
+
+
+def measure(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Times all cases in turn, so that a busy machine slows them alike."""
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    for name, case in cases.items():
+        case()
+    for _ in range(repeats):
+        for name, case in cases.items():
+            begun = time.perf_counter()
+            case()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            times[name].append(time.perf_counter() - begun)
+    return times
+
+
+def cases_of(space: str, args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], int]:
+    """Returns the measured cases of a space and the number of trained elements."""
+    torch.manual_seed(0)
+    model = build(args).eval().to(args.device, getattr(torch, args.dtype))
+    if space == "lora":
+        config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+        model = get_peft_model(model, config).eval()
+    vocabulary = model.config.vocab_size
+    ids = torch.randint(0, vocabulary, (args.batch, args.length), device=args.device)
+
+    def closure() -> torch.Tensor:
+        loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
+        return loss
+
+    @torch.no_grad()
+    def bare() -> None:
+        float(closure() - closure())
+
+    blocks = zopeft.discover(model)
+    cases: dict[str, Callable[[], Any]] = {"two forwards": bare}
+    plain = PlainMeZO(model, 0.0, 1e-3)
+    cases["plain MeZO"] = lambda: plain.step(closure)
+    for noise in args.noise:
+        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, noise=noise)
+        cases[f"zopeft MeZO, {noise}"] = lambda method=method: method.step(closure)
+    finetuner = zopeft.FineTuner.initial(blocks)
+    learned = zopeft.ZOFineTuner(blocks, finetuner, lr=1e-9, eps=1e-3)
+    cases["zopeft ZOFineTuner, gaussian"] = lambda: learned.step(closure)
+    return cases, sum(blocks.numels)
+
+
+def commit() -> str:
+    """Returns the commit measured, "unknown" outside a checkout."""
+    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def main() -> None:
+    """Measures and prints."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=0, help="0: the embedded model")
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--vocab", type=int, default=10_000)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=96)
+    parser.add_argument("--space", nargs="+", default=["lora", "full"])
+    parser.add_argument("--noise", nargs="+", default=["gaussian", "binomial", "rademacher"])
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=15)
+    args = parser.parse_args()
+    about = {
+        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "commit": commit(),
+        "shape": vars(args),
+    }
+    table = Table("space", "elements", "case", "median ms", "ratio to two forwards (median, min)")
+    for space in args.space:
+        cases, elements = cases_of(space, args)
+        times = measure(cases, args.repeats)
+        bare = times["two forwards"]
+        for name, taken in times.items():
+            ratios = [a / b for a, b in zip(taken, bare, strict=True)]
+            row = {
+                "space": space,
+                "elements": elements,
+                "case": name,
+                "median_ms": 1e3 * statistics.median(taken),
+                "ratio_median": statistics.median(ratios),
+                "ratio_of_minima": min(taken) / min(bare),
+                **about,
+            }
+            print(json.dumps(row))
+            table.add_row(
+                space,
+                f"{elements:,}",
+                name,
+                f"{row['median_ms']:.1f}",
+                f"{row['ratio_median']:.2f}, {row['ratio_of_minima']:.2f}",
+            )
+    Console(stderr=True).print(table)
+
+
+if __name__ == "__main__":
+    main()

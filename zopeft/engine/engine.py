@@ -1,0 +1,170 @@
+"""The engine: how a direction is applied to a model's weights and taken away again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block, Blocks
+from zopeft.engine.direction import Direction
+from zopeft.engine.flat import FlatBuffer
+from zopeft.engine.modules import CHUNK, ModuleWeights
+from zopeft.errors import input_error
+from zopeft.noise import Noise
+
+SMALL = 1 << 23
+"""Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
+CARRIERS = ("auto", "flat", "modules")
+
+
+class Engine:
+    """Perturbs and updates the blocks of a model along addressed directions.
+
+    Adapters, and full fp32 weights of at most `SMALL` elements, are carried by a
+    `FlatBuffer`; other full weights by `ModuleWeights`. Both give the same direction for
+    the same address.
+
+    Args:
+        blocks: The blocks to train, [N].
+        noise: Noise family: "gaussian", "binomial" or "rademacher".
+        carrier: "flat", "modules", or "auto" for the choice above.
+
+    Raises:
+        InputError: `noise` or `carrier` is unknown.
+    """
+
+    def __init__(self, blocks: Blocks, noise: str = "gaussian", carrier: str = "auto") -> None:
+        if carrier not in CARRIERS:
+            raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
+        self.blocks = blocks
+        self.noise = Noise(noise)
+        self.carriers: list[FlatBuffer | ModuleWeights] = []
+        flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+        modular: list[int] = []
+        small = sum(blocks.numels) <= SMALL
+        for index, block in enumerate(blocks):
+            parameter = block.parameter
+            is_flat = carrier == "flat" or block.columns is not None
+            if carrier == "auto":
+                full_and_small = small and parameter.dtype == torch.float32
+                is_flat = is_flat or blocks.space == "adapter" or full_and_small
+            if is_flat:
+                flat.setdefault((parameter.device, parameter.dtype), []).append(index)
+            else:
+                modular.append(index)
+        for indices in flat.values():
+            self.carriers.append(FlatBuffer(indices, [blocks[i] for i in indices], self.noise))
+        if modular:
+            self.carriers.append(ModuleWeights(modular, [blocks[i] for i in modular], self.noise))
+
+    @contextmanager
+    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+        """Shows ``theta + step * u`` to the forward passes inside.
+
+        Afterwards, and after any exception, the weights are bit for bit what they were.
+
+        Args:
+            direction: The direction; hold on to the same object for a step's probes and
+                its update, since noise drawn for an adapter is kept with it.
+            step: Finite-difference step with its sign, in the units of the weights.
+        """
+        with ExitStack() as stack:
+            for carrier in self.carriers:
+                stack.enter_context(carrier.perturbed(direction, step))
+            yield
+
+    def settle(self) -> bool:
+        """Looks once, after the first probe, for weights that no module's forward has used.
+
+        Returns:
+            True if the probe just done missed some and has to be done again.
+        """
+        found = [c.settle() for c in self.carriers if isinstance(c, ModuleWeights)]
+        return any(found)
+
+    def adopt(self) -> None:
+        """Takes over weights that were changed outside since the last step."""
+        for carrier in self.carriers:
+            if isinstance(carrier, FlatBuffer):
+                carrier.adopt()
+
+    def update(
+        self,
+        direction: Direction,
+        coefficients: Tensor | float,
+        decays: Tensor | float = 1.0,
+    ) -> None:
+        """Writes ``theta_i <- decay_i * theta_i + coefficient_i * u_i``, once, in fp32.
+
+        16-bit storage is rounded stochastically, with bits addressed like the noise, so
+        the same update gives the same bits. Coefficients of zero change no bit.
+
+        Args:
+            direction: The direction that was probed.
+            coefficients: Minus learning rate times projected gradient; float or [N].
+            decays: One minus learning rate times weight decay; float or [N].
+        """
+        coefficient, decay = self._per_block(coefficients), self._per_block(decays)
+        if bool((coefficient == 0).all()) and bool((decay == 1).all()):
+            return
+        for carrier in self.carriers:
+            carrier.update(direction, coefficient, decay)
+
+    def _per_block(self, values: Tensor | float) -> Tensor:
+        return torch.as_tensor(values, dtype=torch.float64).expand(len(self.blocks))
+
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Returns mean [N] and unbiased variance [N] of the blocks' elements, float64."""
+        device = self.blocks[0].parameter.device
+        mean = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
+        variance = torch.zeros_like(mean)
+        for carrier in self.carriers:
+            means, variances = carrier.statistics()
+            mean[carrier.indices] = means.to(device)
+            variance[carrier.indices] = variances.to(device)
+        return mean, variance
+
+    def project(self, block: Block, seed: int, gradient: Tensor) -> Tensor:
+        """Returns ``<gradient, z>`` of one block, without keeping z.
+
+        Args:
+            block: One of the engine's blocks.
+            seed: 64-bit key of the step.
+            gradient: Gradient of the block's whole parameter, in its shape.
+
+        Returns:
+            0-dim float64.
+        """
+        flat = gradient.reshape(-1)
+        total = torch.zeros((), dtype=torch.float64, device=gradient.device)
+        width = gradient.shape[-1] if gradient.ndim else 1
+        rows = max(1, CHUNK // width) * width
+        for start in range(0, flat.numel(), rows):
+            piece = flat[start : start + rows]
+            noise = self.noise.at_elements(
+                seed, block.address, start, piece.numel(), gradient.device
+            )
+            product = noise.mul_(piece)
+            if block.columns is not None:
+                product = product.view(-1, width)[:, slice(*block.columns)]
+            total += product.sum(dtype=torch.float64)
+        return total
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Returns what the weights themselves cannot hold: fp32 masters of 16-bit adapters."""
+        states = {
+            f"master.{i}": c.state()
+            for i, c in enumerate(self.carriers)
+            if isinstance(c, FlatBuffer)
+        }
+        return {name: state for name, state in states.items() if state is not None}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Takes what `state_dict` gave."""
+        for name, master in state.items():
+            carrier = self.carriers[int(name.split(".")[1])]
+            assert isinstance(carrier, FlatBuffer)
+            carrier.load_state(master)
