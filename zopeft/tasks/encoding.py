@@ -1,0 +1,135 @@
+"""Encoding: examples as token ids, with the answer's tokens marked.
+
+The whole text and its prompt are tokenised; what the two have in common is the prompt,
+the rest is the answer. Where a tokenizer merges across the border, the merged token
+belongs to the answer, so an answer always has tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.tasks.task import Example
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example as token ids.
+
+    Attributes:
+        prompts: The prompt before each option; they differ where a tokenizer merges
+            across the border.
+        options: The tokens of each option; one option for an "answer" example.
+        label: Index of the right option; None for an "answer" example.
+    """
+
+    prompts: tuple[Ids, ...]
+    options: tuple[Ids, ...]
+    label: int | None = None
+
+    @property
+    def shared(self) -> bool:
+        """True where every option is one token after one prompt: one row holds them all."""
+        return all(len(o) == 1 for o in self.options) and len(set(self.prompts)) == 1
+
+    def __len__(self) -> int:
+        return max(len(p) + len(o) for p, o in zip(self.prompts, self.options, strict=True))
+
+
+def start_tokens(tokenizer: Any) -> Ids:
+    """Returns the ids that the tokenizer puts before a text: (bos,) or ()."""
+    ids = tokenizer("").input_ids
+    return (int(ids[0]),) if ids and ids[0] == tokenizer.bos_token_id else ()
+
+
+def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Returns the ids of each text, without special tokens."""
+    if not texts:
+        return []
+    # Texts longer than the model are cut below; the tokenizer's warning would mislead.
+    warned = getattr(tokenizer, "deprecation_warnings", {})
+    warned["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer(list(texts), add_special_tokens=False).input_ids  # type: ignore[no-any-return]
+
+
+def encode(
+    tokenizer: Any, examples: Sequence[Example], loss: str, max_length: int
+) -> list[Encoded]:
+    """Encodes examples, cutting long prompts from their left.
+
+    Args:
+        tokenizer: A Hugging Face tokenizer.
+        examples: What to encode.
+        loss: "choice" keeps every option, "answer" the right one alone.
+        max_length: Most tokens of prompt and answer together; the beginning-of-text
+            token and the answer are kept whatever happens.
+
+    Raises:
+        InputError: An answer doesn't fit into `max_length`, or has no tokens.
+    """
+    options = [_options(example, loss) for example in examples]
+    prompts = [example.prompt.lstrip() for example in examples]
+    whole = [
+        prompt + option.rstrip(" ")
+        for prompt, group in zip(prompts, options, strict=True)
+        for option in group
+    ]
+    prompt_ids = tokenize(tokenizer, [prompt.rstrip(" ") for prompt in prompts])
+    whole_ids = iter(tokenize(tokenizer, whole))
+    start = start_tokens(tokenizer)
+    encoded = []
+    for index, (example, group, before) in enumerate(
+        zip(examples, options, prompt_ids, strict=True)
+    ):
+        pairs = [_split(before, next(whole_ids)) for _ in group]
+        longest = max(len(answer) for _, answer in pairs)
+        for (_, answer), option in zip(pairs, group, strict=True):
+            if not answer:
+                raise input_error(f"row {index + 1}", "an answer without tokens", option)
+        room = max_length - len(start) - longest
+        if room < 0 or room + len(start) < 1:
+            raise input_error(
+                f"row {index + 1}",
+                f"the answer has {longest} tokens and does not fit",
+                f"max_length {max_length}",
+                "raise max_length",
+            )
+        cut = tuple(start + tuple(p[len(p) - room :] if len(p) > room else p) for p, _ in pairs)
+        if not all(cut):
+            raise input_error(f"row {index + 1}", "an empty prompt, and the tokenizer has no start")
+        label = example.label if loss == "choice" else None
+        encoded.append(Encoded(cut, tuple(tuple(answer) for _, answer in pairs), label))
+    return encoded
+
+
+def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Ids]:
+    """Encodes prompts for generation, cutting long ones from their left."""
+    start = start_tokens(tokenizer)
+    room = max(1, max_length - len(start))
+    texts = [prompt.lstrip().rstrip(" ") for prompt in prompts]
+    return [start + tuple(ids[-room:]) for ids in tokenize(tokenizer, texts)]
+
+
+def _options(example: Example, loss: str) -> tuple[str, ...]:
+    if loss == "choice":
+        return example.choices or ()
+    if example.choices is not None and example.label is not None:
+        return (example.choices[example.label],)
+    return example.answers[:1]
+
+
+def _split(prompt: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """The tokens of the whole that are the prompt's, and the rest."""
+    common = 0
+    for one, other in zip(prompt, whole, strict=False):
+        if one != other:
+            break
+        common += 1
+    # The whole text is never shorter than its prompt, but its tokens may be.
+    common = min(common, max(0, len(whole) - 1))
+    return whole[:common], whole[common:]

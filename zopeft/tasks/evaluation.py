@@ -1,0 +1,162 @@
+"""Evaluation: a model's score on the rows of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zopeft.errors import input_error
+from zopeft.tasks.answers import exact_match, f1
+from zopeft.tasks.dataset import Collator, TaskDataset
+from zopeft.tasks.encoding import Encoded, encode_prompts
+from zopeft.tasks.generation import generate
+from zopeft.tasks.loss import answer_losses, option_scores
+from zopeft.tasks.task import Task
+
+Progress = Callable[[int, int], None]
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int = 16,
+    max_length: int = 2048,
+    max_examples: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, float]:
+    """Scores the model: accuracy by comparing options, or F1 and exact match of answers.
+
+    The result does not depend on `batch_size`: the loss is weighted by tokens ("answer")
+    or by examples ("choice") over all rows, not over batches.
+
+    Args:
+        model: A causal language model; it is in eval mode meanwhile.
+        tokenizer: Its tokenizer.
+        task: The task.
+        rows: Rows in the hub's columns.
+        batch_size: Examples in one forward; the options of each come on top.
+        max_length: Most tokens of a text; lowered to what the model can read.
+        max_examples: Take the first so many rows; None takes all.
+        progress: Called with (examples done, examples in all) after each batch.
+
+    Returns:
+        ``accuracy``, or ``f1`` and ``exact_match``, all 0 to 1; ``loss``; ``examples``.
+
+    Raises:
+        InputError: No rows, or a row that can't be encoded.
+    """
+    rows = rows[:max_examples]
+    if not rows:
+        raise input_error(task.name, "no rows to evaluate")
+    length = fit_length(model, max_length)
+    training = model.training
+    model.eval()
+    report = progress or (lambda done, total: None)
+    try:
+        if task.kind == "choice":
+            result = _choices(model, tokenizer, task, rows, batch_size, length, report)
+        else:
+            result = _answers(model, tokenizer, task, rows, batch_size, length, report)
+    finally:
+        model.train(training)
+    return {**result, "examples": len(rows)}
+
+
+def fit_length(model: Any, max_length: int) -> int:
+    """Returns `max_length`, lowered to the places that the model has for text.
+
+    Args:
+        model: A model; the virtual tokens of prefix and prompt tuning take places too.
+        max_length: What is asked for.
+    """
+    config = model.config.get_text_config()
+    places = getattr(config, "max_position_embeddings", None) or max_length
+    adapter = getattr(model, "active_peft_config", None)
+    virtual = getattr(adapter, "num_virtual_tokens", None) or 0
+    return max(1, min(max_length, places - virtual))
+
+
+def _batches(
+    examples: Sequence[Any], sizes: Sequence[int], batch_size: int
+) -> Iterator[tuple[list[int], list[Any]]]:
+    """Batches of examples of like size, the longest first, with their indices."""
+    order = sorted(range(len(examples)), key=lambda index: -sizes[index])
+    for first in range(0, len(order), max(1, batch_size)):
+        chosen = order[first : first + max(1, batch_size)]
+        yield chosen, [examples[index] for index in chosen]
+
+
+def _to(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
+    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+
+
+def _choices(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    length: int,
+    report: Progress,
+) -> dict[str, float]:
+    data = TaskDataset(task, rows, tokenizer, length, loss="choice").encoded
+    collate = Collator(tokenizer)
+    right = done = 0
+    loss = weight = 0.0
+    for _, group in _batches(data, [len(e) for e in data], batch_size):
+        batch = _to(collate(group), model)
+        with torch.inference_mode():
+            scores = option_scores(model, batch)
+        label = batch["option_label"]
+        right += int((scores.argmax(-1) == label).sum())
+        correct = scores.gather(1, label[:, None])[:, 0].double()
+        if task.loss == "choice":
+            loss += float((scores.double().logsumexp(-1) - correct).sum())
+            weight += len(group)
+        else:
+            tokens = [len(e.options[e.label or 0]) for e in group]
+            loss -= float((correct * correct.new_tensor(tokens)).sum())
+            weight += sum(tokens)
+        done += len(group)
+        report(done, len(rows))
+    return {"accuracy": right / len(rows), "loss": loss / weight}
+
+
+def _answers(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    length: int,
+    report: Progress,
+) -> dict[str, float]:
+    data: Sequence[Encoded] = TaskDataset(task, rows, tokenizer, length).encoded
+    examples = [task.example(row) for row in rows]
+    prompts = encode_prompts(
+        tokenizer, [e.prompt for e in examples], max(1, length - task.max_new_tokens)
+    )
+    collate = Collator(tokenizer)
+    loss = tokens = total_f1 = total_match = 0.0
+    done = 0
+    for chosen, group in _batches(data, [len(e) for e in data], batch_size):
+        with torch.inference_mode():
+            losses, _ = answer_losses(model, _to(collate(group), model))
+        loss += float(losses.double().sum())
+        tokens += losses.numel()
+        given = generate(model, tokenizer, [prompts[i] for i in chosen], task.max_new_tokens)
+        for index, answer in zip(chosen, given, strict=True):
+            total_f1 += f1(answer, examples[index].answers)
+            total_match += exact_match(answer, examples[index].answers)
+        done += len(group)
+        report(done, len(rows))
+    match = total_match / len(rows)
+    scores = {"f1": total_f1 / len(rows), "exact_match": match}
+    if task.metric == "accuracy":
+        scores = {"accuracy": match}
+    return {**scores, "loss": loss / tokens}

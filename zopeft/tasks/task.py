@@ -1,0 +1,138 @@
+"""Task: how a row of data becomes a prompt, and how its answer is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zopeft.errors import ZopeftError
+
+Row = Mapping[str, Any]
+
+
+class RowError(ZopeftError, ValueError):
+    """A row that a task can't use; whoever read the row adds where it stands."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row as text; what is scored or taught is the prompt followed by a choice or answer.
+
+    Attributes:
+        prompt: The text before the answer, without trailing spaces.
+        choices: The options of a classification, each with its leading space if the
+            prompt does not end in a newline; None for a free answer.
+        label: Index of the right choice; None for a free answer.
+        answers: The accepted free answers, the first is the one that is taught; each
+            with its leading space and its final newline. Empty for a classification.
+    """
+
+    prompt: str
+    choices: tuple[str, ...] | None = None
+    label: int | None = None
+    answers: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class HubSource:
+    """Where a task's data is on the hub.
+
+    Attributes:
+        path: Hub id of the dataset.
+        config: Its configuration, if it has several.
+        revision: The pinned commit, where one is known to hold Parquet files.
+        splits: Our names of the splits to the hub's.
+    """
+
+    path: str
+    config: str | None = None
+    revision: str | None = None
+    splits: Mapping[str, str] = field(
+        default_factory=lambda: {"train": "train", "validation": "validation", "test": "test"}
+    )
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task: its data, prompt, loss and metric.
+
+    Attributes:
+        name: Its name in the registry, or in its YAML file.
+        columns: The columns that a row must have. Where several are accepted they stand
+            in one string, as in "label|answer".
+        kind: "choice" is scored by comparing options, "answer" by generating text.
+        metric: "accuracy", or "f1" (with exact match beside it).
+        loss: "choice" trains on the scores of all options, "answer" on the tokens of the
+            right text.
+        build: Row to `Example`; raises `RowError`.
+        hub: Where the data is on the hub; None for local data alone.
+        data: A folder with the data, if the task brings its own.
+        max_new_tokens: Longest generated answer in tokens.
+        about: A line for lists.
+    """
+
+    name: str
+    columns: tuple[str, ...]
+    kind: Literal["choice", "answer"]
+    metric: Literal["accuracy", "f1"]
+    loss: Literal["choice", "answer"]
+    build: Callable[[Row], Example]
+    hub: HubSource | None = None
+    data: Path | None = None
+    max_new_tokens: int = 50
+    about: str = ""
+
+    def missing(self, columns: Any) -> list[str]:
+        """Returns the required columns that are not among `columns`."""
+        return [c for c in self.columns if not any(name in columns for name in c.split("|"))]
+
+    def example(self, row: Row) -> Example:
+        """Returns the row's prompt and answers.
+
+        Raises:
+            RowError: A column is missing, has the wrong type, or a label is out of range.
+        """
+        missing = self.missing(row)
+        if missing:
+            raise RowError(f"column {missing[0]!r} is missing; {self.name} needs {self.needs}")
+        return self.build(row)
+
+    @property
+    def needs(self) -> str:
+        """The required columns as text: ``passage, question, label or answer``."""
+        return ", ".join(column.replace("|", " or ") for column in self.columns)
+
+
+def text(row: Row, column: str) -> str:
+    """Returns a text column.
+
+    Raises:
+        RowError: The value is not text, or is empty.
+    """
+    value = row[column]
+    if not isinstance(value, str):
+        raise RowError(f"column {column!r} must be text, got {type(value).__name__} {value!r}")
+    if not value.strip():
+        raise RowError(f"column {column!r} is empty")
+    return value
+
+
+def label(row: Row, choices: int, column: str = "label") -> int:
+    """Returns a label column as an index.
+
+    Raises:
+        RowError: The value is no whole number from 0 to `choices` - 1.
+    """
+    value = row[column]
+    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
+        value = int(value)  # csv files hold text alone
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if not isinstance(value, int) or not 0 <= value < choices:
+        hint = "; the hub's test splits have no labels, use validation" if value == -1 else ""
+        raise RowError(f"column {column!r} must be 0 to {choices - 1}, got {value!r}{hint}")
+    return int(value)
