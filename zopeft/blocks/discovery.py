@@ -1,0 +1,143 @@
+"""Finds the blocks of a model: every trainable tensor, once, with its role, layer and owners."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import nn
+
+from zopeft.blocks.block import Block, Blocks, address_of
+from zopeft.blocks.peft import active_adapter, is_adapted
+from zopeft.blocks.selection import chooser
+from zopeft.blocks.survey import Survey, held_parameters
+from zopeft.errors import InputError, close_matches, input_error
+
+_SPACES = ("auto", "full", "adapter")
+_SHOWN = 8
+
+
+def discover(model: nn.Module, space: str = "auto", select: str | None = None) -> Blocks:
+    """Finds the blocks of a model.
+
+    Every trainable floating-point parameter becomes a block; a tied one becomes one block with
+    several owners, a prefix tensor becomes a key and a value block for each layer. No
+    ``requires_grad`` is changed.
+
+    Args:
+        model: A bare model, or one that PEFT has wrapped.
+        space: ``full`` (weights of a bare model), ``adapter`` (what PEFT left trainable), or
+            ``auto``: ``adapter`` if PEFT has wrapped the model, else ``full``.
+        select: Roles (``q_proj``; several joined by commas) or a regular expression searched in
+            the names. It states which blocks are meant; the other parameters must be frozen
+            already (`keep_trainable` does that).
+
+    Raises:
+        InputError: `space` or `select` is wrong; nothing is trainable; a trainable parameter
+            would be in no block (each is named); the weights are quantised and `space` is
+            ``full``.
+    """
+    space = _space(model, space)
+    survey = Survey(model)
+    base = survey.base
+    # A regular expression may name the few float tensors of a quantised model on purpose.
+    if space == "full" and select is None:
+        _refuse_quantised(base)
+    held = held_parameters(model)
+    salts = _salts(entry.name for entry in held)
+    blocks: list[Block] = []
+    outside: list[str] = []
+    for entry in held:
+        if not entry.parameter.requires_grad:
+            continue
+        if not entry.parameter.is_floating_point():
+            outside.append(f"{entry.name} ({str(entry.parameter.dtype).removeprefix('torch.')})")
+            continue
+        blocks.extend(survey.blocks(entry, salts[entry.name]))
+    if outside:
+        raise _uncovered(outside, "freeze them: only floating-point tensors can be perturbed")
+    if not blocks:
+        raise input_error("model", "no trainable parameter", do=_nothing(space))
+    if select is not None:
+        blocks = _selected(blocks, select)
+    config = getattr(base, "config", None)
+    return Blocks(
+        blocks,
+        model,
+        space,
+        survey.num_layers,
+        str(getattr(config, "_name_or_path", "") or ""),
+        type(base).__name__,
+        active_adapter(model) if space == "adapter" else None,
+    )
+
+
+def _space(model: nn.Module, space: str) -> str:
+    if space not in _SPACES:
+        raise input_error("space", "unknown space", space, close_matches(space, _SPACES))
+    adapted = is_adapted(model)
+    if space == "auto":
+        return "adapter" if adapted else "full"
+    if space == "adapter" and not adapted:
+        raise input_error(
+            "space", "the model has no adapter", space, "wrap it with peft.get_peft_model first"
+        )
+    if space == "full" and adapted:
+        raise input_error(
+            "space", "the model carries a PEFT adapter", space, "use space='adapter' or unload it"
+        )
+    return space
+
+
+def _refuse_quantised(base: nn.Module) -> None:
+    config = getattr(base, "config", None)
+    quantised = getattr(config, "quantization_config", None) is not None
+    odd = next((n for n, p in base.named_parameters() if not _can_move(p)), None)
+    if quantised or odd is not None:
+        raise input_error(
+            "space",
+            "the weights are quantised and cannot be tuned directly",
+            "full" if odd is None else f"full with {odd}",
+            "use an adapter (--lora) or the quantisation scales",
+        )
+
+
+def _can_move(parameter: nn.Parameter) -> bool:
+    # 8-bit floats are storage formats of quantised checkpoints, not weights to be nudged.
+    return parameter.dtype.itemsize != 1
+
+
+def _salts(names: Iterable[str]) -> dict[str, int]:
+    # Over all names of the model in sorted order, frozen ones too, so that an address never
+    # depends on what is trained or on the order of the parameters.
+    taken: set[int] = set()
+    salts: dict[str, int] = {}
+    for name in sorted(names):
+        salt = 0
+        while address_of(name, salt) in taken:
+            salt += 1
+        taken.add(address_of(name, salt))
+        salts[name] = salt
+    return salts
+
+
+def _selected(blocks: Sequence[Block], select: str) -> list[Block]:
+    choice = chooser(select, blocks)
+    left_out = [block.name for block in blocks if not choice(block)]
+    if left_out:
+        raise _uncovered(left_out, "freeze them (zopeft.blocks.keep_trainable) or widen select")
+    return list(blocks)
+
+
+def _uncovered(names: Sequence[str], do: str) -> InputError:
+    shown = ", ".join(names[:_SHOWN])
+    if len(names) > _SHOWN:
+        shown += f" and {len(names) - _SHOWN} more"
+    return input_error(
+        "model", f"{len(names)} trainable parameters are in no block: {shown}", do=do
+    )
+
+
+def _nothing(space: str) -> str:
+    if space == "adapter":
+        return "set the adapter active and trainable (set_adapter; is_trainable=True when loading)"
+    return "call requires_grad_(True) on the parameters to tune, or attach an adapter"

@@ -1,0 +1,168 @@
+"""The survey of a model: its layers, who holds each parameter, and the blocks each one makes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from zopeft.blocks.block import Block, Owner
+from zopeft.blocks.peft import Unwrapper, base_of, prefix_layers
+from zopeft.blocks.roles import family_of, kind_of, role_of
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A parameter with its first name and every place that holds it."""
+
+    name: str
+    parameter: nn.Parameter
+    owners: tuple[Owner, ...]
+
+
+def held_parameters(model: nn.Module) -> list[Held]:
+    """Returns every parameter of the model once, in order, with all of its owners."""
+    # Modules are visited once each, so that a module reachable under two names is one owner;
+    # a tensor held by two modules is tied, and both are owners.
+    found: dict[int, tuple[str, nn.Parameter, list[Owner]]] = {}
+    for module_name, module in model.named_modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is None:
+                continue
+            name = f"{module_name}.{leaf}" if module_name else leaf
+            _, _, owners = found.setdefault(id(parameter), (name, parameter, []))
+            owners.append(Owner(module_name, module, leaf))
+    return [Held(name, parameter, tuple(owners)) for name, parameter, owners in found.values()]
+
+
+class Survey:
+    """What is known of the whole model while its blocks are described one by one.
+
+    Args:
+        model: The model, bare or wrapped by PEFT.
+
+    Attributes:
+        base: The bare model.
+        family: Its key in `FAMILIES`.
+        num_layers: Number of transformer layers, 0 where the model has no list of them.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.base = base_of(model)
+        self.family = family_of(self.base)
+        self.modules = dict(model.named_modules(remove_duplicate=False))
+        self.unwrapper = Unwrapper(model, self.modules)
+        self._layer_lists = _layer_lists(self.base)
+        self.num_layers = len(self._layer_lists[0]) if self._layer_lists else 0
+
+    def layer_of(self, name: str) -> int | None:
+        """Returns the index of the layer that the dotted name runs through, None outside."""
+        parts = name.split(".")
+        for end in range(1, len(parts)):
+            module = self.modules.get(".".join(parts[:end]))
+            if any(module is one for one in self._layer_lists) and parts[end].isdigit():
+                return int(parts[end])
+        return None
+
+    def blocks(self, held: Held, salt: int) -> list[Block]:
+        """Returns the blocks of a parameter: one, or two a layer for a prefix tensor."""
+        owner = held.owners[0]
+        layers = prefix_layers(self.model, owner.module_name, owner.leaf)
+        if layers:
+            return self._prefix_blocks(held, layers, salt)
+        adapted = self.unwrapper.describe(held.name)
+        key = held.name if adapted.key is None else adapted.key
+        base_role = role_of(key, self._base_module(key, owner.module), self.family)
+        if adapted.key is None:
+            base_role = adapted.role or base_role
+        layer = self.layer_of(held.name)
+        shape = tuple(held.parameter.shape)
+        kind = kind_of(owner.module, owner.leaf, shape)
+        if adapted.role in ("prompt", "prefix") and len(shape) == 2:
+            kind = "prompt"
+        return [
+            Block(
+                name=held.name,
+                role=adapted.role or base_role,
+                layer=layer,
+                depth=self._depth(layer),
+                kind=kind,
+                shape=shape,
+                owners=held.owners,
+                parameter_name=held.name,
+                key=key,
+                base_role=base_role,
+                salt=salt,
+            )
+        ]
+
+    def _base_module(self, key: str, fallback: nn.Module) -> nn.Module:
+        name = f"{self.unwrapper.prefix}{key.rpartition('.')[0]}"
+        module = self.modules.get(name, fallback)
+        inner = getattr(module, "base_layer", None) or getattr(module, "original_module", None)
+        return inner if isinstance(inner, nn.Module) else module
+
+    def _depth(self, layer: int | None) -> float | None:
+        return None if layer is None else layer / max(1, self.num_layers - 1)
+
+    def _prefix_blocks(self, held: Held, layers: int, salt: int) -> list[Block]:
+        rows, width = held.parameter.shape[0], held.parameter.shape[-1] // (2 * layers)
+        projections = self._key_value_tensors()
+        blocks = []
+        for layer in range(layers):
+            for half, part in enumerate(("key", "value")):
+                first = (2 * layer + half) * width
+                name = f"{held.name}[{layer}.{part}]"
+                role = f"prefix_{part}"
+                key, base_role = projections.get((layer, part), (name, role))
+                blocks.append(
+                    Block(
+                        name=name,
+                        role=role,
+                        layer=layer,
+                        depth=layer / max(1, layers - 1),
+                        kind="prompt",
+                        shape=(rows, width),
+                        owners=held.owners,
+                        parameter_name=held.name,
+                        key=key,
+                        base_role=base_role,
+                        columns=(first, first + width),
+                        salt=salt,
+                    )
+                )
+        return blocks
+
+    def _key_value_tensors(self) -> dict[tuple[int, str], tuple[str, str]]:
+        """Returns (layer, "key" or "value") -> (name, role) of the weight that makes them."""
+        parts = {"k_proj": ("key",), "v_proj": ("value",), "qkv_proj": ("key", "value")}
+        found: dict[tuple[int, str], tuple[str, str]] = {}
+        prefix = self.unwrapper.prefix
+        for name, _ in self.model.named_parameters():
+            if not name.startswith(prefix) or name.endswith(".bias"):
+                continue
+            key = name[len(prefix) :]
+            role = role_of(key, self.base, self.family)
+            layer = self.layer_of(name)
+            for part in parts.get(role, ()):
+                if layer is not None:
+                    found.setdefault((layer, part), (key, role))
+        return found
+
+
+def _layer_lists(base: nn.Module) -> list[nn.ModuleList]:
+    """Returns the outermost module lists that hold the transformer layers."""
+    every = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)]
+    outer = [m for n, m in every if not any(n.startswith(f"{other}.") for other, _ in every)]
+    wanted = _configured_layers(base)
+    exact = [module for module in outer if len(module) == wanted]
+    longest = max((len(module) for module in outer), default=0)
+    return exact or [module for module in outer if len(module) == longest]
+
+
+def _configured_layers(base: nn.Module) -> int | None:
+    config = getattr(base, "config", None)
+    if config is not None and hasattr(config, "get_text_config"):
+        config = config.get_text_config()
+    return getattr(config, "num_hidden_layers", None)
