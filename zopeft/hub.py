@@ -12,6 +12,7 @@ import functools
 import sys
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 PATIENCE = 3.0
 """Seconds to wait for the hub's first answer."""
@@ -32,7 +33,7 @@ def reachable() -> bool:
     answered: list[bool] = []
 
     def ask() -> None:
-        from huggingface_hub.utils import get_session
+        from huggingface_hub import get_session
 
         with contextlib.suppress(Exception):
             reply = get_session().head(constants.ENDPOINT, timeout=PATIENCE)
@@ -58,7 +59,7 @@ def cache_only(active: bool = True) -> Iterator[None]:
         return
     from huggingface_hub import constants
 
-    modules = [constants]
+    modules: list[Any] = [constants]
     if "datasets" in sys.modules:
         modules.append(sys.modules["datasets"].config)
     before = [module.HF_HUB_OFFLINE for module in modules]
@@ -75,6 +76,8 @@ def is_repository(name: str) -> bool:
     """Tells whether `name` has the form of a hub id, ``organisation/name``."""
     parts = name.split("/")
     return len(parts) == 2 and all(
-        part and part[0] not in ".~" and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
+        part
+        and part[0] not in ".~"
+        and part.replace("-", "").replace("_", "").replace(".", "").isalnum()
         for part in parts
     )

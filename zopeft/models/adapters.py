@@ -70,7 +70,7 @@ def attach(
     with quiet(), torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         tuned: PeftModel = build(model, **dict(options or {}))
-    return tuned.eval()  # type: ignore[no-any-return]
+    return tuned.eval()
 
 
 def load_adapter(model: Any, folder: str | Path) -> PeftModel:
@@ -109,14 +109,14 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
         raise _misfit(model, config, name, error) from error
     if path.is_dir():
         _check_loaded(tuned, path, config)
-    return tuned.eval()  # type: ignore[no-any-return]
+    return tuned.eval()
 
 
 def _load(model: Any, name: str) -> Any:
     from peft import PeftConfig, PeftModel
 
     prompt = PeftConfig.from_pretrained(name).is_prompt_learning
-    tuned = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    tuned: Any = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
     if prompt:
         # PEFT loads prompts for inference alone: the vectors stand in the embedding as
         # they are used, whatever encoder made them, and can be tuned there.

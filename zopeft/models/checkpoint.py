@@ -135,6 +135,4 @@ def check_weights(path: Path) -> None:
 
 
 def _corrupt(path: Path, why: str) -> InputError:
-    return input_error(
-        str(path), f"corrupt weights: {why}", do="copy or download the file again"
-    )
+    return input_error(str(path), f"corrupt weights: {why}", do="copy or download the file again")

@@ -84,7 +84,9 @@ def _dtype(dtype: str | torch.dtype, on_cpu: bool) -> Any:
     if dtype == "auto":
         return torch.float32 if on_cpu else "auto"
     if dtype not in DTYPES:
-        raise input_error("--dtype", "unknown dtype", dtype, close_matches(dtype, ["auto", *DTYPES]))
+        raise input_error(
+            "--dtype", "unknown dtype", dtype, close_matches(dtype, ["auto", *DTYPES])
+        )
     return getattr(torch, DTYPES[dtype])
 
 
@@ -98,7 +100,7 @@ def _tokenizer(source: ModelSource, offline: bool) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.path)  # type: ignore[no-any-return]
+        return AutoTokenizer.from_pretrained(source.path)
     except Exception as error:
         if not source.local:
             raise _hub_error(source, offline, error) from error
@@ -113,9 +115,10 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path, output_loading_info=True, **options
         )
+        model, info = loaded
     except Exception as error:
         if not source.local and isinstance(error, OSError):
             raise _hub_error(source, offline, error) from error
@@ -135,7 +138,7 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
             ", ".join(missing[:3]),
             "copy or download the folder again",
         )
-    return model  # type: ignore[no-any-return]
+    return model
 
 
 def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputError:
@@ -157,7 +160,10 @@ def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputErr
         return input_error(name, f"{source.path} needs a login", do=login)
     if "not a valid model identifier" in text or "404" in text or "not found" in text:
         return input_error(
-            name, "no such model on the hub", source.path, "check the id, or log in if it is private"
+            name,
+            "no such model on the hub",
+            source.path,
+            "check the id, or log in if it is private",
         )
     return input_error(
         name,

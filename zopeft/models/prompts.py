@@ -91,7 +91,7 @@ def prefix(model: Any, **options: Any) -> PeftModel:
     if real and not config.prefix_projection:
         with torch.no_grad():
             weight.copy_(values.view_as(weight))
-    return tuned  # type: ignore[return-value]
+    return tuned
 
 
 def prompt(model: Any, **options: Any) -> PeftModel:
@@ -111,7 +111,7 @@ def prompt(model: Any, **options: Any) -> PeftModel:
         weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
         with torch.no_grad():
             weight.copy_(model.get_input_embeddings()(tokens.to(model.device))[0])
-    return tuned  # type: ignore[return-value]
+    return tuned
 
 
 def p_tuning(model: Any, **options: Any) -> PeftModel:
@@ -129,4 +129,4 @@ def p_tuning(model: Any, **options: Any) -> PeftModel:
         "task_type": "CAUSAL_LM",
     }
     config = build_config("p-tuning", PromptEncoderConfig, defaults, options)
-    return get_peft_model(model, config)  # type: ignore[return-value]
+    return get_peft_model(model, config)

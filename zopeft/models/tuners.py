@@ -26,9 +26,7 @@ if TYPE_CHECKING:
 Families = tuple[tuple[str, ...], ...]
 
 
-def _targets(
-    model: nn.Module, options: dict[str, Any], *families: Families
-) -> dict[str, list[str] | str]:
+def _targets(model: nn.Module, options: dict[str, Any], *families: Families) -> dict[str, Any]:
     """Target modules for `families`, unless the user names their own."""
     if "targets" in options or "target_modules" in options:
         return {}
@@ -40,14 +38,14 @@ def _wrap(model: Any, name: str, config: Any) -> PeftModel:
     from peft import get_peft_model
 
     try:
-        return get_peft_model(model, config)  # type: ignore[return-value]
+        return get_peft_model(model, config)
     except (ValueError, TypeError) as error:
         raise input_error(
             f"peft {name}", str(error).split(". ")[0], do="set target_modules, or take lora"
         ) from error
 
 
-def _conv1d(model: nn.Module) -> dict[str, bool]:
+def _conv1d(model: nn.Module) -> dict[str, Any]:
     return {"fan_in_fan_out": True} if has_conv1d(model) else {}
 
 
@@ -59,7 +57,12 @@ def lora(model: Any, **options: Any) -> PeftModel:
     """
     from peft import LoraConfig
 
-    defaults = {"r": 8, "lora_alpha": 16, "lora_dropout": 0.0, "task_type": "CAUSAL_LM"}
+    defaults: dict[str, Any] = {
+        "r": 8,
+        "lora_alpha": 16,
+        "lora_dropout": 0.0,
+        "task_type": "CAUSAL_LM",
+    }
     defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
     return _wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
 
@@ -106,7 +109,7 @@ def vera(model: Any, **options: Any) -> PeftModel:
     """
     from peft import VeraConfig
 
-    defaults = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
+    defaults: dict[str, Any] = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
     defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
     return _wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
 
@@ -120,7 +123,7 @@ def loha(model: Any, **options: Any) -> PeftModel:
     """
     from peft import LoHaConfig
 
-    defaults = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
+    defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
     defaults |= _targets(model, options, QUERY_VALUE)
     return _wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
 
@@ -134,6 +137,6 @@ def lokr(model: Any, **options: Any) -> PeftModel:
     """
     from peft import LoKrConfig
 
-    defaults = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
+    defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
     defaults |= _targets(model, options, QUERY_VALUE)
     return _wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))

@@ -43,7 +43,7 @@ def load_task(name: str | Path) -> Task:
     """
     given = str(name)
     if given in TASKS:
-        return TASKS[given]  # type: ignore[no-any-return]
+        return TASKS[given]
     path = Path(name).expanduser()
     if path.suffix.lower() in (".yaml", ".yml") or path.is_file():
         from zopeft.tasks.custom import read_task

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zopeft.tasks.task import Example, Row, Task, label, text
 from zopeft.tasks.superglue import superglue
+from zopeft.tasks.task import Example, Row, Task, label, text
 
 
 def build(row: Row) -> Example:

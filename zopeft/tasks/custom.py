@@ -120,8 +120,8 @@ def _check_kind(settings: dict[str, Any]) -> list[str]:
 
 def _check_values(settings: dict[str, Any]) -> list[str]:
     problems = []
-    metrics = ("accuracy",) if "choices" in settings else ("accuracy", "f1")
-    losses = ("choice", "answer") if "choices" in settings else ("answer",)
+    metrics: tuple[str, ...] = ("accuracy",) if "choices" in settings else ("accuracy", "f1")
+    losses: tuple[str, ...] = ("choice", "answer") if "choices" in settings else ("answer",)
     for key, known in (("metric", metrics), ("loss", losses)):
         if key in settings and settings[key] not in known:
             problems.append(f"{key}: must be {' or '.join(known)}, got {settings[key]!r}")
@@ -130,11 +130,11 @@ def _check_values(settings: dict[str, Any]) -> list[str]:
         problems.append(f"max_new_tokens: a whole number from 1 is needed, got {tokens!r}")
     hub = settings.get("hub", "")
     if isinstance(hub, dict):
-        known = ("path", "config", "revision")
+        parts = ("path", "config", "revision")
         problems += [
-            f"hub: unknown key {key!r}, {close_matches(str(key), known)}"
+            f"hub: unknown key {key!r}, {close_matches(str(key), parts)}"
             for key in hub
-            if key not in known
+            if key not in parts
         ]
         if "path" not in hub:
             problems.append("hub: path missing")

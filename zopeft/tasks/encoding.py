@@ -54,7 +54,7 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     # Texts longer than the model are cut below; the tokenizer's warning would mislead.
     warned = getattr(tokenizer, "deprecation_warnings", {})
     warned["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer(list(texts), add_special_tokens=False).input_ids  # type: ignore[no-any-return]
+    return tokenizer(list(texts), add_special_tokens=False).input_ids
 
 
 def encode(

@@ -97,7 +97,9 @@ def _parquet(path: Path) -> Source:
         import pyarrow.parquet as parquet
     except ImportError as error:
         raise input_error(
-            str(path), "parquet needs pyarrow, which is not installed", do="run `pip install datasets`"
+            str(path),
+            "parquet needs pyarrow, which is not installed",
+            do="run `pip install datasets`",
         ) from error
     try:
         table = parquet.read_table(path)
@@ -138,7 +140,9 @@ def splits_in(folder: Path) -> dict[str, list[Path]]:
         for path in sorted(place.glob("*")) if place.is_dir() else ():
             if path.suffix in READERS and path.is_file():
                 name = path.stem.split("-")[0].split(".")[0]
-                name = {"dev": "validation", "valid": "validation", "val": "validation"}.get(name, name)
+                name = {"dev": "validation", "valid": "validation", "val": "validation"}.get(
+                    name, name
+                )
                 found.setdefault(name, []).append(path)
         if found:
             break

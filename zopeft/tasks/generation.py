@@ -33,9 +33,7 @@ def generate(
     length = max(len(prompt) for prompt in prompts)
     device = model.device
     inputs = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor(
-        [[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device
-    )
+    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
     ends = _end_tokens(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
@@ -65,9 +63,9 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
 
 
 class _Newline:
-    """Stops a row once its last token holds a newline.
+    r"""Stops a row once its last token holds a newline.
 
-    By text, not by id: many tokenizers have tokens like ``.\\n``.
+    By text, not by id: many tokenizers have tokens like ``.\n``.
     """
 
     def __init__(self, tokenizer: Any) -> None:

@@ -107,7 +107,8 @@ def narrow_logits(model: Any, batch: Mapping[str, Tensor], places: Tensor) -> Te
         narrowed.append(True)
         return (narrow(inputs[0]).unsqueeze(0), *inputs[1:])
 
-    head = model.get_output_embeddings()
+    bare = model if hasattr(model, "get_output_embeddings") else model.module  # DDP
+    head = bare.get_output_embeddings()
     hook = head.register_forward_pre_hook(before_head) if head is not None else None
     try:
         output = model(input_ids=ids, attention_mask=_mask(batch), use_cache=False)

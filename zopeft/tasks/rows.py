@@ -89,8 +89,10 @@ def _local(task: Task, split: str, folder: Path) -> Source:
     found = splits_in(folder)
     if not found:
         inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and splits_in(p))
-        do = f"give one of its folders: {', '.join(inner)}" if inner else (
-            f"put {split}.jsonl (or .json, .csv, .parquet) there"
+        do = (
+            f"give one of its folders: {', '.join(inner)}"
+            if inner
+            else (f"put {split}.jsonl (or .json, .csv, .parquet) there")
         )
         raise input_error("--data", "no data files in this folder", str(folder), do)
     if split not in found:
@@ -134,7 +136,9 @@ def _hub(task: Task, split: str) -> Source:
     source = task.hub
     if source is None:
         raise input_error(
-            task.name, "the task names no data", do="give --data DIR, or `hub` or `data` in its file"
+            task.name,
+            "the task names no data",
+            do="give --data DIR, or `hub` or `data` in its file",
         )
     if split not in source.splits and split not in source.splits.values():
         raise input_error("split", "unknown split", split, close_matches(split, source.splits))

@@ -26,7 +26,9 @@ def spans(value: Any, column: str, key: str) -> tuple[str, ...]:
 def build(row: Row) -> Example:
     """``Title: / Context: / Question: / Answer:`` <first answer><newline>."""
     question = text(row, "question").strip()
-    prompt = f"Title: {row['title']}\nContext: {text(row, 'context')}\nQuestion: {question}\nAnswer:"
+    prompt = (
+        f"Title: {row['title']}\nContext: {text(row, 'context')}\nQuestion: {question}\nAnswer:"
+    )
     return Example(prompt, answers=spans(row["answers"], "answers", "text"))
 
 
