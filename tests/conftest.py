@@ -5,3 +5,60 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory):
+    """A folder with a random two-layer Llama and the embedded model's tokenizer."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    from zopeft.embedded import MODEL_DIR
+
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=512,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory):
+    """A folder with sixteen sst2 rows a split, in the hub's columns."""
+    folder = tmp_path_factory.mktemp("data") / "sst2"
+    folder.mkdir()
+    rows = [
+        {"idx": i, "sentence": f"the film was {word} number {i}", "label": int(word == "good")}
+        for i, word in enumerate(["good", "bad"] * 8)
+    ]
+    for split in ("train", "validation"):
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        Path(folder / f"{split}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture
+def zopeft_command(capsys):
+    """Calls ``zopeft`` in this process, see `cli_runs.Runner`."""
+    from cli_runs import Runner
+
+    return Runner(capsys)

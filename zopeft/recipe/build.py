@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +84,29 @@ def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> list[dic
     """
     from zopeft.tasks import load_rows as load
 
-    section = recipe.task
+    section, training = recipe.task, split == "train"
     data = Path(section.data) if section.data else None
-    limit = section.train_examples if split == "train" else section.eval_examples
-    rows: list[dict[str, Any]] = load(
-        task, split, data, embedded and data is None, limit, recipe.training.seed
-    )
+    limit = section.train_examples if training else section.eval_examples
+    # Runs with different seeds are compared on the same validation rows.
+    seed = recipe.training.seed if training else 0
+    rows: list[dict[str, Any]] = load(task, split, data, embedded and data is None, limit, seed)
     return rows
+
+
+def model_label(source: ModelSource) -> str:
+    """Returns what a summary calls a model."""
+    return "embedded" if source.embedded else source.alias or source.path
+
+
+def on_embedded(source: ModelSource) -> bool:
+    """Tells whether a model is the embedded one, or a full tuning of it."""
+    if source.embedded or not source.local:
+        return source.embedded
+    try:
+        record = json.loads((Path(source.path) / "run.json").read_text(encoding="utf-8"))
+        return bool(record["embedded"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def method_name(recipe: Recipe) -> str:

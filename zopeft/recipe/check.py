@@ -63,9 +63,6 @@ def flatten(layer: Mapping[str, Any], label: str, problems: list[str]) -> list[S
         else:
             for key, value in values.items():
                 dotted = f"{section}.{key}"
-                if section in ("peft", "method") and key == "options":
-                    settings.append(Setting(dotted, value, f"{label}: {dotted}"))
-                    continue
                 settings.append(Setting(dotted, value, f"{label}: {dotted}"))
     return settings
 
@@ -155,10 +152,8 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
 
 def _option(key: str) -> tuple[str, str]:
     """Splits ``peft.options.r`` into ``("peft.options", "r")``; other keys have no option."""
-    for base in ("peft.options", "method.options"):
-        if key.startswith(base + "."):
-            return base, key[len(base) + 1 :]
-    return key, ""
+    base = "peft.options"
+    return (base, key[len(base) + 1 :]) if key.startswith(base + ".") else (key, "")
 
 
 def _split_options(settings: list[Setting]) -> list[Setting]:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from zopeft.recipe.build import load_base, load_rows, load_task
+from zopeft.recipe.build import load_base, load_rows, load_task, model_label, on_embedded
 from zopeft.recipe.folder import Folder
 from zopeft.recipe.progress import Listener, Progress, ignore
 from zopeft.recipe.schema import Recipe
@@ -48,12 +48,12 @@ def evaluate(
         from zopeft.models import load_adapter
 
         model = load_adapter(model, adapter)
-    rows = load_rows(recipe, task, "validation", source.embedded)
+    rows = load_rows(recipe, task, "validation", on_embedded(source))
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
     summary: dict[str, Any] = {
         "job": "eval",
         "out": None if folder is None else str(folder.path),
-        "model": source.alias or source.path,
+        "model": model_label(source),
         "adapter": adapter,
         "task": task.name,
         "metrics": metrics,
@@ -94,6 +94,7 @@ def measure(
             batch_size=section.eval_batch_size,
             max_length=recipe.task.max_length,
             max_examples=recipe.task.eval_examples,
+            progress=lambda done, total: listener(Progress(stage, done, total)),
         )
     return metrics
 

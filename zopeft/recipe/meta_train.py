@@ -8,13 +8,13 @@ from dataclasses import asdict
 from typing import Any
 
 from zopeft.errors import input_error
-from zopeft.recipe.build import load_base, task_slug, wrap
+from zopeft.recipe.build import load_base, model_label, task_slug, wrap
 from zopeft.recipe.folder import Folder
 from zopeft.recipe.names import registry
 from zopeft.recipe.plot import plot_losses
 from zopeft.recipe.progress import Listener, Progress, ignore
 from zopeft.recipe.schema import Recipe
-from zopeft.recipe.summary import hardware, peak_bytes, versions
+from zopeft.recipe.summary import ends, hardware, peak_bytes, versions
 
 
 def meta_train(
@@ -49,7 +49,8 @@ def meta_train(
     state = {
         "job": "meta-train",
         "out": str(folder.path),
-        "model": source.alias or source.path,
+        "model": model_label(source),
+        "embedded": source.embedded,
         "peft": recipe.peft.name,
         "tasks": list(recipe.meta.tasks),
         "seed": recipe.training.seed,
@@ -62,14 +63,12 @@ def meta_train(
     finetuner.save_pretrained(folder.path, overwrite=True)
     losses = [float(row["loss"]) for row in history]
     plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
-    tail = max(1, len(losses) // 10)
     summary = {
         **state,
         "groups": len(finetuner.config.groups),
         "steps": len(history),
         "seconds": round(time.monotonic() - started, 3),
-        "loss_first": sum(losses[:tail]) / tail,
-        "loss_last": sum(losses[-tail:]) / tail,
+        **ends(losses),
         "scales": {key: history[-1].get(key) for key in _SCALES},
         "peak_bytes": peak_bytes(),
         "status": "done",

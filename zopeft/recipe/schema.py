@@ -93,7 +93,6 @@ class MethodSection:
         noise: Family of the random directions.
         weight_decay: Decay of the weights, as a share of lr.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
-        options: Further arguments of the method.
     """
 
     name: str | None = _name(None, "method")
@@ -103,7 +102,6 @@ class MethodSection:
     noise: str = _name("gaussian", "noise")
     weight_decay: float = _number(0.0, low=0.0)
     max_bad_steps: int = _number(10, low=1)
-    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

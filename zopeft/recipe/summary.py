@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -20,6 +22,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def ends(losses: Sequence[float]) -> dict[str, float | None]:
+    """Returns the mean loss of the first and of the last twentieth of a run.
+
+    A single batch says little; losses that are not finite are left out.
+    """
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    width = max(1, len(finite) // 20)
+    parts = {"loss_first": finite[:width], "loss_last": finite[-width:]}
+    return {name: sum(part) / len(part) if part else None for name, part in parts.items()}
 
 
 def hardware() -> dict[str, Any]:

@@ -1,0 +1,188 @@
+"""The steps of a tuning run, made by `ZOTrainer` and followed by a listener."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+
+from zopeft.models.quiet import quiet
+from zopeft.recipe.progress import Listener, Progress
+from zopeft.recipe.schema import Recipe
+from zopeft.training import ZOTrainer, ZOTrainingArguments
+
+
+@dataclass(frozen=True)
+class Run:
+    """What the steps came to.
+
+    Attributes:
+        steps: Steps made, with those of the resumed run.
+        skipped: Steps without a finite loss.
+        forward_passes: Forward passes of this process.
+        seconds: Time of the steps.
+        losses: Loss of each step.
+        lr: Learning rate at the start.
+        lr_reason: Where it came from.
+    """
+
+    steps: int
+    skipped: int
+    forward_passes: int
+    seconds: float
+    losses: list[float]
+    lr: float
+    lr_reason: str
+
+
+class CountedLoss:
+    """A loss function that counts its calls and keeps the last loss.
+
+    Args:
+        function: Called with model and batch, returns the loss.
+    """
+
+    def __init__(self, function: Callable[[nn.Module, Any], Tensor]) -> None:
+        self.function = function
+        self.calls = 0
+        self.last: Tensor | None = None
+
+    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
+        """Returns the loss of a batch."""
+        loss = self.function(model, batch)
+        self.calls += 1
+        self.last = loss.detach()
+        return loss
+
+
+class Follower(TrainerCallback):
+    """Keeps each step's loss and tells the listener.
+
+    Args:
+        loss: The loss of the steps that have no record.
+        listener: Called after each step.
+    """
+
+    def __init__(self, loss: CountedLoss, listener: Listener) -> None:
+        self.trainer: ZOTrainer | None = None
+        self.loss, self.listener = loss, listener
+        self.losses: dict[int, float] = {}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes note of the step that has just been made."""
+        method = self.trainer.method if self.trainer is not None else None
+        record = getattr(method, "last_record", None)
+        if record is not None:
+            loss, grad = sum(record.losses) / len(record.losses), record.projected_grads[0]
+        else:
+            loss, grad = float("nan") if self.loss.last is None else float(self.loss.last), None
+        self.losses[state.global_step] = loss
+        lr = None if method is None else float(method.param_groups[0]["lr"])
+        self.listener(Progress("tune", state.global_step, args.max_steps, loss, grad, lr))
+
+
+def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: Listener) -> Run:
+    """Makes the steps of a run.
+
+    Args:
+        recipe: Its settings.
+        out: Its folder, for journal and checkpoints.
+        prepared: Its objects, see `zopeft.recipe.tune.Prepared`.
+        resume: Whether the run in `out` is continued.
+        listener: Called after each step.
+
+    Returns:
+        What they came to.
+
+    Raises:
+        InputError: The run cannot be resumed.
+        RunError: The loss was not finite for some steps in a row.
+    """
+    from zopeft.tasks import Collator, task_loss
+
+    loss = CountedLoss(task_loss)
+    follower = Follower(loss, listener)
+    with quiet():
+        trainer = ZOTrainer(
+            prepared.blocks.model,
+            _arguments(recipe, out, prepared),
+            Collator(prepared.tokenizer),
+            prepared.train,
+            blocks=prepared.blocks,
+            finetuner=prepared.finetuner,
+            loss_function=loss,
+            callbacks=[follower],
+        )
+        follower.trainer = trainer
+        started = time.monotonic()
+        trainer.train(resume_from_checkpoint=True if resume else None)
+        seconds = time.monotonic() - started
+    return _told(recipe, out, trainer, follower, loss, seconds)
+
+
+def _told(
+    recipe: Recipe,
+    out: Path,
+    trainer: ZOTrainer,
+    follower: Follower,
+    loss: CountedLoss,
+    seconds: float,
+) -> Run:
+    """Returns what a trainer that has finished came to."""
+    method = trainer.method
+    first = method.param_groups[0]
+    losses = journaled_losses(out) if recipe.training.journal and trainer.args.order == 0 else {}
+    losses = {**follower.losses, **losses}
+    reason = "given" if recipe.method.lr != "auto" else "the method's default"
+    return Run(
+        steps=int(trainer.state.global_step),
+        skipped=int(getattr(method, "skipped", 0)),
+        forward_passes=max(loss.calls, int(getattr(method, "forward_passes", 0))),
+        seconds=seconds,
+        losses=[losses[step] for step in sorted(losses)],
+        lr=float(first.get("initial_lr", first["lr"])),
+        lr_reason=str(getattr(method, "lr_reason", reason)),
+    )
+
+
+def journaled_losses(out: Path) -> dict[int, float]:
+    """Returns the losses in a run's journal, by number of steps made."""
+    from zopeft.journal import Journal
+
+    file = out / "journal.bin"
+    if not file.exists():
+        return {}
+    records = Journal.open(file).records()
+    return {r.step + 1: sum(r.losses) / len(r.losses) for r in records}
+
+
+def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
+    """Returns the trainer's arguments."""
+    training, method = recipe.training, recipe.method
+    device = next(prepared.blocks.model.parameters()).device
+    return ZOTrainingArguments(
+        output_dir=str(out),
+        method=prepared.method,
+        learning_rate=method.lr,
+        eps=method.eps,
+        noise=method.noise,
+        weight_decay=method.weight_decay,
+        max_bad_steps=method.max_bad_steps,
+        journal=training.journal,
+        max_steps=training.steps,
+        per_device_train_batch_size=training.batch_size,
+        gradient_accumulation_steps=training.accumulation,
+        lr_scheduler_type=training.schedule,
+        seed=training.seed,
+        save_strategy="steps" if training.save_steps else "no",
+        save_steps=training.save_steps or 500,
+        save_total_limit=1,
+        logging_strategy="no",
+        use_cpu=device.type == "cpu" and not torch.backends.mps.is_available(),
+    )
