@@ -30,29 +30,63 @@ def generate(
 
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     pad = next(int(one) for one in ids if one is not None)
-    length = max(len(prompt) for prompt in prompts)
-    device = model.device
-    inputs = torch.tensor([[pad] * (length - len(p)) + list(p) for p in prompts], device=device)
-    mask = torch.tensor([[0] * (length - len(p)) + [1] * len(p) for p in prompts], device=device)
-    ends = _end_tokens(model, tokenizer)
     config = GenerationConfig(
         do_sample=False,
         num_beams=1,
         max_new_tokens=max_new_tokens,
         pad_token_id=pad,
-        eos_token_id=ends or None,
+        eos_token_id=_end_tokens(model, tokenizer) or None,
         bos_token_id=tokenizer.bos_token_id,
     )
     with torch.inference_mode(), _own_settings(model):
-        output = model.generate(
-            input_ids=inputs,
-            attention_mask=mask,
+        if _has_soft_prompt(model):
+            generator, inputs = model.get_base_model(), _soft_inputs(model, prompts, pad)
+        else:
+            generator, inputs = model, _inputs(model, prompts, pad)
+        output = generator.generate(
+            **inputs,
             generation_config=config,
             stopping_criteria=StoppingCriteriaList([_Newline(tokenizer)]),
         )
-    texts = tokenizer.batch_decode(output[:, length:], skip_special_tokens=True)
-    # The first piece may decode to a space before a newline that was the model's answer.
+    # From embeddings, generate returns the new tokens alone.
+    given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
+    texts = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
     return [text.split("\n", 1)[0].strip() for text in texts]
+
+
+def _inputs(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    length = max(len(prompt) for prompt in prompts)
+    ids = [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
+    mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    device = model.device
+    return {
+        "input_ids": torch.tensor(ids, device=device),
+        "attention_mask": torch.tensor(mask, device=device),
+    }
+
+
+def _has_soft_prompt(model: Any) -> bool:
+    """True for prompt and P-tuning: trained embeddings before the text (not prefix tuning)."""
+    config = getattr(model, "active_peft_config", None)
+    kind = str(getattr(getattr(config, "peft_type", None), "value", ""))
+    return kind in ("PROMPT_TUNING", "P_TUNING")
+
+
+def _soft_inputs(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:
+    """Embeddings of padding, trained prompt and text, in this order.
+
+    PEFT puts the trained prompt before the padding, which then stands between it and the
+    text and moves them apart: the answers would depend on what else is in the batch.
+    """
+    soft = model.get_prompt(batch_size=1)[0]
+    count = soft.shape[0]
+    whole = _inputs(model, [[pad] * count + list(prompt) for prompt in prompts], pad)
+    embeds = model.get_input_embeddings()(whole["input_ids"])
+    length = whole["input_ids"].shape[1]
+    for row, prompt in enumerate(prompts):
+        first = length - len(prompt) - count
+        embeds[row, first : first + count] = soft.to(embeds.dtype)
+    return {"inputs_embeds": embeds, "attention_mask": whole["attention_mask"]}
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

@@ -70,7 +70,7 @@ def load_rows(
 def _check_columns(task: Task, source: Source) -> None:
     missing = task.missing(source.columns)
     if missing:
-        names = ", ".join(repr(column.replace("|", "' or '")) for column in missing)
+        names = ", ".join("'" + column.replace("|", "' or '") + "'" for column in missing)
         raise input_error(
             source.name,
             f"column{'s' if len(missing) > 1 else ''} {names} missing",
