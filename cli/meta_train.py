@@ -8,6 +8,10 @@ import typer
 
 from . import options as o
 
+Objective = Annotated[
+    str | None,
+    typer.Option("--objective", metavar="paper|signal", help="What the fine-tuner is judged by."),
+]
 Sharing = Annotated[
     str | None,
     typer.Option("--sharing", metavar="block|layer", help="One PertNN a block or a layer."),
@@ -39,6 +43,7 @@ def meta_train(
     prefix: o.Prefix = False,
     full: o.Full = False,
     peft: o.Peft = None,
+    objective: Objective = None,
     sharing: Sharing = None,
     no_normalise: NoNormalise = False,
     hidden: Hidden = None,
@@ -72,6 +77,7 @@ def meta_train(
         "training.seed": ("--seed", seed),
         "meta.tasks": ("--task", task or None),
         "task.data": ("--data", data),
+        "meta.objective": ("--objective", objective),
         "meta.sharing": ("--sharing", sharing),
         "meta.normalise": ("--no-normalise", False if no_normalise else None),
         "meta.hidden": ("--hidden", hidden),

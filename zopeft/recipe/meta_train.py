@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
-from zopeft.recipe.build import load_base, model_label, task_slug, wrap
+from zopeft.recipe.build import (
+    load_base,
+    load_rows,
+    load_task,
+    model_label,
+    on_embedded,
+    task_slug,
+    wrap,
+)
 from zopeft.recipe.folder import Folder
 from zopeft.recipe.names import registry
 from zopeft.recipe.plot import plot_losses
@@ -45,6 +54,7 @@ def meta_train(
     stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
     folder = Folder(out, stem, overwrite, inputs=[recipe.model.name, recipe.task.data])
     model, tokenizer, source = load_base(recipe, listener)
+    rows = _rows(recipe, on_embedded(source))
     blocks = wrap(recipe, model)
     state = {
         "job": "meta-train",
@@ -59,7 +69,7 @@ def meta_train(
         "hardware": hardware(),
     }
     history: list[dict[str, Any]] = []
-    finetuner = _run(recipe, blocks, tokenizer, folder, state, history, listener)
+    finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
     finetuner.save_pretrained(folder.path, overwrite=True)
     losses = [float(row["loss"]) for row in history]
     plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
@@ -77,6 +87,24 @@ def meta_train(
     return summary
 
 
+def _rows(recipe: Recipe, embedded: bool) -> dict[str, list[dict[str, Any]]]:
+    """Returns the training rows of each task.
+
+    With several tasks, ``--data`` holds one folder a task.
+
+    Raises:
+        InputError: A task's data cannot be had.
+    """
+    found = {}
+    for name in recipe.meta.tasks:
+        section = recipe.task
+        if section.data and len(recipe.meta.tasks) > 1:
+            section = replace(section, data=str(Path(section.data) / task_slug(name)))
+        one = replace(recipe, task=section)
+        found[name] = load_rows(one, load_task(name), "train", embedded)
+    return found
+
+
 _SCALES = ("scale_min", "scale_median", "scale_max")
 
 
@@ -84,6 +112,7 @@ def _run(
     recipe: Recipe,
     blocks: Any,
     tokenizer: Any,
+    rows: Mapping[str, Any],
     folder: Folder,
     state: Mapping[str, Any],
     history: list[dict[str, Any]],
@@ -105,8 +134,7 @@ def _run(
         blocks.model,
         tasks=recipe.meta.tasks,
         tokenizer=tokenizer,
-        data=recipe.task.data,
-        train_examples=recipe.task.train_examples,
+        rows=rows,
         max_length=recipe.task.max_length,
         blocks=blocks,
         progress=progress,

@@ -137,6 +137,8 @@ class MetaSection:
 
     Attributes:
         tasks: Names of the tasks whose first-order runs are watched.
+        objective: "paper" (its Algorithm 2) or "signal" (block statistics, without an lr).
+        rule: Closed form of the signal objective.
         steps: Meta-steps over all tasks.
         batch_size: Examples a batch.
         eps: Finite-difference step.
@@ -154,6 +156,8 @@ class MetaSection:
     """
 
     tasks: tuple[str, ...] = _name((), "task")
+    objective: Literal["paper", "signal"] = "paper"
+    rule: Literal["signal", "signal_rms", "signal_twice"] = "signal_rms"
     steps: int = _number(300, low=1)
     batch_size: int = _number(8, low=1)
     eps: float = _number(1e-3, above=0.0)

@@ -1,0 +1,224 @@
+"""The commands, end to end, on a tiny model: what comes out, and where."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+QUICK = ("--batch-size", 2, "--lr", "1e-3")
+
+
+@pytest.fixture
+def base(tiny_model, tiny_data):
+    return (tiny_model, "--task", "sst2", "--data", tiny_data)
+
+
+@pytest.mark.parametrize(
+    ("space", "space_name"),
+    [((), "lora"), (("--prefix",), "prefix"), (("--full",), "full"), (("--peft", "ia3"), "ia3")],
+)
+def test_tune_then_eval(zopeft_command, base, tiny_model, tmp_path, space, space_name):
+    out = tmp_path / "out"
+    summary = zopeft_command.json("tune", *base, *QUICK, *space, "--steps", 3, "--out", out)
+    assert summary["out"] == str(out)
+    assert summary["peft"] == space_name
+    assert (summary["steps"], summary["skipped"]) == (3, 0)
+    assert summary["forward_passes"] == 6
+    assert summary["seconds"] > 0
+    assert summary["loss_first"] > 0
+    assert summary["loss_last"] > 0
+    assert set(summary["metrics"]) == {"before", "after"}
+    assert summary["lr"] == 1e-3
+    assert summary["lr_reason"] == "given"
+    assert summary["peak_bytes"] > 1e7
+    assert summary["versions"]["torch"]
+    assert summary["recipe"]["training"]["steps"] == 3
+    assert json.loads((out / "run.json").read_text()) == summary
+    assert (out / "loss.png").read_bytes()[:4] == b"\x89PNG"
+    assert (out / "journal.bin").stat().st_size > 0
+    words = (out, *base[1:]) if space_name == "full" else (*base, "--adapter", out)
+    scored = zopeft_command.json("eval", *words)
+    assert scored["metrics"] == pytest.approx(summary["metrics"]["after"])
+
+
+def test_the_adapter_is_a_normal_one(zopeft_command, base, tiny_model, tmp_path):
+    out = tmp_path / "out"
+    zopeft_command.json("tune", *base, *QUICK, "--steps", 2, "--out", out, "peft.options.r=2")
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    loaded = PeftModel.from_pretrained(model, str(out))
+    moved = [p for n, p in loaded.named_parameters() if "lora_B" in n and p.abs().max() > 0]
+    assert len(moved) == 4
+    assert loaded.peft_config["default"].r == 2
+    assert AutoTokenizer.from_pretrained(out)("a film")["input_ids"]
+    # Without a model, eval takes the base that the adapter names.
+    scored = zopeft_command.json("eval", *base[1:], "--adapter", out)
+    assert scored["model"] == str(tiny_model)
+
+
+def test_auto_learning_rate_is_told(zopeft_command, base, tmp_path):
+    words = ("--steps", 1, "--batch-size", 2, "--out", tmp_path / "out")
+    summary = zopeft_command.json("tune", *base, *words, "training.eval_before=false")
+    assert summary["lr"] > 0
+    assert "given" not in summary["lr_reason"]
+    assert summary["metrics"]["before"] is None
+
+
+@pytest.mark.parametrize("method", ["fo_sgd", "fo_adam"])
+def test_first_order_baselines(zopeft_command, base, tmp_path, method):
+    words = ("--method", method, "--steps", 3, "--out", tmp_path / "out")
+    summary = zopeft_command.json("tune", *base, *QUICK, *words)
+    assert (summary["method"], summary["steps"]) == (method, 3)
+    assert summary["forward_passes"] == 3
+    assert summary["loss_last"] > 0
+
+
+def test_meta_train_then_tune_and_resume(zopeft_command, base, tmp_path):
+    learned = tmp_path / "finetuner"
+    words = ("--steps", 3, "--batch-size", 2, "--out", learned, "--hidden", 4)
+    meta = zopeft_command.json("meta-train", *base, *words)
+    assert (meta["steps"], meta["tasks"], meta["peft"]) == (3, ["sst2"], "full")
+    assert meta["groups"] > 10
+    assert {"finetuner_config.json", "finetuner.safetensors", "README.md", "loss.png"} <= {
+        path.name for path in learned.iterdir()
+    }
+    out = tmp_path / "out"
+    words = (*QUICK, "--finetuner", learned, "--out", out, "training.eval_before=false")
+    summary = zopeft_command.json("tune", *base, *words, "--steps", 2)
+    assert summary["method"] == "zo_finetuner"
+    longer = zopeft_command.json("tune", "--resume", "--out", out, "--steps", 4)
+    straight = tmp_path / "straight"
+    words = (*words[:-2], straight, words[-1])
+    zopeft_command.json("tune", *base, *words, "--steps", 4)
+    assert longer["steps"] == 4
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (straight / name).read_bytes()
+    line = zopeft_command.refused("tune", "--resume", "--out", out, "--seed", 5)
+    assert "training.seed 0 -> 5" in line
+
+
+def test_meta_train_settings_reach_the_artifact(zopeft_command, base, tmp_path):
+    out = tmp_path / "finetuner"
+    words = ("--steps", 2, "--batch-size", 2, "--out", out, "--lora", "--hidden", 3)
+    words += ("--sharing", "layer", "--no-normalise", "--lr", "1e-5", "--lr-pertnn", "0.5")
+    meta = zopeft_command.json("meta-train", *base, *words)
+    assert meta["peft"] == "lora"
+    config = json.loads((out / "finetuner_config.json").read_text())
+    assert (config["hidden"], config["sharing"], config["normalise"]) == (3, "layer", False)
+    settings = config["training"]["settings"]
+    assert (settings["lr_zo"], settings["lr_pertnn"]) == (1e-5, 0.5)
+
+
+def test_killed_and_resumed(zopeft_command, base, tmp_path):
+    words = ("tune", *base, *QUICK, "--steps", 300, "training.eval_before=false")
+    words = [str(word) for word in words]
+    straight, out = tmp_path / "straight", tmp_path / "out"
+    zopeft_command.json(*words, "--out", straight)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "zopeft.cli.main", *words, "--out", str(out)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL,
+    )
+    journal = out / "journal.bin"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        if journal.exists() and journal.stat().st_size > 6000:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "adapter_model.safetensors").exists()
+    assert json.loads((out / "run.json").read_text())["status"] == "running"
+    summary = zopeft_command.json("tune", "--resume", "--out", out)
+    assert summary["steps"] == 300
+    assert 0 < summary["forward_passes"] < 600
+    name = "adapter_model.safetensors"
+    assert (out / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_overwrite_replaces_an_earlier_result(zopeft_command, base, tmp_path):
+    out = tmp_path / "out"
+    words = ("tune", *base, *QUICK, "--out", out, "training.eval_before=false")
+    zopeft_command.json(*words, "--steps", 3)
+    assert zopeft_command.json(*words, "--steps", 2, "--overwrite")["steps"] == 2
+
+
+def test_default_folder_counts_up(zopeft_command, base, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ("tune", *base, *QUICK, "--steps", 1, "training.eval_before=false")
+    assert zopeft_command.json(*words)["out"] == "runs/sst2-lora-mezo-1"
+    assert zopeft_command.json(*words)["out"] == "runs/sst2-lora-mezo-2"
+
+
+def test_tables_for_people(zopeft_command, base, tmp_path):
+    words = ("tune", *base, *QUICK, "--steps", 1, "--out", tmp_path / "out")
+    code, out, err = zopeft_command(*words)
+    assert code == 0
+    assert "accuracy" in out
+    assert "->" in out
+    assert "evaluate after" in err
+
+
+def test_the_embedded_model_says_so(zopeft_command):
+    code, out, err = zopeft_command("blocks", "--lora", "--json")
+    assert code == 0
+    assert "embedded model" in err
+    found = json.loads(out)
+    assert found["space"] == "adapter"
+    assert {block["role"] for block in found["blocks"]} == {"lora_A", "lora_B"}
+
+
+def test_blocks_in_full(zopeft_command, tiny_model):
+    found = zopeft_command.json("blocks", tiny_model)
+    assert found["space"] == "full"
+    roles = {block["role"] for block in found["blocks"]}
+    assert {"embed", "q_proj", "down_proj"} <= roles
+    code, out, _ = zopeft_command("blocks", tiny_model)
+    assert code == 0
+    assert "q_proj" in out
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("methods", "zo_finetuner"),
+        ("tasks", "squad"),
+        ("models", "llama-3.2-1b"),
+        ("peft", "lora"),
+        ("recipes", "embedded/tune"),
+    ],
+)
+def test_lists(zopeft_command, kind, name):
+    rows = zopeft_command.json("list", kind)
+    found = {row["name"]: row["about"] for row in rows}
+    assert found[name]
+    code, out, _ = zopeft_command("list", kind)
+    assert code == 0
+    assert name in out
+
+
+def test_recipe_commands(zopeft_command, tmp_path):
+    rows = zopeft_command.json("recipe", "check")
+    assert len(rows) == 10
+    assert all(row["ok"] for row in rows)
+    code, out, _ = zopeft_command("recipe", "show", "embedded/tune")
+    assert code == 0
+    assert out.startswith("#")
+    assert zopeft_command.json("recipe", "show", "opt-30b/tune")["training"]["batch_size"] == 4
+    copy = tmp_path / "own.yaml"
+    zopeft_command.json("recipe", "copy", "embedded/tune", copy)
+    assert copy.read_text() == out
+    assert "exists" in zopeft_command.refused("recipe", "copy", "embedded/tune", copy)
+    assert zopeft_command.json("recipe", "check", copy)[0]["ok"]
+
+
+def test_version(zopeft_command):
+    code, out, _ = zopeft_command("--version")
+    assert (code, out) == (0, "zopeft 0.1.0\n")
