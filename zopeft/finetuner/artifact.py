@@ -1,0 +1,290 @@
+"""The fine-tuner: networks, group table and feature list, as one thing that is saved and shared."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Blocks
+from zopeft.errors import input_error
+from zopeft.finetuner import storage
+from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
+from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
+from zopeft.finetuner.matching import Match, groups_of, match_blocks
+from zopeft.finetuner.normalisation import normalise
+from zopeft.finetuner.pertnn import PertNN
+
+
+class FineTuner:
+    """A learned choice of scales: data and pure functions, no optimizer.
+
+    ``x_i = features_i``, ``raw_i = PertNN_g(i)(x_i)``, ``scale = normalise(raw)``; a method
+    then perturbs block i along ``scale_i z_i``.
+
+    Args:
+        config: The group table and how the networks are used.
+        nets: The networks, one a group.
+
+    References:
+        Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
+        equations 2 to 4 and Algorithm 1.
+    """
+
+    def __init__(self, config: FineTunerConfig, nets: PertNN) -> None:
+        self.config = config
+        self.nets = nets
+
+    @classmethod
+    def initial(
+        cls,
+        blocks: Blocks,
+        hidden: int = 64,
+        features: Sequence[str] = PAPER_FEATURES,
+        sharing: str = "block",
+        normalise: bool = True,
+        seed: int = 0,
+    ) -> FineTuner:
+        """Makes an untrained fine-tuner for these blocks.
+
+        Args:
+            blocks: The blocks it is to serve.
+            hidden: Hidden units of each network, 1 or more.
+            features: Names of features (see `FEATURES`).
+            sharing: ``block`` or ``layer`` (see `groups_of`).
+            normalise: Whether the scales share a fixed budget.
+            seed: Seed of the networks' start.
+
+        Raises:
+            InputError: An argument is out of range or unknown.
+        """
+        config = FineTunerConfig(
+            groups=groups_of(blocks, sharing),
+            base_model=public_name(blocks.base_name),
+            architecture=blocks.architecture,
+            num_layers=blocks.num_layers,
+            space=blocks.space,
+            features=tuple(features),
+            hidden=hidden,
+            sharing=sharing,
+            normalise=normalise,
+            versions=library_versions(),
+        )
+        generator = torch.Generator().manual_seed(seed)
+        return cls(config, PertNN(len(config.groups), len(config.features), hidden, generator))
+
+    def match(self, blocks: Blocks, allow_none: bool = False) -> Match:
+        """Says which group serves which block (see `match_blocks`).
+
+        Raises:
+            InputError: No block is matched, and `allow_none` is off.
+        """
+        return match_blocks(self.config, blocks, allow_none)
+
+    def features(
+        self,
+        match: Match,
+        mean: Tensor,
+        variance: Tensor,
+        losses: Tensor | Sequence[float],
+        previous_raw: Tensor,
+    ) -> Tensor:
+        """Returns what the networks read.
+
+        Args:
+            match: From `match`.
+            mean: Mean of each block's values [N].
+            variance: Their unbiased variance [N].
+            losses: The last step's losses (plus, minus) [2]; zeros before the first step.
+            previous_raw: Last raw scales [N]; ones before the first step.
+
+        Returns:
+            Features in the dtype of `mean`, [N, F]. Where layers share a network, mean and
+            variance are those of all matched blocks of the layer together.
+        """
+        if self.config.sharing == "layer":
+            group, numels = match.on(mean.device)
+            mean, variance = pool(mean, variance, numels, group, len(self.config.groups))
+        pair = torch.as_tensor(losses, dtype=mean.dtype, device=mean.device)
+        return stack_features(
+            self.config.features, Observed(mean, variance, pair, previous_raw.to(mean))
+        )
+
+    def raw_scales(self, match: Match, features: Tensor) -> Tensor:
+        """Returns the networks' outputs, before normalisation.
+
+        Differentiable in the networks' weights. The networks move to the features' device.
+
+        Args:
+            match: From `match`.
+            features: From `features`, [N, F].
+
+        Returns:
+            Raw scales, at least 0, float32 [N]; 1 for blocks without a group.
+        """
+        if self.nets.b2.device != features.device:
+            self.nets.to(features.device)
+        group, _ = match.on(features.device)
+        raw: Tensor = self.nets(features.to(self.nets.b2.dtype), group.clamp_min(0))
+        return torch.where(group >= 0, raw, torch.ones_like(raw))
+
+    def used_scales(self, match: Match, raw: Tensor, numels: Tensor) -> Tensor:
+        """Returns the scales that multiply the noise.
+
+        Args:
+            match: From `match`.
+            raw: Raw scales [N].
+            numels: Elements of each block [N].
+
+        Returns:
+            Standard deviations [N]: `raw`, normalised over the matched blocks where the
+            configuration says so (see `normalise`); 1 for the others.
+        """
+        group, _ = match.on(raw.device)
+        matched = group >= 0
+        if self.config.normalise:
+            return normalise(raw, numels.to(raw.device), matched)
+        return torch.where(matched, raw, torch.ones_like(raw))
+
+    @torch.no_grad()
+    def set_scales(self, match: Match, scales: Tensor) -> None:
+        """Makes the networks constant: each one then gives the scale of its blocks.
+
+        A network that serves several blocks gives their root mean square, weighted by
+        size. Networks that serve no block are left alone.
+
+        Args:
+            match: From `match`.
+            scales: Raw scales to give, finite and at least 0, [N].
+
+        Raises:
+            InputError: A scale is negative or not finite.
+        """
+        if not bool(((scales >= 0) & scales.isfinite()).all()):
+            raise input_error("scales", "must be finite and at least 0", scales.min().item())
+        group, numels = match.on(self.nets.b2.device)
+        served = group >= 0
+        group, weight = group[served], numels[served].double()
+        power = scales.to(weight)[served].square() * weight
+        blank = torch.zeros(len(self.config.groups), dtype=weight.dtype, device=weight.device)
+        total = blank.index_add(0, group, weight)
+        value = (blank.index_add(0, group, power) / total.clamp_min(1)).sqrt()
+        hit = total > 0
+        self.nets.w2[hit] = 0.0
+        self.nets.b2[hit] = value[hit].to(self.nets.b2)
+
+    def copy(self) -> FineTuner:
+        """Returns an independent copy."""
+        return FineTuner(copy.deepcopy(self.config), copy.deepcopy(self.nets))
+
+    def shuffled(self, seed: int) -> FineTuner:
+        """Returns a control: the same networks, each one serving another group.
+
+        The reassignment is one random cycle through all groups, so that no network keeps its
+        place.
+
+        Args:
+            seed: Seed of the cycle.
+        """
+        count = len(self.config.groups)
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+        taken = torch.empty(count, dtype=torch.long)
+        taken[order] = order.roll(1)
+        other = self.copy()
+        with torch.no_grad():
+            for mine, theirs in zip(other.nets.parameters(), self.nets.parameters(), strict=True):
+                mine.copy_(theirs[taken.to(theirs.device)])
+        other.config.training = {**self.config.training, "control": "shuffled", "shuffle": seed}
+        return other
+
+    @torch.no_grad()
+    def distance(self, other: FineTuner) -> dict[str, Any]:
+        """Says how far these networks are from another's, ``||w - w'|| / ||w'||``.
+
+        Args:
+            other: A fine-tuner with the same numbers of groups, features and hidden units, for
+                example the start of its training.
+
+        Returns:
+            ``total``, over all networks, and ``groups``, a list in the order of the table.
+
+        Raises:
+            InputError: The two are of different sizes.
+        """
+        mine, theirs = _flat(self.nets), _flat(other.nets).to(self.nets.b2.device)
+        if mine.shape != theirs.shape:
+            raise input_error(
+                "other",
+                "a fine-tuner of another size",
+                f"{list(theirs.shape)}",
+                f"compare with one of {list(mine.shape)}",
+            )
+        tiny = torch.finfo(mine.dtype).tiny
+        apart, size = (mine - theirs).norm(dim=1), theirs.norm(dim=1)
+        return {
+            "total": float(apart.norm() / size.norm().clamp_min(tiny)),
+            "groups": (apart / size.clamp_min(tiny)).tolist(),
+        }
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Writes ``finetuner_config.json``, ``finetuner.safetensors`` and a card ``README.md``.
+
+        Args:
+            folder: Where to; made if it does not exist.
+            overwrite: Write into a folder that holds files already.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: The folder is not empty and `overwrite` is off, or cannot be written.
+        """
+        return storage.save(self.config, self.nets, Path(folder), overwrite)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> FineTuner:
+        """Reads a fine-tuner from a folder or from the hub.
+
+        Args:
+            name: Folder that `save_pretrained` wrote, or a hub id.
+            revision: Branch, tag or commit on the hub.
+
+        Raises:
+            InputError: There is no such folder or hub id, the hub cannot be reached, or the
+                files are missing, foreign or damaged.
+        """
+        return cls(*storage.load(storage.locate(name, revision)))
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Uploads the three files; makes the repository if it does not exist.
+
+        Args:
+            repo_id: ``organisation/name``.
+            private: Whether a new repository is private.
+            token: Access token; None takes the one that the hub's client is logged in with.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            InputError: The hub cannot be reached or refuses.
+        """
+        return storage.push(self.config, self.nets, repo_id, private, token)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"FineTuner({c.base_model or c.architecture}, {len(c.groups)} groups, {c.space})"
+
+
+def _flat(nets: PertNN) -> Tensor:
+    return torch.cat(
+        [
+            p.detach().double().flatten(1) if p.dim() > 1 else p.detach().double()[:, None]
+            for p in nets.parameters()
+        ],
+        dim=1,
+    )

@@ -1,0 +1,86 @@
+"""The model card of a fine-tuner: what it is, what it was learned on, how to use it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+from zopeft.finetuner.config import FineTunerConfig
+
+_LONG = 400
+
+
+def card(config: FineTunerConfig) -> str:
+    """Returns the card as Markdown with the hub's YAML header."""
+    parts = [_header(config), _title(config), _USE, _facts(config), _training(config)]
+    return "\n".join(part for part in parts if part) + "\n"
+
+
+def _header(config: FineTunerConfig) -> str:
+    import yaml
+
+    fields: dict[str, Any] = {"library_name": "zopeft", "license": "apache-2.0"}
+    if config.base_model:
+        fields["base_model"] = config.base_model
+    fields["tags"] = ["zopeft", "zeroth-order", "zo-finetuner", "learned-optimizer"]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False)}---\n"
+
+
+def _title(config: FineTunerConfig) -> str:
+    base = config.base_model or config.architecture
+    return (
+        f"# ZO fine-tuner for {base}\n\n"
+        "Small learned networks that choose how strongly each parameter block of the base model\n"
+        "is perturbed in zeroth-order fine-tuning: forward passes only, the memory of inference.\n"
+    )
+
+
+_USE = """## Use
+
+```python
+import zopeft
+
+blocks = zopeft.discover(model)
+finetuner = zopeft.FineTuner.from_pretrained("this-folder-or-hub-id")
+optimizer = zopeft.ZOFineTuner(blocks, finetuner)
+loss = optimizer.step(lambda: model(**batch).loss)
+```
+
+It serves this base model, its derivatives and its siblings of other sizes, in full and under
+LoRA or prefix adapters; `finetuner.match(blocks).report` says which blocks it serves.
+"""
+
+
+def _facts(config: FineTunerConfig) -> str:
+    roles = Counter(group.role for group in config.groups)
+    facts = {
+        "architecture": f"{config.architecture}, {config.num_layers} layers",
+        "space": config.space,
+        "groups": f"{len(config.groups)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
+        "sharing": f"one network a {config.sharing}",
+        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, absolute value",
+        "normalised": "yes, sum d scale^2 = sum d" if config.normalise else "no",
+        "versions": ", ".join(f"{name} {v}" for name, v in config.versions.items()),
+    }
+    return "## What it holds\n\n" + _table(facts)
+
+
+def _training(config: FineTunerConfig) -> str:
+    if not config.training:
+        return "## Training\n\nNone: the networks stand at their random start.\n"
+    facts = {}
+    for name, value in config.to_dict()["training"].items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        # Long tables (a number for each block) stay in the configuration file.
+        facts[name] = text if len(text) <= _LONG else "see `finetuner_config.json`"
+    return "## Training\n\n" + _table(facts)
+
+
+def _table(facts: dict[str, str]) -> str:
+    rows = [
+        f"| {name} | {' '.join(text.replace('|', '/').split())} |"
+        for name, text in facts.items()
+        if text
+    ]
+    return "\n".join(["| | |", "|---|---|", *rows]) + "\n"

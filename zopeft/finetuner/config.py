@@ -1,0 +1,162 @@
+"""The configuration of a fine-tuner: everything about it but the networks' numbers."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import PurePath
+from typing import Any
+
+from zopeft.errors import close_matches, input_error
+from zopeft.finetuner.features import PAPER_FEATURES, check_features
+
+FORMAT_VERSION = 1
+SHARINGS = ("block", "layer")
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one PertNN serves.
+
+    Attributes:
+        key: Name of the base tensor (`Block.key`); ``layer 3`` where a whole layer shares.
+        role: Role of the block it was learned on; ``layer`` where a whole layer shares.
+        base_role: Role of the tensor that `key` names.
+        layer: Layer index, None outside the layers.
+        depth: Relative depth in [0, 1], None outside the layers.
+    """
+
+    key: str
+    role: str
+    base_role: str
+    layer: int | None
+    depth: float | None
+
+
+@dataclass
+class FineTunerConfig:
+    """What ``finetuner_config.json`` holds.
+
+    Attributes:
+        groups: The group table; row g is served by network g.
+        base_model: Hub id or folder name of the model it was learned on.
+        architecture: Class name of that model.
+        num_layers: Its number of transformer layers.
+        space: The space it was learned in, ``full`` or ``adapter``.
+        features: Names of the features, in the networks' input order.
+        hidden: Hidden units of each network.
+        sharing: ``block``, a network for each block, or ``layer``, one for each layer.
+        normalise: Whether ``sum d scale^2 = sum d`` is enforced.
+        training: Facts of its own training: tasks, settings, scores.
+        versions: Versions of the libraries that made it.
+        format_version: Version of this layout.
+    """
+
+    groups: list[Group]
+    base_model: str = ""
+    architecture: str = ""
+    num_layers: int = 0
+    space: str = "full"
+    features: tuple[str, ...] = PAPER_FEATURES
+    hidden: int = 64
+    sharing: str = "block"
+    normalise: bool = True
+    training: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def __post_init__(self) -> None:
+        self.features = check_features(self.features)
+        if self.sharing not in SHARINGS:
+            do = close_matches(str(self.sharing), SHARINGS)
+            raise input_error("sharing", "unknown sharing", self.sharing, do)
+        if type(self.hidden) is not int or self.hidden < 1:
+            raise input_error("hidden", "must be a whole number, 1 or more", self.hidden)
+        if not isinstance(self.normalise, bool):
+            raise input_error("normalise", "must be true or false", self.normalise)
+        if not self.groups:
+            raise input_error("groups", "the group table is empty")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns plain values that JSON can hold; a number that is not finite becomes null."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> FineTunerConfig:
+        """Reads what `to_dict` gave.
+
+        Args:
+            values: The mapping.
+            where: Name of the file, for messages.
+
+        Raises:
+            InputError: It is of another format, or a field is missing or malformed.
+        """
+        version = values.get("format_version")
+        if version != FORMAT_VERSION:
+            raise input_error(
+                where,
+                f"not a fine-tuner's configuration of format {FORMAT_VERSION}",
+                version,
+                "give a folder that FineTuner.save_pretrained wrote"
+                if not isinstance(version, int) or version < FORMAT_VERSION
+                else "update zopeft",
+            )
+        known = {one.name for one in fields(cls)}
+        try:
+            groups = [_group(row) for row in values["groups"]]
+            rest = {k: v for k, v in values.items() if k in known and k != "groups"}
+            rest["features"] = tuple(values["features"])
+            rest["training"] = dict(values.get("training", {}))
+            rest["versions"] = dict(values.get("versions", {}))
+            return cls(groups=groups, **rest)
+        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+            text = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
+            raise input_error(where, f"malformed ({text})") from None
+
+
+def _group(row: Mapping[str, Any]) -> Group:
+    layer, depth = row["layer"], row["depth"]
+    return Group(
+        key=str(row["key"]),
+        role=str(row["role"]),
+        base_role=str(row.get("base_role", row["role"])),
+        layer=None if layer is None else int(layer),
+        depth=None if depth is None else float(depth),
+    )
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_plain(v) for v in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "tolist") and not isinstance(value, float):
+        return _plain(value.tolist())
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
+
+
+def public_name(base_name: str) -> str:
+    """Returns a model's name as it may be shared: a hub id as it is, of a folder its last part."""
+    if base_name.count("/") == 1 and base_name[0] not in "/.~" and "\\" not in base_name:
+        return base_name
+    return PurePath(base_name).name
+
+
+def library_versions() -> dict[str, str]:
+    """Returns the versions of zopeft and of what it stands on, where installed."""
+    found = {}
+    for name in ("zopeft", "torch", "transformers", "peft"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,113 @@
+"""Features: what a PertNN reads about a block.
+
+A feature is one function and one line in `FEATURES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from zopeft.errors import input_error
+from zopeft.registry import Registry
+
+PAPER_FEATURES = ("mean", "variance", "loss_plus", "loss_minus", "scale")
+"""The paper's inputs, in the order of the authors' code."""
+
+
+@dataclass(frozen=True)
+class Observed:
+    """What the optimizer has seen when the scales of a step are asked for.
+
+    Attributes:
+        mean: Mean of each block's values [N].
+        variance: Their unbiased variance [N].
+        losses: The last step's two losses, (plus, minus) [2]; 0 before the first step.
+        scale: Each block's last raw scale, before normalisation [N]; 1 before the first step.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    losses: Tensor
+    scale: Tensor
+
+
+Feature = Callable[[Observed], Tensor]
+
+_FUNCTIONS: dict[str, Feature] = {
+    "mean": lambda seen: seen.mean,
+    "variance": lambda seen: seen.variance,
+    "loss_plus": lambda seen: seen.losses[0].expand_as(seen.mean),
+    "loss_minus": lambda seen: seen.losses[1].expand_as(seen.mean),
+    "scale": lambda seen: seen.scale,
+}
+
+FEATURES = Registry(
+    "feature",
+    _FUNCTIONS,
+    {
+        "mean": "mean of the block's values",
+        "variance": "unbiased variance of the block's values",
+        "loss_plus": "last step's loss at weights + eps u",
+        "loss_minus": "last step's loss at weights - eps u",
+        "scale": "the block's last raw scale",
+    },
+)
+
+
+def check_features(names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the names as a tuple.
+
+    Raises:
+        InputError: A name is unknown or there is none.
+    """
+    if not names:
+        raise input_error("features", "none given", do="known: " + ", ".join(FEATURES))
+    for name in names:
+        FEATURES[name]
+    return tuple(names)
+
+
+def stack_features(names: Sequence[str], seen: Observed) -> Tensor:
+    """Returns the features of all blocks, in the order of `names`, [N, F]."""
+    return torch.stack([FEATURES[name](seen) for name in names], dim=-1)
+
+
+def pool(
+    mean: Tensor, variance: Tensor, numels: Tensor, group: Tensor, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Returns each block's group statistics: mean and variance of all values of the group.
+
+    ``m_g = sum d_i m_i / sum d_i`` and
+    ``v_g = sum ((d_i - 1) v_i + d_i (m_i - m_g)^2) / (sum d_i - 1)``.
+
+    Args:
+        mean: Means of the blocks [N].
+        variance: Their unbiased variances [N].
+        numels: Their element counts d [N].
+        group: Their groups, long [N]; blocks of group -1 keep their own statistics.
+        groups: Number of groups G.
+
+    Returns:
+        Pooled mean and variance of each block's group, [N] and [N].
+    """
+    matched = group >= 0
+    # What has no group goes into a slot of its own, and is put back below.
+    slot = torch.where(matched, group, group.new_tensor(groups))
+    d = numels.to(torch.float64)
+
+    def total(values: Tensor) -> Tensor:
+        blank = torch.zeros(groups + 1, dtype=d.dtype, device=d.device)
+        return blank.index_add(0, slot, values)[slot]
+
+    count = total(d)
+    pooled_mean = total(d * mean.to(d.dtype)) / count
+    spread = (d - 1) * variance.to(d.dtype) + d * (mean.to(d.dtype) - pooled_mean).square()
+    pooled_variance = total(spread) / (count - 1).clamp_min(1)
+    return (
+        torch.where(matched, pooled_mean.to(mean.dtype), mean),
+        torch.where(matched, pooled_variance.to(variance.dtype), variance),
+    )

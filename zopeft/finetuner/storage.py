@@ -1,0 +1,206 @@
+"""A fine-tuner's files: written whole, read with suspicion, shared through the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zopeft import hub
+from zopeft.errors import InputError, input_error
+from zopeft.finetuner.card import card
+from zopeft.finetuner.config import FineTunerConfig
+from zopeft.finetuner.pertnn import PertNN
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+CONFIG, WEIGHTS, CARD = "finetuner_config.json", "finetuner.safetensors", "README.md"
+
+
+def save(config: FineTunerConfig, nets: PertNN, folder: Path, overwrite: bool) -> Path:
+    """Writes the three files; see `FineTuner.save_pretrained`."""
+    from safetensors.torch import save as to_bytes
+
+    if folder.exists() and not folder.is_dir():
+        raise input_error("folder", "is a file", str(folder), "give a folder")
+    try:
+        if folder.is_dir() and any(folder.iterdir()) and not overwrite:
+            raise input_error(
+                "folder", "exists and is not empty", str(folder), "give another or overwrite it"
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {n: p.detach().float().cpu().contiguous() for n, p in nets.named_parameters()}
+        text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
+        _write(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
+        _write(folder / CONFIG, text.encode())
+        _write(folder / CARD, card(config).encode())
+    except OSError as problem:
+        reason = problem.strerror or str(problem)
+        raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
+    return folder
+
+
+def _write(path: Path, content: bytes) -> None:
+    # The old file stays until the new one is complete.
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
+
+def load(folder: Path) -> tuple[FineTunerConfig, PertNN]:
+    """Reads and checks the two files of a fine-tuner.
+
+    Raises:
+        InputError: A file is missing, damaged, or does not fit the other.
+    """
+    path = folder / CONFIG
+    if not path.is_file():
+        raise input_error(
+            str(folder),
+            f"not a fine-tuner: has no {CONFIG}",
+            do="give a folder that FineTuner.save_pretrained wrote",
+        )
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as problem:
+        raise input_error(str(path), f"cannot be read as JSON ({problem})") from None
+    if not isinstance(values, dict):
+        raise input_error(str(path), "not a fine-tuner's configuration", type(values).__name__)
+    try:
+        config = FineTunerConfig.from_dict(values, str(path))
+    except InputError as problem:
+        where = str(path)
+        if str(problem).startswith(where):
+            raise
+        raise InputError(f"{where}: {problem}") from None
+    return config, _nets(config, folder / WEIGHTS)
+
+
+def _nets(config: FineTunerConfig, path: Path) -> PertNN:
+    tensors = _tensors(path)
+    nets = PertNN(1, 1, 1, torch.Generator())
+    groups, hidden, inputs = len(config.groups), config.hidden, len(config.features)
+    wanted: Mapping[str, tuple[int, ...]] = {
+        "w1": (groups, hidden, inputs),
+        "b1": (groups, hidden),
+        "w2": (groups, hidden),
+        "b2": (groups,),
+    }
+    if set(tensors) != set(wanted):
+        raise input_error(
+            str(path), f"must hold the tensors {', '.join(wanted)}", ", ".join(sorted(tensors))
+        )
+    for name, shape in wanted.items():
+        tensor = tensors[name]
+        if tuple(tensor.shape) != shape:
+            raise input_error(
+                str(path),
+                f"{name} does not fit the {groups} groups of {CONFIG}, expected {list(shape)}",
+                list(tensor.shape),
+            )
+        if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
+            raise input_error(str(path), f"{name} holds values that are not finite numbers")
+        setattr(nets, name, torch.nn.Parameter(tensor.float()))
+    return nets
+
+
+def _tensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load as from_bytes
+
+    if not path.is_file():
+        raise input_error(str(path.parent), f"not a complete fine-tuner: has no {path.name}")
+    try:
+        tensors: dict[str, Tensor] = from_bytes(path.read_bytes())
+    except (SafetensorError, OSError, ValueError, KeyError) as problem:
+        raise input_error(str(path), f"damaged or not safetensors ({problem})") from None
+    return tensors
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """Returns the folder of a fine-tuner; fetches it from the hub where `name` is a hub id.
+
+    Raises:
+        InputError: There is neither such a folder nor such a hub id, or the hub cannot be
+            reached.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise input_error("fine-tuner", "is a file", str(name), "give the folder it stands in")
+    if isinstance(name, Path) or not hub.is_repository(name):
+        raise input_error(
+            "fine-tuner", "no such folder", str(name), "give a folder or a hub id (owner/name)"
+        )
+    return _fetch(name, revision)
+
+
+def _fetch(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    online = hub.reachable()
+    try:
+        return Path(
+            snapshot_download(
+                name,
+                revision=revision,
+                allow_patterns=[CONFIG, WEIGHTS, CARD],
+                local_files_only=not online,
+            )
+        )
+    except Exception as problem:  # the hub's client raises its own, httpx's and the system's
+        if not online:
+            raise input_error(
+                "fine-tuner",
+                "no such folder, and the hub cannot be reached",
+                name,
+                "give a local folder",
+            ) from None
+        raise _refused("fine-tuner", name, problem) from None
+
+
+def push(
+    config: FineTunerConfig, nets: PertNN, repo_id: str, private: bool, token: str | None
+) -> str:
+    """Uploads the three files; see `FineTuner.push_to_hub`."""
+    if not hub.is_repository(repo_id):
+        raise input_error("push_to_hub", "not a hub id", repo_id, "give owner/name")
+    if not hub.reachable():
+        raise input_error(
+            "push_to_hub", "the hub cannot be reached", repo_id, "use save_pretrained(FOLDER)"
+        )
+    api = _client(token)
+    with tempfile.TemporaryDirectory() as folder:
+        save(config, nets, Path(folder), overwrite=True)
+        try:
+            address = api.create_repo(repo_id, private=private, exist_ok=True)
+            api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Fine-tuner")
+        except Exception as problem:  # as in _fetch
+            raise _refused("push_to_hub", repo_id, problem) from None
+    return str(address)
+
+
+def _client(token: str | None) -> HfApi:
+    from huggingface_hub import HfApi
+
+    return HfApi(token=token, library_name="zopeft")
+
+
+def _refused(where: str, name: str, problem: Exception) -> InputError:
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
+
+    login = "log in with: hf auth login"
+    if isinstance(problem, GatedRepoError):
+        return input_error(where, "access to it must be asked for on the hub", name, login)
+    if isinstance(problem, RepositoryNotFoundError):
+        return input_error(where, "no such folder, and no such public hub id", name, login)
+    lines: list[Any] = str(problem).strip().splitlines() or [""]
+    return input_error(where, f"the hub refused ({type(problem).__name__}: {lines[0]})", name)
