@@ -1,0 +1,79 @@
+"""Rebuilding weights from a journal, without a forward pass."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.journal.header import header_of
+from zopeft.journal.journal import Journal
+from zopeft.journal.start import fingerprint, load_start
+
+
+def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = None) -> int:
+    """Replays a journal into an optimizer's blocks: the weights are those of the run.
+
+    An optimizer that has made no step begins at the run's start: an adapter gets its
+    start weights from beside the journal; full weights must be those of the base model.
+    One that has made steps (loaded from a checkpoint) goes on from where it is.
+
+    Args:
+        journal: The journal or its path.
+        optimizer: A fresh or restored optimizer of the same method, seed and blocks.
+        until: Number of steps the run shall then have made; None for all.
+
+    Returns:
+        The number of steps the run has made, ``optimizer.steps``.
+
+    Raises:
+        InputError: The journal is of another run, does not reach from the optimizer's
+            step on or to `until`, or the model is not the one that the run started from.
+    """
+    if not isinstance(journal, Journal):
+        journal = Journal.open(journal)
+    where = str(journal.path)
+    journal.header.check(header_of(optimizer), where)
+    goal = journal.next_step if until is None else until
+    if optimizer.steps == 0 and journal.first_step == 0:
+        to_start(journal, optimizer.blocks)
+    if not journal.first_step <= optimizer.steps <= goal <= journal.next_step:
+        raise input_error(
+            where,
+            f"holds steps {journal.first_step} to {journal.next_step - 1}, not "
+            f"{optimizer.steps} to {goal - 1}",
+            None,
+            "load a checkpoint in between, or ask for fewer steps",
+        )
+    patience, optimizer.max_bad_steps = optimizer.max_bad_steps, len(journal) + 1
+    try:
+        for record in journal.records(optimizer.steps):
+            if record.step >= goal:
+                break
+            optimizer.replay(record)
+    finally:
+        optimizer.max_bad_steps = patience
+    return int(optimizer.steps)
+
+
+def to_start(journal: Journal, blocks: Any) -> None:
+    """Brings blocks to where a journal starts.
+
+    Args:
+        journal: The journal.
+        blocks: The blocks, [N]; those of an adapter are written.
+
+    Raises:
+        InputError: The start weights are missing or the model is another one.
+    """
+    if journal.header.start is not None:
+        load_start(blocks, journal.path.with_name(journal.header.start))
+    found = fingerprint(blocks)
+    if journal.header.fingerprint not in ("", found):
+        raise input_error(
+            str(journal.path),
+            f"starts from other weights of {journal.header.base_model or 'the base model'} "
+            f"(fingerprint {found} instead of {journal.header.fingerprint})",
+            None,
+            "load the model that the run started from",
+        )

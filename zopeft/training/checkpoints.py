@@ -1,0 +1,103 @@
+"""Checkpoints: which of the folders that a run has left are whole.
+
+A checkpoint is many files; a process that is killed may leave some of them missing or cut
+short. So the last file written into each, ``complete.json``, lists the others with their
+sizes, and a folder without a matching list does not count.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+
+logger = logging.getLogger(__name__)
+
+SEAL = "complete.json"
+_NAME = re.compile(r"checkpoint-(\d+)")
+
+
+def seal(folder: str | Path, step: int, run: str) -> None:
+    """Marks a checkpoint as whole, after waiting for all of its files to be on the disk.
+
+    Args:
+        folder: The checkpoint's folder.
+        step: Steps that the run had made.
+        run: The run's name, as in its journal ("" without one).
+    """
+    folder = Path(folder)
+    files = {}
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and path.name != SEAL:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            files[path.relative_to(folder).as_posix()] = path.stat().st_size
+    staged = folder / (SEAL + ".new")
+    with open(staged, "w") as text:
+        json.dump({"step": step, "run": run, "files": files}, text)
+        text.flush()
+        os.fsync(text.fileno())
+    os.replace(staged, folder / SEAL)
+
+
+def unseal(folder: str | Path) -> None:
+    """Removes the mark of a folder that is about to be written anew."""
+    (Path(folder) / SEAL).unlink(missing_ok=True)
+
+
+def read_seal(folder: str | Path) -> dict[str, Any] | None:
+    """Returns the content of a checkpoint's mark; None if the checkpoint is not whole."""
+    folder = Path(folder)
+    try:
+        found: dict[str, Any] = json.loads((folder / SEAL).read_text())
+        whole = all((folder / name).stat().st_size == size for name, size in found["files"].items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return found if whole and (folder / "trainer_state.json").is_file() else None
+
+
+def newest_checkpoint(out: str | Path, run: str | None = None) -> Path | None:
+    """Returns the whole checkpoint with the most steps in an output folder.
+
+    Args:
+        out: The output folder.
+        run: Name of the run whose checkpoints count; None for any.
+
+    Returns:
+        The folder, or None. Those that are passed over are named in the log.
+    """
+    numbered = []
+    for path in Path(out).glob("checkpoint-*"):
+        match = _NAME.fullmatch(path.name)
+        if match and path.is_dir():
+            numbered.append((int(match.group(1)), path))
+    for _, path in sorted(numbered, reverse=True):
+        found = read_seal(path)
+        if found is None:
+            logger.warning("%s: ignored, the checkpoint is not whole", path)
+        elif run is not None and found["run"] != run:
+            logger.warning("%s: ignored, it belongs to another run than the journal", path)
+        else:
+            return path
+    return None
+
+
+def given_checkpoint(folder: str | Path) -> Path:
+    """Returns a checkpoint that the user named.
+
+    Raises:
+        InputError: It is missing or not whole.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise input_error("resume", "there is no such checkpoint", str(folder), "check the path")
+    if read_seal(folder) is None:
+        raise input_error(
+            "resume", "the checkpoint is not whole", str(folder), "name an earlier one, or none"
+        )
+    return folder

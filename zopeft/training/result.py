@@ -1,0 +1,44 @@
+"""The result of a run: a folder that others load without zopeft."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
+    """Writes a model or adapter folder, and its tokenizer.
+
+    A `PeftModel` gives a normal adapter folder (``PeftModel.from_pretrained`` loads it),
+    any other model a model folder. Files are written beside and moved into place, so that
+    none is ever seen half written.
+
+    Args:
+        model: The trained model.
+        tokenizer: Its tokenizer; None to leave it out.
+        out: The folder; what else it holds is left alone.
+
+    Returns:
+        The folder.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
+    try:
+        model.save_pretrained(staged)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(staged)
+        # Weights last: a folder with weights has everything that belongs to them.
+        files = [path for path in staged.rglob("*") if path.is_file()]
+        for path in sorted(files, key=lambda p: (p.suffix == ".safetensors", p)):
+            target = out / path.relative_to(staged)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(path, target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    return out

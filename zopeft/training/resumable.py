@@ -1,0 +1,228 @@
+"""A Trainer whose runs can be killed and resumed, bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import Trainer, TrainerState
+from transformers.trainer_utils import TrainOutput
+
+from zopeft.blocks import Blocks, discover
+from zopeft.errors import RunError, input_error, run_error
+from zopeft.journal.start import fingerprint
+from zopeft.training import checkpoints
+from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
+
+
+class ResumableTrainer(Trainer):
+    """A `transformers.Trainer` that keeps a journal and marks checkpoints that are whole.
+
+    Resuming is: the newest whole checkpoint, then the steps that the journal holds beyond
+    it, taken through the Trainer's usual loop but without forward passes, so that data
+    order, schedule and callbacks stay the Trainer's own.
+
+    Args:
+        args: The arguments.
+        blocks: What to train; None for what `zopeft.discover` finds.
+        options: Further arguments of `transformers.Trainer`.
+    """
+
+    args: ZOTrainingArguments
+    model: Any
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+
+    def __init__(
+        self, args: ZOTrainingArguments, blocks: Blocks | None, options: dict[str, Any]
+    ) -> None:
+        super().__init__(args=args, **options)
+        self.blocks = blocks
+        self._given_optimizer = self.optimizer
+        self._resumed: tuple[Path | None, str] | None = None
+        self.recording = Recording(
+            str(args.output_dir), self.is_world_process_zero(), args.journal_sync_steps
+        )
+        if args.order == 0:
+            self.add_callback(RecordingCallback(self))
+
+    @property
+    def method(self) -> Any:
+        """The optimizer itself, without accelerate's wrapper; None before training."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Trains, or goes on with a run that broke off.
+
+        Args:
+            resume_from_checkpoint: True to go on with the run in the output folder, from
+                its newest whole checkpoint and its journal; a folder to go on from that
+                checkpoint; None to start anew.
+            *args: As in `transformers.Trainer.train`.
+            **kwargs: As in `transformers.Trainer.train`.
+
+        Returns:
+            Steps, mean training loss and metrics.
+
+        Raises:
+            InputError: There is nothing to resume from, or it is of another run; or the
+                output folder holds a journal and is not to be overwritten.
+            RunError: The loss was not finite for too many steps in a row. The last good
+                state has been saved as a checkpoint.
+        """
+        self._resumed = self._where_from(resume_from_checkpoint)
+        if self._resumed is None and self.optimizer is not self._given_optimizer:
+            self.optimizer = self._given_optimizer
+        checkpoint = self._resumed[0] if self._resumed else None
+        try:
+            if checkpoint is not None:
+                finished = self._finished(checkpoint)
+                if finished is not None:
+                    return finished
+            name = None if checkpoint is None else str(checkpoint)
+            return super().train(name, *args, **kwargs)
+        except RunError:
+            self._keep_last_good()
+            raise
+        finally:
+            self.is_in_train = False
+            self.recording.close()
+
+    def _where_from(self, resume: str | bool | None) -> tuple[Path | None, str] | None:
+        """Returns the checkpoint (or None) and the run's name; None to start anew."""
+        journaled = self.args.order == 0 and self.args.journal
+        self.recording.run = ""
+        if not resume:
+            if journaled and self.recording.writes:
+                self.recording.refuse_old(self.args.overwrite)
+            return None
+        journal = None
+        if journaled:
+            with self.args.main_process_first(desc="opening the journal"):
+                journal = self.recording.open()
+        run = None if journal is None else journal.header.run
+        if isinstance(resume, bool):
+            checkpoint = checkpoints.newest_checkpoint(str(self.args.output_dir), run)
+        else:
+            checkpoint = checkpoints.given_checkpoint(resume)
+        if checkpoint is None:
+            if journal is None:
+                raise input_error(
+                    "resume",
+                    "there is neither a whole checkpoint nor a journal",
+                    self.args.output_dir,
+                    "start without resuming",
+                )
+            self.recording.to_start(self._find_blocks())
+            return None, journal.header.run
+        found = checkpoints.read_seal(checkpoint) or {}
+        return checkpoint, run or str(found.get("run", ""))
+
+    def _finished(self, checkpoint: Path) -> TrainOutput | None:
+        """Loads a checkpoint of a run that has made all of its steps; None for others.
+
+        The Trainer itself would make one step more.
+        """
+        state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+        steps = self.args.max_steps
+        if steps <= 0:
+            steps = self.set_initial_training_values(self.args, self.get_train_dataloader())[-1]
+        if state.global_step < steps:
+            return None
+        self._load_from_checkpoint(str(checkpoint))
+        self.create_optimizer_and_scheduler(steps)
+        self._load_optimizer_and_scheduler(str(checkpoint))
+        self.state = state
+        if self.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+            self._load_best_model()
+        losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
+        mean = sum(losses) / len(losses) if losses else float("nan")
+        return TrainOutput(state.global_step, mean, {"train_loss": mean})
+
+    def _keep_last_good(self) -> None:
+        """Saves weights and optimizer as the last good step left them."""
+        method = self.method
+        if method is None or getattr(method, "steps", 0) == 0 or not self.is_in_train:
+            return
+        self.recording.append(method.last_record)
+        if method.steps == self.state.global_step + 1:
+            # The step that gave up has been counted by the method, and changed no weight.
+            self.lr_scheduler.step()
+            self.state.global_step += 1
+        self._save_checkpoint(self.model, trial=None)
+
+    def _find_blocks(self) -> Blocks:
+        if self.blocks is None:
+            self.blocks = discover(self.model)
+        return self.blocks
+
+    def begin_recording(self) -> None:
+        """Checks that all processes and the journal are where training begins."""
+        method = self.method
+        if self._resumed is not None and method.steps != self.state.global_step:
+            raise input_error(
+                "resume",
+                f"the checkpoint is at step {self.state.global_step}, its optimizer at another",
+                method.steps,
+                "resume from a checkpoint that was saved with save_only_model=False",
+            )
+        self._check_processes(method.blocks)
+        if self.args.journal:
+            run = "" if self._resumed is None else self._resumed[1]
+            self.recording.begin(method, self._settings(), run)
+
+    def _check_processes(self, blocks: Blocks) -> None:
+        """Refuses to train if the processes of a distributed run hold different weights."""
+        if self.args.world_size > 1:
+            mine = torch.tensor([int(fingerprint(blocks)[:15], 16)], device=self.args.device)
+            if self.accelerator.gather(mine).unique().numel() > 1:
+                raise run_error(
+                    "distributed",
+                    "the processes start from different weights",
+                    None,
+                    "load the same model, and make adapters from the same seed",
+                )
+
+    def _settings(self) -> dict[str, Any]:
+        """What the steps of this run depend on, besides weights and data."""
+        args = self.args
+        names = (
+            "per_device_train_batch_size",
+            "gradient_accumulation_steps",
+            "world_size",
+            "data_seed",
+            "learning_rate",
+            "weight_decay",
+            "mixed_precision",
+        )
+        settings: dict[str, Any] = {name: getattr(args, name) for name in names}
+        settings["schedule"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
+        if settings["schedule"] != "constant":
+            settings["max_steps"] = self.state.max_steps
+        if hasattr(self.train_dataset, "__len__"):
+            settings["examples"] = len(self.train_dataset)
+        settings["eps"] = self.method.eps
+        settings["finetuner"] = finetuner_digest(getattr(self.method, "finetuner", None))
+        return settings
+
+    def record_step(self) -> None:
+        """Writes the step that the method has just applied to the journal."""
+        self.recording.append(self.method.last_record)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer, with the journal on the disk first and a mark of wholeness last."""
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / name
+        self.recording.sync()
+        if self.is_world_process_zero():
+            checkpoints.unseal(folder)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoints.seal(folder, self.state.global_step, self.recording.run)

@@ -1,0 +1,262 @@
+"""ZOTrainer: transformers' Trainer with forward passes in place of backward ones."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import PrinterCallback
+
+from zopeft.blocks import Blocks
+from zopeft.errors import input_error
+from zopeft.methods import METHODS
+from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.resumable import ResumableTrainer
+
+logger = logging.getLogger(__name__)
+
+LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
+
+
+class ZOTrainer(ResumableTrainer):
+    """A `transformers.Trainer` for zeroth-order methods.
+
+    `training_step` estimates (two forward passes, dropout off), ``optimizer.step()``
+    applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
+    is the Trainer's own. Micro-batches of one step share their direction and their losses
+    are averaged. In a distributed run every process draws the same noise and only losses
+    are exchanged. The logged ``loss`` is the mean of the probes' losses, ``grad_norm`` the
+    size of the projected gradient. Methods of order 1 take the Trainer's usual path.
+
+    Each step is appended to ``journal.bin`` in the output folder.
+    ``train(resume_from_checkpoint=True)`` goes on from the newest whole checkpoint, takes
+    the steps after it from the journal without forward passes, and then goes on as if
+    nothing had happened: the final weights are the same, bit for bit. It needs no
+    checkpoint if there is a journal.
+
+    Args:
+        model: The model, or a `PeftModel`.
+        args: The arguments.
+        data_collator: Turns a list of examples into a batch.
+        train_dataset: Examples to train on.
+        eval_dataset: Examples to evaluate on.
+        processing_class: The tokenizer, saved along with checkpoints.
+        blocks: What to train, as `zopeft.discover` gives it; None for what it finds.
+        finetuner: A `FineTuner`, for methods that need one; None to load `args.finetuner`.
+        loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
+            None for ``model(**batch).loss``.
+        **options: Further arguments of `transformers.Trainer`.
+
+    Raises:
+        InputError: An argument is missing or makes no sense with the others.
+    """
+
+    def __init__(
+        self,
+        model: Any = None,
+        args: ZOTrainingArguments | None = None,
+        data_collator: Any = None,
+        train_dataset: Any = None,
+        eval_dataset: Any = None,
+        processing_class: Any = None,
+        *,
+        blocks: Blocks | None = None,
+        finetuner: Any = None,
+        loss_function: LossFunction | None = None,
+        **options: Any,
+    ) -> None:
+        if not isinstance(args, ZOTrainingArguments):
+            raise input_error(
+                "ZOTrainer args", "takes a ZOTrainingArguments", type(args).__name__, "pass one"
+            )
+        if loss_function is not None and options.get("compute_metrics") is not None:
+            raise input_error(
+                "ZOTrainer compute_metrics",
+                "needs logits, and a loss_function gives none",
+                None,
+                "leave out one of the two",
+            )
+        options.update(
+            model=model,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=processing_class,
+        )
+        super().__init__(args, blocks, options)
+        self.finetuner = finetuner
+        self.loss_function = loss_function
+        self._last_loss = torch.zeros((), device=args.device)
+        self._logged: tuple[int, float] | None = None
+        # What the Trainer would print goes to the log: printing is left to the terminal.
+        self.remove_callback(PrinterCallback)
+        if args.order == 0 or loss_function is not None:
+            # The loss is the plain mean of a batch, not a share of all accumulated tokens.
+            self.model_accepts_loss_kwargs = False
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As the Trainer, but without wrapping the model for gradient exchange."""
+        super().create_accelerator_and_postprocess()
+        if self.args.order == 0:
+            self.accelerator.prepare_model = functools.partial(
+                self.accelerator.prepare_model, evaluation_mode=True
+            )
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
+        if self.optimizer is not None:
+            return self.optimizer
+        args = self.args
+        kind = METHODS[args.method]
+        options: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
+        if args.order == 0:
+            options.update(
+                eps=args.eps, noise=args.noise, seed=args.seed, max_bad_steps=args.max_bad_steps
+            )
+        if kind.needs_finetuner:
+            options["finetuner"] = self._find_finetuner()
+        journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
+        proposed = journal is not None and args.learning_rate == "auto"
+        if proposed and journal is not None:
+            options["lr"] = journal.header.learning_rate
+        self.optimizer = kind(self._find_blocks(), **options)
+        if proposed:
+            self.optimizer.lr_reason = "as in the journal"
+        elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
+            self._calibrate(self.optimizer)
+        return self.optimizer
+
+    def _find_finetuner(self) -> Any:
+        if self.finetuner is None:
+            if not self.args.finetuner:
+                raise input_error(
+                    "finetuner",
+                    f"method {self.args.method!r} needs a fine-tuner",
+                    None,
+                    "give its folder or hub id",
+                )
+            from zopeft.finetuner import FineTuner
+
+            self.finetuner = FineTuner.from_pretrained(self.args.finetuner)
+        return self.finetuner
+
+    def _calibrate(self, method: Any) -> None:
+        """Has the learning rate proposed from the first training batch.
+
+        This must be done before the schedule is made, which multiplies the rate found here.
+        """
+        batch = self._prepare_inputs(self._first_batch())
+        self.model.eval()
+        rate = method.calibrate(functools.partial(self._loss, self.model, batch))
+        logger.info("learning rate %g: %s", rate, method.lr_reason)
+
+    def _first_batch(self) -> dict[str, Any]:
+        """Returns the batch that training begins with, leaving all generators as they were."""
+        with torch.random.fork_rng(devices=[]):
+            loader = self.get_train_dataloader()
+            if isinstance(loader.dataset, torch.utils.data.IterableDataset):
+                options: dict[str, Any] = {"batch_size": self._train_batch_size}
+            else:
+                options = {"batch_sampler": loader.batch_sampler}
+            plain = DataLoader(loader.dataset, collate_fn=loader.collate_fn, **options)
+            for batch in plain:
+                return dict(batch)
+        raise input_error("train_dataset", "is empty", None, "give at least one example")
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
+    ) -> Tensor:
+        """Estimates with one micro-batch, or takes the step's losses from the journal."""
+        if self.args.order:
+            return super().training_step(model, inputs, num_items_in_batch)
+        if model.training:
+            model.eval()
+        if self._logged is None:
+            self._logged = (self.state.global_step, time.perf_counter())
+        method = self.method
+        record = self.recording.due(method.steps)
+        if record is not None:
+            loss = method.recall(record)
+        else:
+            batch = self._prepare_inputs(inputs)
+            loss = method.estimate(functools.partial(self._loss, model, batch))
+        loss = loss.to(self.args.device)
+        # A bad step is skipped by the method; in the running mean the last good loss stands in.
+        self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
+        return self._last_loss / self.current_gradient_accumulation_steps
+
+    def _loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+        """The loss of a batch, averaged over processes: 0-dim, the same on each of them."""
+        with self.accelerator.autocast():
+            loss = self.compute_loss(model, batch)
+        if self.args.world_size > 1:
+            # Gathered and then averaged by each, so that all have the same bits.
+            loss = self.accelerator.gather(loss.detach().float().reshape(1)).mean()
+        return loss
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Returns `loss_function`'s loss if there is one, else the model's own."""
+        if self.loss_function is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.loss_function(model, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Evaluates a batch with the loss that is trained."""
+        if self.loss_function is None:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        with torch.no_grad(), self.accelerator.autocast():
+            loss = self.loss_function(model, self._prepare_inputs(inputs))
+        return loss.detach().mean(), None, None
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Leaves the Trainer's gradients alone: `log` has the projected one."""
+        return None if self.args.order == 0 else super()._get_grad_norm(model, grad_norm)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the projected gradient and the speed since the last entry."""
+        if "loss" in logs:
+            record = getattr(self.method, "last_record", None)
+            if record is not None:
+                squares = [g * g for g in record.projected_grads]
+                logs["grad_norm"] = (sum(squares) / len(squares)) ** 0.5
+            logs.update(self._speed())
+        logger.info("step %d: %s", self.state.global_step, logs)
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Steps a second since the last entry; nothing for the first one."""
+        before, self._logged = self._logged, (self.state.global_step, time.perf_counter())
+        if before is None or before[0] >= self.state.global_step:
+            return {}
+        seconds = max(self._logged[1] - before[1], 1e-9)
+        return {"steps_per_second": (self.state.global_step - before[0]) / seconds}
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Two forward passes: four operations a weight and token."""
+        if self.args.order:
+            return int(super().floating_point_ops(inputs))
+        ids = inputs.get("input_ids")
+        return 0 if ids is None else 4 * self._weights * ids.numel()
+
+    @functools.cached_property
+    def _weights(self) -> int:
+        return sum(p.numel() for p in self.model.parameters())
