@@ -109,6 +109,8 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
         raise _misfit(model, config, name, error) from error
     if path.is_dir():
         _check_loaded(tuned, path, config)
+    if tuned.active_peft_config.is_prompt_learning and not _prompt_fits(tuned):
+        raise _other_base(model, config, name)
     return tuned.eval()
 
 
@@ -122,6 +124,25 @@ def _load(model: Any, name: str) -> Any:
         # they are used, whatever encoder made them, and can be tuned there.
         tuned.prompt_encoder[tuned.active_adapter].embedding.weight.requires_grad_(True)
     return tuned
+
+
+def _prompt_fits(tuned: Any) -> bool:
+    """Tries a prompt on one token: its sizes are its own config's, not the model's."""
+    import torch
+
+    config = tuned.active_peft_config
+    layers = getattr(tuned.config.get_text_config(), "num_hidden_layers", config.num_layers)
+    if config.peft_type.value == "PREFIX_TUNING" and config.num_layers != layers:
+        return False
+    token = torch.zeros(1, 1, dtype=torch.long, device=tuned.device)
+    try:
+        with torch.no_grad(), quiet():
+            tuned(input_ids=token)
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        return False
+    return True
 
 
 def _check_adapter(path: Path) -> dict[str, Any]:
@@ -183,8 +204,10 @@ def _check_loaded(tuned: Any, path: Path, config: Mapping[str, Any]) -> None:
         return
     with safe_open(str(file), "pt") as tensors:
         saved = set(tensors.keys())
-    built = set(get_peft_model_state_dict(tuned))
-    if saved - built or built - saved:
-        stray = sorted((saved - built) | (built - saved))
+    # Left to itself, PEFT asks the hub here whether the vocabulary was extended.
+    built = set(get_peft_model_state_dict(tuned, save_embedding_layers=False))
+    extended = {key for key in saved - built if "embed_tokens" in key or "lm_head" in key}
+    stray = sorted((saved ^ built) - extended)
+    if stray:
         error = _other_base(tuned.get_base_model(), config, str(path))
         raise InputError(f"{error} ({len(stray)} tensors don't fit, e.g. {stray[0]})")
