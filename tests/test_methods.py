@@ -1,0 +1,298 @@
+"""The contract that every zeroth-order method keeps, over every entry of the registry."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import zopeft
+from zopeft.errors import InputError, RunError
+from zopeft.methods import METHODS
+from zopeft.methods.learning_rate import propose
+from zopeft.methods.zeroth_order import default_eps
+
+ZEROTH_ORDER = [name for name in METHODS if METHODS[name].order == 0]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+class Quadratic(nn.Module):
+    """Two layers whose loss is a quadratic around zero with unequal curvatures."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first = nn.Linear(6, 5, bias=False)
+        self.second = nn.Linear(6, 4, bias=False)
+        self.norm = nn.LayerNorm(6)
+        for parameter in self.parameters():
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator))
+
+    def loss(self):
+        eye = torch.eye(6, dtype=self.first.weight.dtype)
+        return (
+            self.first(eye).float().square().sum()
+            + 0.3 * self.second(eye).float().square().sum()
+            + self.norm(eye).float().square().mean()
+        )
+
+
+def make(name, model, **options):
+    blocks = zopeft.discover(model)
+    options = {"lr": 1e-2, **options}
+    if METHODS[name].order == 0:
+        options.setdefault("eps", 1e-3)
+    if METHODS[name].needs_finetuner:
+        options["finetuner"] = zopeft.FineTuner.initial(blocks, seed=1)
+    return METHODS[name](blocks, **options)
+
+
+def weights(model):
+    return [p.detach().clone() for p in model.parameters()]
+
+
+def equal(a, b):
+    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True))
+
+
+def test_the_registry_holds_these_methods():
+    assert sorted(METHODS) == ["fo_adam", "fo_sgd", "mezo", "zo_finetuner"]
+    assert ZEROTH_ORDER == ["mezo", "zo_finetuner"]
+
+
+@pytest.mark.parametrize("carrier", ["flat", "modules"])
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_converges_on_a_quadratic(name, carrier):
+    model = Quadratic()
+    method = make(name, model, lr=4e-3, carrier=carrier)
+    first = model.loss().item()
+    for _ in range(400):
+        method.step(model.loss)
+    # Scales of untrained networks leave some blocks almost still.
+    assert model.loss().item() < (0.4 if METHODS[name].needs_finetuner else 0.1) * first
+    assert method.steps == 400 and method.skipped == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("carrier", ["flat", "modules"])
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_a_step_with_lr_zero_changes_no_bit(name, carrier, dtype):
+    model = Quadratic().to(dtype)
+    method = make(name, model, lr=0.0, carrier=carrier, weight_decay=0.1)
+    before = weights(model)
+    for _ in range(3):
+        method.step(model.loss)
+    assert equal(weights(model), before)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_a_closure_that_raises_changes_no_bit(name):
+    model = Quadratic()
+    method = make(name, model)
+    before = weights(model)
+    calls = []
+
+    def closure():
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return model.loss()
+
+    with pytest.raises(KeyboardInterrupt):
+        method.step(closure)
+    assert equal(weights(model), before)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_frozen_weights_stay_bit_for_bit(name):
+    model = Quadratic()
+    model.second.weight.requires_grad_(False)
+    frozen = model.second.weight.detach().clone()
+    method = make(name, model)
+    for _ in range(3):
+        method.step(model.loss)
+    assert torch.equal(model.second.weight, frozen)
+    assert not torch.equal(model.first.weight, Quadratic().first.weight)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_same_seed_same_weights_other_seed_other_weights(name, dtype):
+    results = []
+    for seed in (3, 3, 4):
+        model = Quadratic().to(dtype)
+        method = make(name, model, seed=seed, weight_decay=0.01, carrier="modules")
+        for _ in range(5):
+            method.step(model.loss)
+        results.append(weights(model))
+    assert equal(results[0], results[1])
+    assert not equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("carrier", ["flat", "modules"])
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_replay_rebuilds_the_weights(name, carrier, dtype):
+    model = Quadratic().to(dtype)
+    method = make(name, model, weight_decay=0.01, carrier=carrier)
+    records = []
+    for _ in range(6):
+        method.step(model.loss)
+        records.append(method.last_record)
+    twin = Quadratic().to(dtype)
+    replayed = make(name, twin, weight_decay=0.01, carrier=carrier)
+    for record in records:
+        replayed.replay(record)
+    assert equal(weights(model), weights(twin))
+    assert replayed.forward_passes == 0
+    # And both go on alike, so the method's own state was rebuilt too.
+    for each, its in ((method, model), (replayed, twin)):
+        each.step(its.loss)
+    assert equal(weights(model), weights(twin))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("carrier", ["flat", "modules"])
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_path):
+    model = Quadratic().to(dtype)
+    method = make(name, model, carrier=carrier)
+    for _ in range(4):
+        method.step(model.loss)
+    torch.save({"method": method.state_dict(), "model": model.state_dict()}, tmp_path / "state")
+    state = torch.load(tmp_path / "state", weights_only=True)
+    twin = Quadratic().to(dtype)
+    twin.load_state_dict(state["model"])
+    resumed = make(name, twin, lr=0.5, carrier=carrier)
+    resumed.load_state_dict(state["method"])
+    assert (resumed.steps, resumed.forward_passes) == (4, method.forward_passes)
+    for _ in range(3):
+        method.step(model.loss)
+        resumed.step(twin.loss)
+    assert equal(weights(model), weights(twin))
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_micro_batches_share_the_direction_and_average_their_losses(name):
+    model, twin = Quadratic(), Quadratic()
+    whole, parts = make(name, model), make(name, twin)
+    whole.step(lambda: 0.5 * model.loss() + 0.5 * model.first.weight.sum())
+    parts.estimate(twin.loss)
+    parts.estimate(lambda: twin.first(torch.eye(6)).sum())
+    parts.apply()
+    assert whole.last_record.seed == parts.last_record.seed
+    for a, b in zip(weights(model), weights(twin), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-5)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_losses_that_are_not_finite_are_skipped_counted_and_then_stop_the_run(name):
+    model = Quadratic()
+    method = make(name, model, max_bad_steps=3)
+    method.step(model.loss)
+    before = weights(model)
+    for _ in range(2):
+        method.step(lambda: model.loss() * math.nan)
+    method.step(lambda: model.loss() * 0)
+    assert method.skipped == 2 and method.steps == 4
+    with pytest.raises(RunError, match="loss: not finite for 3 steps in a row, got nan; lower"):
+        for _ in range(3):
+            method.step(lambda: model.loss() * math.nan)
+    assert equal(weights(model), before)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"lr": -1.0}, "lr: must be a number >= 0 or 'auto', got -1.0"),
+        ({"lr": "fast"}, "lr: must be a number >= 0 or 'auto', got 'fast'"),
+        ({"eps": 0.0}, "eps: out of range, got 0.0"),
+        ({"weight_decay": -0.1}, "weight_decay: out of range"),
+        ({"noise": "gausian"}, "did you mean 'gaussian'"),
+        ({"carrier": "boat"}, "unknown carrier, got 'boat'"),
+    ],
+)
+def test_bad_arguments_are_refused(name, option, message):
+    with pytest.raises(InputError, match=message):
+        make(name, Quadratic(), **option)
+
+
+@pytest.mark.parametrize("name", sorted(METHODS))
+def test_unknown_arguments_are_refused(name):
+    with pytest.raises(TypeError, match="learning_rat"):
+        make(name, Quadratic(), learning_rat=1.0)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_parameters_instead_of_blocks_are_refused(name):
+    options = {"finetuner": None} if METHODS[name].needs_finetuner else {}
+    if options:
+        options["finetuner"] = zopeft.FineTuner.initial(zopeft.discover(Quadratic()))
+    with pytest.raises(InputError, match=r"takes blocks, got 'list'; pass zopeft.discover\(model\)"):
+        METHODS[name](list(Quadratic().parameters()), **options)
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_each_block_is_a_param_group_with_its_name(name):
+    method = make(name, Quadratic(), weight_decay=0.1)
+    names = [group["name"] for group in method.param_groups]
+    assert names == ["first.weight", "second.weight", "norm.weight", "norm.bias"]
+    decays = [group["weight_decay"] for group in method.param_groups]
+    assert decays == [0.1, 0.1, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_a_learning_rate_schedule_works(name):
+    model = Quadratic()
+    method = make(name, model, lr=1e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(method, 1.0, 0.0, total_iters=4)
+    rates = []
+    for _ in range(4):
+        method.step(model.loss)
+        rates.append(method.last_record.lr[0])
+        schedule.step()
+    assert rates == pytest.approx([1e-2, 7.5e-3, 5e-3, 2.5e-3])
+
+
+@pytest.mark.parametrize("name", ZEROTH_ORDER)
+def test_a_record_of_another_step_is_refused(name):
+    model = Quadratic()
+    method = make(name, model)
+    method.step(model.loss)
+    with pytest.raises(InputError, match="journal: step 1 of this run has another address"):
+        method.replay(method.last_record)
+
+
+def test_auto_lr_is_share_over_curvature_on_a_quadratic():
+    """The loss is the sum of squares: u' H u is 2 d on average, and nothing else matters."""
+    model = nn.Linear(20, 30, bias=False)
+    blocks = zopeft.discover(model)
+    method = zopeft.MeZO(blocks, lr="auto", eps=1e-3)
+    rate = method.calibrate(lambda: model.weight.square().sum())
+    assert rate == pytest.approx(0.15 / (2 * 600), rel=0.1)
+    assert method.lr_reason.startswith("lr 1.2") and "over curvature" in method.lr_reason
+    first = float(model.weight.square().sum())
+    for _ in range(1000):
+        method.step(lambda: model.weight.square().sum())
+    assert float(model.weight.square().sum()) < 0.8 * first
+
+
+def test_auto_lr_falls_back_where_nothing_bends():
+    model = nn.Linear(20, 30, bias=False)
+    method = zopeft.MeZO(zopeft.discover(model), lr="auto")
+    assert method.calibrate(lambda: model.weight.sum() * 0 + 1.0) == 1e-6
+    assert "published default" in method.lr_reason
+
+
+def test_auto_lr_refuses_a_model_whose_loss_is_not_finite():
+    model = nn.Linear(2, 2, bias=False)
+    method = zopeft.MeZO(zopeft.discover(model), lr="auto")
+    with pytest.raises(RunError, match="not finite before training"):
+        propose(method.engine, lambda: torch.tensor(math.nan), None, 1e-3, 0)
+
+
+def test_default_eps_by_space():
+    assert default_eps(zopeft.discover(Quadratic())) == 1e-3

@@ -1,0 +1,113 @@
+"""The settings of meta-training, checked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import Any
+
+from zopeft.errors import InputError, close_matches, input_error
+
+OBJECTIVES = ("paper", "signal")
+RULES = ("signal", "signal_rms", "signal_twice")
+PERTNN_OPTIMIZERS = ("sgd", "adam")
+SHARINGS = ("block", "layer")
+
+
+@dataclass(frozen=True)
+class MetaSettings:
+    """Settings of the paper's Algorithm 2, under the paper's names in brackets.
+
+    The defaults are the paper's where it gives a number, and the authors' scripts' where
+    only those do; their ``lr_model`` of 1e-2 stands where the text has one eta_1 for both
+    steps, because 1e-6 leaves the trajectory where it starts.
+
+    Args:
+        objective: "paper" (Algorithm 2), or "signal" (lr-free block statistics).
+        rule: Closed form of the signal objective, see `zopeft.meta.signal`.
+        steps: Meta-steps over all tasks [T].
+        batch_size: Examples a batch.
+        eps: Finite-difference step [epsilon].
+        lr_zo: Learning rate of the one zeroth-order step that is judged [eta_1].
+        lr_pertnn: Learning rate of the PertNNs [eta_2].
+        lr_model: Learning rate of the first-order trajectory (the authors' code).
+        momentum: Momentum of the trajectory; above 0 costs one more copy of the weights.
+        clip: Largest gradient norm of a trajectory step; 0 for no clipping. The norm is
+            that of the pass just before, at the weights after the zeroth-order step.
+        reset_every: Meta-steps after which the weights start again from the base model;
+            0 for never.
+        reset_below: Also start again once the running loss has fallen below this share of
+            the first loss; 0 for never.
+        hidden: Hidden units of a PertNN.
+        sharing: "block", one PertNN a block, or "layer", one a layer.
+        normalise: Keep ``sum d scale^2 = sum d``.
+        optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
+        noise: Noise family.
+        seed: Seed of directions, batches and the PertNNs' start.
+
+    Raises:
+        InputError: A setting is out of range.
+    """
+
+    objective: str = "paper"
+    rule: str = "signal_rms"
+    steps: int = 300
+    batch_size: int = 8
+    eps: float = 1e-3
+    lr_zo: float = 1e-6
+    lr_pertnn: float = 1e-2
+    lr_model: float = 1e-2
+    momentum: float = 0.0
+    clip: float = 1.0
+    reset_every: int = 100
+    reset_below: float = 0.0
+    hidden: int = 64
+    sharing: str = "block"
+    normalise: bool = True
+    optimizer: str = "sgd"
+    noise: str = "gaussian"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (
+            ("steps", 1, math.inf),
+            ("batch_size", 1, math.inf),
+            ("hidden", 1, math.inf),
+            ("reset_every", 0, math.inf),
+            ("reset_below", 0.0, 1.0),
+            ("momentum", 0.0, 0.999),
+            ("clip", 0.0, math.inf),
+            ("lr_zo", 0.0, math.inf),
+            ("lr_pertnn", 0.0, math.inf),
+            ("lr_model", 0.0, math.inf),
+        ):
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise input_error(f"meta.{name}", f"must be between {low} and {high}", value)
+        if not self.eps > 0:
+            raise input_error("meta.eps", "must be above 0", self.eps)
+        for name, known in (
+            ("objective", OBJECTIVES),
+            ("rule", RULES),
+            ("optimizer", PERTNN_OPTIMIZERS),
+            ("sharing", SHARINGS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                raise input_error(
+                    f"meta.{name}", "unknown value", value, close_matches(str(value), known)
+                )
+
+    @classmethod
+    def of(cls, **settings: Any) -> MetaSettings:
+        """Makes settings from keywords.
+
+        Raises:
+            InputError: A keyword is unknown; close matches are offered.
+        """
+        known = [f.name for f in fields(cls)]
+        unknown = [name for name in settings if name not in known]
+        if unknown:
+            hints = "; ".join(f"{name!r}: {close_matches(name, known)}" for name in unknown)
+            raise InputError(f"meta_train: unknown setting; {hints}")
+        return cls(**settings)

@@ -1,0 +1,128 @@
+"""Meta-training by the lr-free objective: block statistics in the trajectory's own passes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.blocks import Blocks
+from zopeft.engine import Engine
+from zopeft.finetuner import FineTuner
+from zopeft.meta.paper_trainer import Batches, Progress
+from zopeft.meta.settings import MetaSettings
+from zopeft.meta.signal import best_lr, closed_form, objective
+from zopeft.meta.statistics import BlockStatistics
+from zopeft.meta.trajectory import LossFunction, Trajectory
+from zopeft.noise import step_seed
+
+LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
+
+
+class SignalTrainer:
+    """Sets each group's scale from signal, energy and curvature along one trajectory.
+
+    ``theta <- theta - lr (1 - t / T) g min(1, clip / norm)``; every pass adds its gradient
+    to S and E, every second step one more pass with labels drawn from the model adds to
+    h (`BlockStatistics`); the scales are `closed_form`'s. Cost: 1.5 passes a step and no
+    second copy of the weights. Clipping goes by the norm of the step before, since the
+    gradient is used up as it is made; the first step only looks.
+
+    Args:
+        model: The model.
+        batches: Yields (task name, batch) without end.
+        loss_function: From model and batch to a 0-dim loss.
+        draw_labels: From model, batch and seed to a batch with drawn labels and their
+            number, see `zopeft.tasks.sampling`.
+        settings: The settings; `rule` chooses the closed form.
+        blocks: The blocks to learn scales for.
+        finetuner: The fine-tuner whose scales are set.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Batches,
+        loss_function: LossFunction,
+        draw_labels: LabelDraw,
+        settings: MetaSettings,
+        blocks: Blocks,
+        finetuner: FineTuner,
+    ) -> None:
+        self.model, self.batches, self.settings = model, batches, settings
+        self.draw_labels, self.finetuner, self.blocks = draw_labels, finetuner, blocks
+        self.engine = Engine(blocks, settings.noise)
+        self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings)
+        self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))
+        self.history: list[dict[str, Any]] = []
+
+    def train(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Runs the trajectory and sets the scales.
+
+        Args:
+            progress: Called after each meta-step with its number, their total and its
+                figures.
+
+        Returns:
+            Scores and the statistics S, E, h of every group for the artifact's record.
+
+        Raises:
+            RunError: The loss was not finite for some steps in a row.
+        """
+        steps = self.settings.steps
+        self.engine.adopt()
+        mean, variance = self.engine.statistics()
+        rms = (variance + mean.square()).sqrt()
+        with self.trajectory:
+            norm = math.nan
+            for step, (task, batch) in zip(range(steps), self.batches, strict=False):
+                figures, norm = self._step(step, task, batch, norm)
+                self.history.append(figures)
+                if progress is not None:
+                    progress(step + 1, steps, figures)
+                self.trajectory.note(figures["loss"])
+        return self._conclude(rms)
+
+    def _step(
+        self, step: int, task: str, batch: Any, last_norm: float
+    ) -> tuple[dict[str, Any], float]:
+        seed = step_seed(self.settings.seed, step)
+        statistics = self.statistics
+        if step % 2 == 0:
+            drawn, count = self.draw_labels(self.model, batch, seed)
+            statistics.begin_curvature(count)
+            self.trajectory.backward(drawn, statistics.take_curvature)
+        statistics.begin_gradient(step)
+        share = 1.0 - step / self.settings.steps
+        loss = self.trajectory.descend(
+            batch, seed, last_norm, share, statistics.take_gradient
+        )
+        norm = float(statistics.gradient_norm)
+        return {"step": step, "task": task, "loss": loss, "gradient_norm": norm}, norm
+
+    def _conclude(self, rms: Tensor) -> dict[str, Any]:
+        signal = self.statistics.signal()
+        energy, curvature = self.statistics.energy(), self.statistics.curvature()
+        scales = closed_form(signal, energy, curvature, rms, self.settings.rule)
+        self.finetuner.set_scales(self.finetuner.match(self.blocks), scales.float())
+        numels = torch.tensor(self.blocks.numels, dtype=torch.float64, device=scales.device)
+        used = scales * (numels.sum() / (numels * scales.square()).sum()).sqrt()
+        ones = torch.ones_like(used)
+        gain = objective(used, signal, energy, curvature) - objective(
+            ones, signal, energy, curvature
+        )
+        rows = zip(self.blocks.names, signal.tolist(), energy.tolist(), curvature.tolist(),
+                   used.tolist(), strict=True)
+        return {
+            "resets": self.trajectory.resets,
+            "log_gain_over_ones": float(gain),
+            "best_lr": best_lr(used, signal, energy, curvature),
+            "best_lr_of_ones": best_lr(ones, signal, energy, curvature),
+            "statistics": {
+                name: {"signal": s, "energy": e, "curvature": h, "scale": u}
+                for name, s, e, h, u in rows
+            },
+        }

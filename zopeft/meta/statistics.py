@@ -1,0 +1,137 @@
+"""Signal, energy and curvature of each block along a trajectory, gathered in passing.
+
+``S_i = ||E g_i||^2`` (signal), ``E_i = E ||g_i||^2`` (energy) and ``h_i`` = trace of the
+Gauss-Newton matrix (curvature), all from gradients that are used up as backward makes
+them. S needs the inner product of two mean gradients, which would take two more copies of
+the weights; instead each gradient is folded into a short sketch, whose inner products
+are the gradients' on average.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.blocks import Blocks
+from zopeft.noise import Noise
+
+SKETCH = 4096
+"""Numbers a sketch: the error of an inner product is about its vectors' norms / 64."""
+CHUNK_ROWS = 1024
+
+
+class Sketch:
+    """Folds a block's gradient into `SKETCH` numbers: signs by address, then sums by position.
+
+    ``sketch_j = sum_k sign_{j + k m} g_{j + k m}``, m the sketch's length: the expected
+    inner product of two sketches is that of the gradients, because signs of different
+    elements are independent.
+
+    Args:
+        seed: 64-bit key of the signs.
+
+    References:
+        Charikar, Chen, Farach-Colton, "Finding Frequent Items in Data Streams", 2002.
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self._signs = Noise("rademacher")
+
+    def __call__(self, gradient: Tensor, address: int) -> Tensor:
+        """Returns fp32 [SKETCH]."""
+        flat = gradient.reshape(-1)
+        total = torch.zeros(SKETCH, dtype=torch.float32, device=gradient.device)
+        piece = CHUNK_ROWS * SKETCH
+        for start in range(0, flat.numel(), piece):
+            some = flat[start : start + piece].float()
+            signed = self._signs.at_elements(self.seed, address, start, some.numel(), some.device)
+            signed.mul_(some)
+            whole = signed.numel() // SKETCH * SKETCH
+            total += signed[:whole].view(-1, SKETCH).sum(0)
+            total[: signed.numel() - whole] += signed[whole:]
+        return total
+
+
+class BlockStatistics:
+    """Running S, E and h of every block.
+
+    Args:
+        blocks: The blocks, [N].
+        seed: 64-bit key of the sketches' signs.
+    """
+
+    def __init__(self, blocks: Blocks, seed: int) -> None:
+        self.blocks = blocks
+        device = blocks[0].parameter.device
+        self._sketch = Sketch(seed)
+        self._halves = torch.zeros(2, len(blocks), SKETCH, device=device)
+        self._counts = [0, 0]
+        self._energy = torch.zeros(len(blocks), dtype=torch.float64, device=device)
+        self._curvature = torch.zeros_like(self._energy)
+        self._curvature_count = 0
+        self._half = 0
+        self._weight = 1.0
+        self._norm = torch.zeros((), dtype=torch.float64, device=device)
+
+    def begin_gradient(self, step: int) -> None:
+        """Announces a gradient of the loss; even and odd steps form the two halves."""
+        self._half = step % 2
+        self._counts[self._half] += 1
+        self._norm.zero_()
+
+    def begin_curvature(self, labels: int) -> None:
+        """Announces a gradient of the loss with `labels` labels drawn from the model itself."""
+        self._curvature_count += 1
+        self._weight = float(labels)
+
+    @property
+    def gradient_norm(self) -> Tensor:
+        """Norm of the last gradient taken, 0-dim."""
+        return self._norm.sqrt()
+
+    def take_gradient(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
+        """Takes a parameter's share of a gradient of the loss."""
+        for index in indices:
+            part = self._part(index, gradient)
+            energy = part.double().square().sum()
+            self._energy[index] += energy
+            self._norm += energy
+            address = self.blocks[index].address
+            self._halves[self._half, index] += self._sketch(part, address)
+
+    def take_curvature(
+        self, parameter: nn.Parameter, indices: list[int], gradient: Tensor
+    ) -> None:
+        """Takes a parameter's share of a gradient with drawn labels.
+
+        ``h = N E ||g~||^2`` for a loss that is the mean over N drawn labels: the labels'
+        gradients are independent with mean zero, so their outer products sum to the
+        Gauss-Newton matrix.
+        """
+        for index in indices:
+            part = self._part(index, gradient)
+            self._curvature[index] += self._weight * part.double().square().sum()
+
+    def _part(self, index: int, gradient: Tensor) -> Tensor:
+        columns = self.blocks[index].columns
+        return gradient if columns is None else gradient[..., slice(*columns)]
+
+    def signal(self) -> Tensor:
+        """Returns S, float64 [N]: inner product of the two halves' mean gradients.
+
+        Unbiased for the squared norm of the mean gradient, so it may come out negative
+        where there is no signal.
+        """
+        even, odd = (
+            self._halves[half].double() / max(1, count) for half, count in enumerate(self._counts)
+        )
+        return (even * odd).sum(1)
+
+    def energy(self) -> Tensor:
+        """Returns E, float64 [N]."""
+        return self._energy / max(1, sum(self._counts))
+
+    def curvature(self) -> Tensor:
+        """Returns h, float64 [N]."""
+        return self._curvature / max(1, self._curvature_count)

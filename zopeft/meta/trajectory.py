@@ -1,0 +1,160 @@
+"""The first-order trajectory that a fine-tuner is meta-trained along."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.blocks import Blocks
+from zopeft.engine import Engine
+from zopeft.errors import run_error
+from zopeft.meta.gradients import Consumer, Descent, consumed
+from zopeft.meta.settings import MetaSettings
+from zopeft.meta.start_state import StartState
+
+MAX_BAD_STEPS = 10
+LossFunction = Callable[[Any, Any], Tensor]
+
+
+class Trajectory:
+    """A model on its way down by SGD, which can start again and is given back as it came.
+
+    Inside ``with trajectory:`` the blocks alone ask for gradients and the model may move;
+    afterwards, also after an exception, its weights are bit for bit those it came with.
+
+    Args:
+        model: The model; dropout is switched off.
+        blocks: The blocks that are moved.
+        engine: The engine over the blocks.
+        loss_function: From model and batch to a 0-dim loss.
+        settings: The settings.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: Blocks,
+        engine: Engine,
+        loss_function: LossFunction,
+        settings: MetaSettings,
+    ) -> None:
+        self.model, self.blocks, self.engine = model, blocks, engine
+        self.loss_function, self.settings = loss_function, settings
+        self.resets = 0
+        self._descent = Descent(blocks, settings.lr_model, settings.momentum)
+        self._since_reset = self._bad = 0
+        self._first: float | None = None
+        self._running = 0.0
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Trajectory:
+        self.engine.adopt()
+        self._start = StartState(self.blocks)
+        self._stack.callback(self._start.close)
+        self._stack.callback(self._go_back)
+        self._stack.enter_context(_only_blocks_trainable(self.model, self.blocks))
+        was_training = self.model.training
+        self._stack.callback(lambda: self.model.train(was_training))
+        self.model.eval()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._stack.close()
+
+    def _go_back(self) -> None:
+        self._start.restore()
+        self.engine.adopt()
+
+    def backward(self, batch: Any, consumer: Consumer) -> float:
+        """Hands the gradients of the batch's loss to `consumer`; returns the loss."""
+        with consumed(self.blocks, consumer), torch.enable_grad():
+            loss = self.loss_function(self.model, batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def descend(
+        self,
+        batch: Any,
+        seed: int,
+        gradient_norm: float,
+        share: float = 1.0,
+        onlooker: Consumer | None = None,
+    ) -> float:
+        """Moves the model by one first-order step.
+
+        Args:
+            batch: The batch.
+            seed: 64-bit key of the rounding bits.
+            gradient_norm: Norm to clip by; not finite: nothing moves.
+            share: Share of the learning rate to use.
+            onlooker: Is shown each gradient before it is used.
+
+        Returns:
+            The loss before the step.
+        """
+        clip = self.settings.clip
+        factor = clip / gradient_norm if clip and gradient_norm > clip else 1.0
+        self._descent.begin(factor * share if math.isfinite(gradient_norm) else 0.0, seed)
+
+        def consumer(parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
+            if onlooker is not None:
+                onlooker(parameter, indices, gradient)
+            self._descent(parameter, indices, gradient)
+
+        loss = self.backward(batch, consumer)
+        self.engine.adopt()
+        return loss
+
+    def note(self, loss: float) -> None:
+        """Takes the loss of a finished meta-step and starts again where that is due.
+
+        Raises:
+            RunError: The loss was not finite for `MAX_BAD_STEPS` steps in a row.
+        """
+        self._since_reset += 1
+        if not math.isfinite(loss):
+            self._bad += 1
+            if self._bad >= MAX_BAD_STEPS:
+                raise run_error(
+                    "meta-training",
+                    f"the loss was not finite for {self._bad} steps in a row",
+                    loss,
+                    "lower meta.lr_model or meta.eps",
+                )
+            self._restart()
+            return
+        self._bad = 0
+        if self._first is None:
+            self._first = self._running = loss
+        self._running = 0.9 * self._running + 0.1 * loss
+        settings = self.settings
+        due = bool(settings.reset_every) and self._since_reset >= settings.reset_every
+        if due or self._running < settings.reset_below * self._first:
+            self._restart()
+
+    def _restart(self) -> None:
+        self._go_back()
+        self._descent.reset()
+        self.resets += 1
+        self._since_reset, self._first = 0, None
+
+
+@contextmanager
+def _only_blocks_trainable(model: nn.Module, blocks: Blocks) -> Iterator[None]:
+    """Asks for gradients of the blocks' parameters alone."""
+    before = {name: p.requires_grad for name, p in model.named_parameters()}
+    wanted = {id(block.parameter) for block in blocks}
+    try:
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(id(parameter) in wanted)
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            if parameter.is_floating_point():
+                parameter.requires_grad_(before[name])

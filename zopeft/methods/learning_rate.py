@@ -1,0 +1,113 @@
+"""lr="auto": the learning rate that the loss's own curvature asks for.
+
+One step along ``u`` with learning rate lr changes the loss, to second order and on
+average over directions and batches, by ``-lr A + lr^2 / 2 * G h`` with
+``A = sum_i scale_i^2 S_i`` (S: squared norm of the mean gradient), ``G = E[projected_grad
+^2]`` and ``h = E[u' H u]``. The best lr is ``A / (G h)``: the share ``A / G`` of a
+gradient's energy that is signal, over the curvature. The curvature is measured here by
+second differences, ``u' H u = (L(theta + r u) + L(theta - r u) - 2 L(theta)) / r^2``, over
+a few directions; the share is the constant `SIGNAL_SHARE`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from zopeft.engine import Direction, Engine
+from zopeft.errors import run_error
+from zopeft.noise import step_seed
+
+SIGNAL_SHARE = 0.15
+DIRECTIONS = 8
+MAX_DOUBLINGS = 14
+BEND = 0.02
+"""Rise of the loss, relative to itself, that a second difference should show: above the
+rounding noise of 16-bit forwards and still where the loss is close to quadratic."""
+FALLBACK = {"full": 1e-6, "adapter": 1e-4}
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A proposed learning rate, and why.
+
+    Args:
+        lr: The learning rate.
+        reason: One line for the run's output.
+        forward_passes: What it cost.
+    """
+
+    lr: float
+    reason: str
+    forward_passes: int
+
+
+def propose(
+    engine: Engine,
+    closure: Callable[[], Tensor],
+    scales: Tensor | None,
+    eps: float,
+    seed: int,
+) -> Proposal:
+    """Measures the mean curvature along random directions and returns share / curvature.
+
+    Args:
+        engine: The engine over the blocks to train.
+        closure: Returns the loss of one batch as a 0-dim tensor.
+        scales: fp32 [N], scales in use; None for ones.
+        eps: The method's finite-difference step: where the search for a radius begins.
+        seed: Seed of the run; calibration has directions of its own.
+
+    Returns:
+        The proposal. Where the loss does not bend upwards along the directions tried,
+        the published default of the space, and the reason says so.
+
+    Raises:
+        RunError: The loss of the unperturbed model is not finite.
+    """
+    base = float(closure())
+    if not math.isfinite(base):
+        raise run_error(
+            "loss", "the model's loss is not finite before training", base, "check --dtype"
+        )
+    count = 1
+    target = BEND * max(abs(base), 1e-3)
+
+    def bend(number: int, radius: float) -> float:
+        nonlocal count
+        direction = Direction(step_seed(seed, -1 - number), scales)
+        total = -2.0 * base
+        for sign in (radius, -radius):
+            with engine.perturbed(direction, sign):
+                total += float(closure())
+            count += 1
+        return total
+
+    radius, mean = eps, 0.0
+    for _ in range(MAX_DOUBLINGS):
+        first = bend(0, radius)
+        if math.isfinite(first) and first < 0.5 * target:
+            radius *= 2.0
+            continue
+        bends = [first, *(bend(number, radius) for number in range(1, DIRECTIONS))]
+        mean = sum(bends) / len(bends)
+        if mean > 4.0 * target or not math.isfinite(mean):
+            radius *= 0.5
+        elif mean < 0.5 * target:
+            radius *= 2.0
+        else:
+            break
+    curvature = mean / radius**2
+    if not math.isfinite(curvature) or curvature <= 0.0:
+        lr = FALLBACK["adapter" if engine.blocks.space == "adapter" else "full"]
+        reason = f"lr {lr:.1e}: published default, since no upward curvature was found"
+        return Proposal(lr, reason, count)
+    lr = SIGNAL_SHARE / curvature
+    reason = (
+        f"lr {lr:.2e}: signal share {SIGNAL_SHARE} over curvature {curvature:.3g} "
+        f"({DIRECTIONS} directions, radius {radius:.1e})"
+    )
+    return Proposal(lr, reason, count)

@@ -1,0 +1,37 @@
+"""What one step did, in full: enough to do it again without a forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class StepRecord:
+    """One step of a zeroth-order method.
+
+    Args:
+        step: The step's number, from 0.
+        seed: 64-bit key of the step's direction.
+        losses: loss_plus and loss_minus (averaged over micro-batches), a pair a direction.
+        projected_grads: ``(loss_plus - loss_minus) / (2 eps)`` of each direction.
+        lr: Learning rate; one number, or one a block.
+        eps: Finite-difference step.
+        decay: Weight decay.
+        scales: fp32 [N], scales as used; None for ones.
+        memory: fp32, whatever the method itself needs to go on from here; None if nothing.
+        skipped: Whether the losses were not finite, so that the weights stayed as they were.
+    """
+
+    step: int
+    seed: int
+    losses: tuple[float, ...]
+    projected_grads: tuple[float, ...]
+    lr: tuple[float, ...]
+    eps: float
+    decay: float
+    scales: NDArray[np.float32] | None = None
+    memory: NDArray[np.float32] | None = None
+    skipped: bool = False

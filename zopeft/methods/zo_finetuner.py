@@ -1,0 +1,81 @@
+"""ZO Fine-tuner: small learned networks choose how strongly each block is perturbed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Blocks
+from zopeft.errors import input_error
+from zopeft.finetuner import FineTuner
+from zopeft.methods.record import StepRecord
+from zopeft.methods.zeroth_order import ZerothOrder
+
+
+class ZOFineTuner(ZerothOrder):
+    """MeZO along ``u_i = scale_i z_i`` with scales from a learned fine-tuner.
+
+    ``raw_i = PertNN_i(features_i)`` of the block's mean and variance, the last step's two
+    losses and the block's last raw scale; ``scale = raw sqrt(sum d) / sqrt(sum d raw^2)``;
+    then the step of `ZerothOrder`. As in the authors' code, losses start at 0, raw scales
+    at 1, and the last raw scale is fed back before normalisation; the scale multiplies
+    the noise as a standard deviation.
+
+    Args:
+        blocks: The blocks to train, as `zopeft.discover` gives them, [N].
+        finetuner: A `FineTuner`, whose groups are matched to the blocks.
+        **options: The arguments of `ZerothOrder`.
+
+    Raises:
+        InputError: Nothing of the fine-tuner matches, or an argument is out of range.
+
+    References:
+        Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
+        Algorithm 1, equations 2 and 3.
+    """
+
+    needs_finetuner = True
+
+    def __init__(self, blocks: Blocks, finetuner: FineTuner, **options: Any) -> None:
+        if not isinstance(finetuner, FineTuner):
+            raise input_error(
+                "ZOFineTuner finetuner",
+                "takes a FineTuner",
+                type(finetuner).__name__,
+                "load one with zopeft.FineTuner.from_pretrained(FOLDER)",
+            )
+        super().__init__(blocks, **options)
+        self.finetuner = finetuner
+        self.match = finetuner.match(blocks)
+        self._device = blocks[0].parameter.device
+        self._numels = torch.tensor(blocks.numels, dtype=torch.float32, device=self._device)
+        self._losses = torch.zeros(2, device=self._device)
+        self._raw = torch.ones(len(blocks), device=self._device)
+        self._next_raw = self._raw
+
+    @torch.no_grad()
+    def _scales(self) -> Tensor:
+        mean, variance = self.engine.statistics()
+        features = self.finetuner.features(
+            self.match, mean.float(), variance.float(), self._losses, self._raw
+        )
+        self._next_raw = self.finetuner.raw_scales(self.match, features)
+        return self.finetuner.used_scales(self.match, self._next_raw, self._numels)
+
+    def _memory(self) -> Tensor:
+        return self._next_raw
+
+    def _finish(self, record: StepRecord) -> None:
+        plus, minus = record.losses
+        self._losses = torch.tensor([plus, minus], dtype=torch.float32, device=self._device)
+        assert record.memory is not None
+        self._raw = torch.tensor(record.memory, device=self._device)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {"losses": self._losses.clone(), "raw": self._raw.clone()}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        self._losses = state["losses"].to(self._device)
+        self._raw = state["raw"].to(self._device)
