@@ -33,8 +33,8 @@ def demo(
             for row in summary["runs"]
         ]
         metric = summary["metric"]
-        columns = ("method", "steps", "forwards", "lr", "first loss", "last loss")
-        columns += (f"{metric} before", f"{metric} after", "seconds")
+        scores = (f"{metric} before", f"{metric} after", "seconds")
+        columns = ("method", "steps", "forwards", "lr", "first loss", "last loss", *scores)
         screen.result(summary, rows_table(f"{summary['task']}, LoRA", columns, rows))
         if not json:
             screen.note(f"loss curves: {summary['plot']}")

@@ -6,6 +6,7 @@ one line on standard error; ``--debug`` shows the traceback.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -97,6 +98,7 @@ def _fail(line: str, code: int) -> int:
 
 def _calm_libraries() -> None:
     """Keeps the libraries' chatter off the terminal; set before they are imported."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
