@@ -95,8 +95,8 @@ def _refuse_quantised(base: nn.Module) -> None:
     if quantised or odd is not None:
         raise input_error(
             "space",
-            "the weights are quantised and cannot be tuned directly",
-            "full" if odd is None else f"full with {odd}",
+            "the weights are quantised" + ("" if odd is None else f" ({odd} among them)"),
+            "full",
             "use an adapter (--lora) or the quantisation scales",
         )
 

@@ -57,5 +57,6 @@ class PertNN(nn.Module):
         Returns:
             Raw scales, at least 0, [N].
         """
-        h = torch.einsum("nhf,nf->nh", self.w1[group], x) + self.b1[group]
-        return ((self.w2[group] * torch.tanh(h)).sum(-1) + self.b2[group]).abs()
+        w1, b1, w2, b2 = (p.index_select(0, group) for p in (self.w1, self.b1, self.w2, self.b2))
+        h = torch.tanh(torch.einsum("nhf,nf->nh", w1, x) + b1)
+        return ((w2 * h).sum(-1) + b2).abs()
