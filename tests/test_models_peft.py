@@ -164,6 +164,15 @@ def test_faulty_options(name, options, match):
     assert "\n" not in str(caught.value)
 
 
+def test_dora_on_8bit_is_refused(tmp_path):
+    """Its first forward would pass and the second fail."""
+    bitsandbytes = pytest.importorskip("bitsandbytes")
+    model = build()
+    model.model.layers[0].self_attn.q_proj = bitsandbytes.nn.Linear8bitLt(32, 64, bias=False)
+    with pytest.raises(InputError, match="peft dora: does not run on 8-bit"):
+        attach(model, "dora")
+
+
 def refused(folder, match, model=None):
     with pytest.raises(InputError, match=match) as caught:
         load_adapter(model or build(), folder)

@@ -146,7 +146,7 @@ def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputErr
     name = source.alias or source.path
     text = str(error).lower()
     login = "accept its licence on its hub page and log in with `hf auth login`"
-    if offline:
+    if offline or "couldn't connect" in text:
         do = "give the folder of a local copy as MODEL, or no MODEL for the embedded one"
         if source.gated:
             do += f"; with a network, the model is gated: {login}"

@@ -73,6 +73,9 @@ def dora(model: Any, **options: Any) -> PeftModel:
     References:
         DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al. 2024), equation 5.
     """
+    # Its second forward fails inside bitsandbytes 0.50: the row scales are lost.
+    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
+        raise input_error("peft dora", "does not run on 8-bit weights", do="use 4-bit, or lora")
     return lora(model, **{"use_dora": True, **options})
 
 

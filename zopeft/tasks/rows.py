@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from zopeft import hub
 from zopeft.errors import InputError, close_matches, input_error
+from zopeft.tasks.catalog import TASKS
 from zopeft.tasks.files import Source, read_file, splits_in
 from zopeft.tasks.task import RowError, Task
 
@@ -29,7 +32,7 @@ def load_rows(
         task: The task; its columns and labels are checked on every row returned.
         split: "train", "validation", "test", or what the data has.
         data: A folder with ``<split>.jsonl`` (or json, csv, parquet) in the hub's
-            columns. It goes before `embedded`.
+            columns. It goes before `embedded`, and so does a custom task's own data.
         embedded: Take the samples inside the package.
         limit: Most rows; they are drawn without replacement by `seed`, and a smaller
             limit draws the beginning of the same sequence. None: all, in file order.
@@ -44,11 +47,10 @@ def load_rows(
     """
     if limit is not None and limit < 1:
         raise input_error("limit", "at least 1 row is needed", limit)
-    if data is None and not embedded:
-        data = task.data
+    data = task.data if data is None else data
     if data is not None:
         source = _local(task, split, Path(data).expanduser())
-    elif embedded:
+    elif embedded and (task.hub is None or task.name in TASKS):
         source = _embedded(task, split)
     else:
         source = _hub(task, split)
@@ -132,6 +134,18 @@ def _embedded(task: Task, split: str) -> Source:
     return _local(task, split, folder)
 
 
+@contextlib.contextmanager
+def _no_bars(datasets: Any) -> Iterator[None]:
+    """Inside, ``datasets`` draws no progress bars."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
 def _hub(task: Task, split: str) -> Source:
     source = task.hub
     if source is None:
@@ -146,8 +160,7 @@ def _hub(task: Task, split: str) -> Source:
     try:
         import datasets
 
-        datasets.disable_progress_bars()
-        with hub.cache_only(offline):
+        with hub.cache_only(offline), _no_bars(datasets):
             table = datasets.load_dataset(
                 source.path,
                 source.config,
