@@ -14,6 +14,7 @@ from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.finetuner import storage
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
+from zopeft.finetuner.controls import cycle, distance, make_constant
 from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
@@ -150,7 +151,6 @@ class FineTuner:
             return normalise(raw, numels.to(raw.device), matched)
         return torch.where(matched, raw, torch.ones_like(raw))
 
-    @torch.no_grad()
     def set_scales(self, match: Match, scales: Tensor) -> None:
         """Makes the networks constant: each one then gives the scale of its blocks.
 
@@ -167,15 +167,7 @@ class FineTuner:
         if not bool(((scales >= 0) & scales.isfinite()).all()):
             raise input_error("scales", "must be finite and at least 0", scales.min().item())
         group, numels = match.on(self.nets.b2.device)
-        served = group >= 0
-        group, weight = group[served], numels[served].double()
-        power = scales.to(weight)[served].square() * weight
-        blank = torch.zeros(len(self.config.groups), dtype=weight.dtype, device=weight.device)
-        total = blank.index_add(0, group, weight)
-        value = (blank.index_add(0, group, power) / total.clamp_min(1)).sqrt()
-        hit = total > 0
-        self.nets.w2[hit] = 0.0
-        self.nets.b2[hit] = value[hit].to(self.nets.b2)
+        make_constant(self.nets, group, numels, scales)
 
     def copy(self) -> FineTuner:
         """Returns an independent copy."""
@@ -190,18 +182,11 @@ class FineTuner:
         Args:
             seed: Seed of the cycle.
         """
-        count = len(self.config.groups)
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-        taken = torch.empty(count, dtype=torch.long)
-        taken[order] = order.roll(1)
         other = self.copy()
-        with torch.no_grad():
-            for mine, theirs in zip(other.nets.parameters(), self.nets.parameters(), strict=True):
-                mine.copy_(theirs[taken.to(theirs.device)])
+        cycle(other.nets, seed)
         other.config.training = {**self.config.training, "control": "shuffled", "shuffle": seed}
         return other
 
-    @torch.no_grad()
     def distance(self, other: FineTuner) -> dict[str, Any]:
         """Says how far these networks are from another's, ``||w - w'|| / ||w'||``.
 
@@ -215,20 +200,7 @@ class FineTuner:
         Raises:
             InputError: The two are of different sizes.
         """
-        mine, theirs = _flat(self.nets), _flat(other.nets).to(self.nets.b2.device)
-        if mine.shape != theirs.shape:
-            raise input_error(
-                "other",
-                "a fine-tuner of another size",
-                f"{list(theirs.shape)}",
-                f"compare with one of {list(mine.shape)}",
-            )
-        tiny = torch.finfo(mine.dtype).tiny
-        apart, size = (mine - theirs).norm(dim=1), theirs.norm(dim=1)
-        return {
-            "total": float(apart.norm() / size.norm().clamp_min(tiny)),
-            "groups": (apart / size.clamp_min(tiny)).tolist(),
-        }
+        return distance(self.nets, other.nets)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes ``finetuner_config.json``, ``finetuner.safetensors`` and a card ``README.md``.
@@ -278,13 +250,3 @@ class FineTuner:
     def __repr__(self) -> str:
         c = self.config
         return f"FineTuner({c.base_model or c.architecture}, {len(c.groups)} groups, {c.space})"
-
-
-def _flat(nets: PertNN) -> Tensor:
-    return torch.cat(
-        [
-            p.detach().double().flatten(1) if p.dim() > 1 else p.detach().double()[:, None]
-            for p in nets.parameters()
-        ],
-        dim=1,
-    )
