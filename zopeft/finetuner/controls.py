@@ -1,4 +1,4 @@
-"""Controls: networks that are reassigned or constant, and how far two sets of networks are apart."""
+"""Controls: reassigned or constant networks, and how far two sets of networks are apart."""
 
 from __future__ import annotations
 
