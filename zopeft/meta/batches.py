@@ -22,7 +22,7 @@ class TaskBatches:
         device: Where tensors of a batch go.
 
     Raises:
-        InputError: There is no task, or a task has no example.
+        InputError: A task has no example.
     """
 
     def __init__(
@@ -33,8 +33,6 @@ class TaskBatches:
         seed: int,
         device: torch.device,
     ) -> None:
-        if not datasets:
-            raise input_error("meta_train tasks", "at least one task is needed", "none")
         for name, dataset in datasets.items():
             if len(dataset) == 0:  # type: ignore[arg-type]
                 raise input_error(f"task {name}", "has no training examples", 0)

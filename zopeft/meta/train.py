@@ -57,6 +57,8 @@ def meta_train(
         RunError: The loss was not finite for some steps in a row.
     """
     checked = MetaSettings.of(**settings)
+    if not tasks:
+        raise input_error("meta_train tasks", "at least one task is needed", "none")
     blocks = discover(model) if blocks is None else blocks
     if tokenizer is None:
         tokenizer = _tokenizer_of(blocks)
