@@ -164,12 +164,14 @@ def test_faulty_options(name, options, match):
     assert "\n" not in str(caught.value)
 
 
-def test_dora_on_8bit_is_refused(tmp_path):
-    """Its first forward would pass and the second fail."""
+@pytest.mark.parametrize(("kind", "bits"), [("Linear8bitLt", "8-bit"), ("Linear4bit", "4-bit")])
+def test_dora_on_quantised_weights_is_refused(kind, bits):
+    """It would fail, or compute something else, from the second forward on."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     model = build()
-    model.model.layers[0].self_attn.q_proj = bitsandbytes.nn.Linear8bitLt(32, 64, bias=False)
-    with pytest.raises(InputError, match="peft dora: does not run on 8-bit"):
+    layer = getattr(bitsandbytes.nn, kind)(32, 64, bias=False)
+    model.model.layers[0].self_attn.q_proj = layer
+    with pytest.raises(InputError, match=f"peft dora: does not run on {bits}"):
         attach(model, "dora")
 
 

@@ -73,9 +73,13 @@ def dora(model: Any, **options: Any) -> PeftModel:
     References:
         DoRA: Weight-Decomposed Low-Rank Adaptation (Liu et al. 2024), equation 5.
     """
-    # Its second forward fails inside bitsandbytes 0.50: the row scales are lost.
-    if any(type(module).__name__ == "Linear8bitLt" for module in model.modules()):
-        raise input_error("peft dora", "does not run on 8-bit weights", do="use 4-bit, or lora")
+    # It reads the weights back at every forward. bitsandbytes 0.50 loses 8-bit row scales
+    # over that, and on a CPU its first forward packs 4-bit weights so that they read wrong.
+    for module in model.modules():
+        kind = type(module).__name__
+        if kind == "Linear8bitLt" or (kind == "Linear4bit" and module.weight.device.type == "cpu"):
+            bits = "8-bit weights" if kind == "Linear8bitLt" else "4-bit weights on a CPU"
+            raise input_error("peft dora", f"does not run on {bits}", do="use lora")
     return lora(model, **{"use_dora": True, **options})
 
 
