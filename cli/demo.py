@@ -13,6 +13,7 @@ def demo(
 ) -> None:
     """Meta-train, tune with the result and with MeZO, score both; offline, minutes."""
     from .output import output, rows_table
+    from .summary import change
 
     with output(json, debug) as screen:
         from zopeft.recipe.demo import demo as run
@@ -22,19 +23,14 @@ def demo(
             (
                 row["method"],
                 row["steps"],
-                row["forward_passes"],
                 row["lr"],
-                row["loss_first"],
-                row["loss_last"],
-                row["before"],
-                row["after"],
+                change(row["loss_first"], row["loss_last"]),
+                change(row["before"], row["after"]),
                 row["seconds"],
             )
             for row in summary["runs"]
         ]
-        metric = summary["metric"]
-        scores = (f"{metric} before", f"{metric} after", "seconds")
-        columns = ("method", "steps", "forwards", "lr", "first loss", "last loss", *scores)
-        screen.result(summary, rows_table(f"{summary['task']}, LoRA", columns, rows))
+        columns = ("method", "steps", "lr", "loss", str(summary["metric"]), "seconds")
+        screen.result(summary, rows_table(f"LoRA on {summary['task']}", columns, rows))
         if not json:
             screen.note(f"loss curves: {summary['plot']}")

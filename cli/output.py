@@ -69,7 +69,10 @@ class Output:
             self.note(progress.note)
         if progress.total and self._notes.is_terminal:
             self._advance(progress)
-        elif progress.stage != self._stage:
+        elif progress.total and progress.step % max(1, -(-progress.total // 10)) == 0:
+            # Without a terminal: ten lines a stage.
+            self.note(f"{progress.stage} {progress.step}/{progress.total} {self._shown(progress)}")
+        if not progress.total and progress.stage != self._stage:
             self._close_bar()
         self._stage = progress.stage
 
@@ -97,7 +100,7 @@ class Output:
         if progress.projected_grad is not None:
             parts.append(f"grad {progress.projected_grad:+.3g}")
         spent = time.monotonic() - self._start
-        if progress.step > 1 and spent > 0:
+        if self._bar is not None and progress.step > 1 and spent > 0:
             parts.append(f"{progress.step / spent:.1f} steps/s")
         return "  ".join(parts)
 
