@@ -77,9 +77,7 @@ def test_the_objectives_gradient_is_that_of_the_loss_after_the_step(sharing, nor
     match = finetuner.match(blocks)
     finetuner.nets.zero_grad()
     mean, variance = engine.statistics()
-    features = finetuner.features(
-        match, mean.float(), variance.float(), memory.losses, memory.raw
-    )
+    features = finetuner.features(match, mean.float(), variance.float(), memory.losses, memory.raw)
     raw = finetuner.raw_scales(match, features)
     scales = finetuner.used_scales(match, raw, torch.tensor(blocks.numels))
     grad = (outcome.losses[0] - outcome.losses[1]) / 2e-3
@@ -141,9 +139,7 @@ def test_the_model_comes_back_when_meta_training_is_interrupted():
         if done == 3:
             raise KeyboardInterrupt
 
-    trainer = PaperTrainer(
-        model, batches(), loss_of, settings, blocks, FineTuner.initial(blocks)
-    )
+    trainer = PaperTrainer(model, batches(), loss_of, settings, blocks, FineTuner.initial(blocks))
     with pytest.raises(KeyboardInterrupt):
         trainer.train(progress)
     after = bits(model)

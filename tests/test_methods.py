@@ -54,7 +54,9 @@ def weights(model):
 
 
 def equal(a, b):
-    return all(torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True))
+    return all(
+        torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True)
+    )
 
 
 def test_the_registry_holds_these_methods():
@@ -231,7 +233,9 @@ def test_parameters_instead_of_blocks_are_refused(name):
     options = {"finetuner": None} if METHODS[name].needs_finetuner else {}
     if options:
         options["finetuner"] = zopeft.FineTuner.initial(zopeft.discover(Quadratic()))
-    with pytest.raises(InputError, match=r"takes blocks, got 'list'; pass zopeft.discover\(model\)"):
+    with pytest.raises(
+        InputError, match=r"takes blocks, got 'list'; pass zopeft.discover\(model\)"
+    ):
         METHODS[name](list(Quadratic().parameters()), **options)
 
 

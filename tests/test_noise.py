@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -37,7 +39,8 @@ def test_philox_agrees_with_numpy():
         c, k = list(counter), [key & 0xFFFFFFFF, key >> 32]
         for _ in range(10):
             p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
-            c = [(p1 >> 32) ^ c[1] ^ k[0], p1 & 0xFFFFFFFF, (p0 >> 32) ^ c[3] ^ k[1], p0 & 0xFFFFFFFF]
+            high0, high1, low = p0 >> 32, p1 >> 32, 0xFFFFFFFF
+            c = [high1 ^ c[1] ^ k[0], p1 & low, high0 ^ c[3] ^ k[1], p0 & low]
             k = [(k[0] + 0x9E3779B9) & 0xFFFFFFFF, (k[1] + 0xBB67AE85) & 0xFFFFFFFF]
         return c
 
@@ -89,9 +92,7 @@ def test_pieces_are_the_whole(family, count):
     whole = noise.at_elements(11, 5, 0, count)
     assert whole.shape == (count,) and whole.dtype == torch.float32
     cuts = sorted({0, min(1, count), min(5, count), count // 3, count // 2, count})
-    pieces = [
-        noise.at_elements(11, 5, a, b - a) for a, b in zip(cuts, cuts[1:], strict=False) if b > a
-    ]
+    pieces = [noise.at_elements(11, 5, a, b - a) for a, b in itertools.pairwise(cuts) if b > a]
     assert torch.equal(torch.cat(pieces), whole)
 
 

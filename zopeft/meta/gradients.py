@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ def consumed(blocks: Blocks, consumer: Consumer) -> Iterator[None]:
         with torch.no_grad():
             consumer(owner, indices, gradient)
 
-    handles = [p.register_post_accumulate_grad_hook(hook) for p, _ in members.values()]
+    parameters: list[Any] = [p for p, _ in members.values()]
+    handles = [p.register_post_accumulate_grad_hook(hook) for p in parameters]
     try:
         yield
     finally:
@@ -108,6 +110,4 @@ class Descent:
         else:
             factor = self.factor
         address = self.blocks[indices[0]].address
-        plain.update_(
-            parameter.data.view(-1), flat, -self.lr * factor, 1.0, self.seed, address
-        )
+        plain.update_(parameter.data.view(-1), flat, -self.lr * factor, 1.0, self.seed, address)

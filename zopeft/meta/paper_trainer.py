@@ -90,7 +90,8 @@ class PaperTrainer:
                 if progress is not None:
                     progress(step + 1, steps, figures)
                 self.trajectory.note(figures["loss"])
-        gains = [row["loss"] - row["post_loss"] for row in self.history if row["loss"] == row["loss"]]
+        good = [row for row in self.history if math.isfinite(row["loss"])]
+        gains = [row["loss"] - row["post_loss"] for row in good]
         return {"resets": self.trajectory.resets, "mean_gain": sum(gains) / max(1, len(gains))}
 
     def _step(self, step: int, task: str, batch: Any) -> dict[str, Any]:
@@ -109,9 +110,7 @@ class PaperTrainer:
 
     def _new_memory(self) -> TaskMemory:
         count = len(self.trajectory.blocks)
-        return TaskMemory(
-            torch.zeros(2, device=self.device), torch.ones(count, device=self.device)
-        )
+        return TaskMemory(torch.zeros(2, device=self.device), torch.ones(count, device=self.device))
 
 
 def _row(outcome: Outcome) -> dict[str, float]:

@@ -16,9 +16,7 @@ SIGNAL_FLOOR = 0.01
 """Least share of a block's energy that counts as signal: S may come out at or below zero."""
 
 
-def objective(
-    scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor
-) -> Tensor:
+def objective(scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor) -> Tensor:
     """Returns ``J = 2 log sum s^2 S - log sum s^2 E - log sum s^2 h``, 0-dim.
 
     Args:

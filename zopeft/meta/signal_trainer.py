@@ -97,9 +97,7 @@ class SignalTrainer:
             self.trajectory.backward(drawn, statistics.take_curvature)
         statistics.begin_gradient(step)
         share = 1.0 - step / self.settings.steps
-        loss = self.trajectory.descend(
-            batch, seed, last_norm, share, statistics.take_gradient
-        )
+        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
         norm = float(statistics.gradient_norm)
         return {"step": step, "task": task, "loss": loss, "gradient_norm": norm}, norm
 
@@ -114,8 +112,14 @@ class SignalTrainer:
         gain = objective(used, signal, energy, curvature) - objective(
             ones, signal, energy, curvature
         )
-        rows = zip(self.blocks.names, signal.tolist(), energy.tolist(), curvature.tolist(),
-                   used.tolist(), strict=True)
+        rows = zip(
+            self.blocks.names,
+            signal.tolist(),
+            energy.tolist(),
+            curvature.tolist(),
+            used.tolist(),
+            strict=True,
+        )
         return {
             "resets": self.trajectory.resets,
             "log_gain_over_ones": float(gain),

@@ -100,9 +100,7 @@ class BlockStatistics:
             address = self.blocks[index].address
             self._halves[self._half, index] += self._sketch(part, address)
 
-    def take_curvature(
-        self, parameter: nn.Parameter, indices: list[int], gradient: Tensor
-    ) -> None:
+    def take_curvature(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient with drawn labels.
 
         ``h = N E ||g~||^2`` for a loss that is the mean over N drawn labels: the labels'

@@ -65,14 +65,16 @@ def meta_train(
     datasets = {}
     for name in tasks:
         task = load_task(name)
-        found = rows[name] if rows is not None else load_rows(
-            task, "train", _folder(data, name, len(tasks)), False, train_examples, checked.seed
+        found = (
+            rows[name]
+            if rows is not None
+            else load_rows(
+                task, "train", _folder(data, name, len(tasks)), False, train_examples, checked.seed
+            )
         )
         datasets[task.name] = TaskDataset(task, found, tokenizer, max_length)
     device = blocks[0].parameter.device
-    batches = TaskBatches(
-        datasets, Collator(tokenizer), checked.batch_size, checked.seed, device
-    )
+    batches = TaskBatches(datasets, Collator(tokenizer), checked.batch_size, checked.seed, device)
     finetuner = FineTuner.initial(
         blocks,
         hidden=checked.hidden,
@@ -86,9 +88,7 @@ def meta_train(
     if checked.objective == "paper":
         trainer = PaperTrainer(model, batches, task_loss, checked, blocks, finetuner)
     else:
-        trainer = SignalTrainer(
-            model, batches, task_loss, draw_labels, checked, blocks, finetuner
-        )
+        trainer = SignalTrainer(model, batches, task_loss, draw_labels, checked, blocks, finetuner)
     scores = trainer.train(progress)
     losses = [row["loss"] for row in trainer.history]
     finetuner.config.training = {
@@ -116,7 +116,9 @@ def _tokenizer_of(blocks: Blocks) -> Any:
 
     if not blocks.base_name:
         raise input_error(
-            "meta_train tokenizer", "the model does not say where it came from", None,
+            "meta_train tokenizer",
+            "the model does not say where it came from",
+            None,
             "pass tokenizer=",
         )
     return AutoTokenizer.from_pretrained(blocks.base_name)

@@ -19,11 +19,6 @@ ROUNDS = 10
 MASK = 0xFFFFFFFF
 
 
-def _signed(word: int) -> int:
-    """The int64 with the bits of a 32-bit word times one: words stay below 2**32."""
-    return word & MASK
-
-
 def philox4x32(
     counter: tuple[Tensor | int, Tensor | int, Tensor | int, Tensor | int],
     key: int,
@@ -47,9 +42,7 @@ def philox4x32(
     if device is None:
         device = next((c.device for c in counter if isinstance(c, Tensor)), None)
     c0, c1, c2, c3 = (
-        c
-        if isinstance(c, Tensor)
-        else torch.tensor(_signed(c), dtype=torch.int64, device=device)
+        c if isinstance(c, Tensor) else torch.tensor(c & MASK, dtype=torch.int64, device=device)
         for c in counter
     )
     k0, k1 = key & MASK, (key >> 32) & MASK
@@ -60,5 +53,5 @@ def philox4x32(
         c2 = (((p0 >> 32) & MASK) ^ c3) ^ k1
         c1, c3 = p1 & MASK, p0 & MASK
         k0, k1 = (k0 + KEY_STEPS[0]) & MASK, (k1 + KEY_STEPS[1]) & MASK
-    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
-    return c0.expand(shape), c1.expand(shape), c2.expand(shape), c3.expand(shape)
+    w0, w1, w2, w3 = torch.broadcast_tensors(c0, c1, c2, c3)
+    return w0, w1, w2, w3
