@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput
 
@@ -71,11 +72,13 @@ class ResumableTrainer(Trainer):
             Steps, mean training loss and metrics.
 
         Raises:
-            InputError: There is nothing to resume from, or it is of another run; or the
-                output folder holds a journal and is not to be overwritten.
+            InputError: There are no examples; there is nothing to resume from, or it is of
+                another run; or the output folder holds a journal and is not to be overwritten.
             RunError: The loss was not finite for too many steps in a row. The last good
                 state has been saved as a checkpoint.
         """
+        if not self.train_dataset and not isinstance(self.train_dataset, IterableDataset):
+            raise input_error("train_dataset", "is empty", None, "give at least one example")
         self._resumed = self._where_from(resume_from_checkpoint)
         if self._resumed is None and self.optimizer is not self._given_optimizer:
             self.optimizer = self._given_optimizer

@@ -6,6 +6,7 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,7 +49,8 @@ class ZOTrainer(ResumableTrainer):
         eval_dataset: Examples to evaluate on.
         processing_class: The tokenizer, saved along with checkpoints.
         blocks: What to train, as `zopeft.discover` gives it; None for what it finds.
-        finetuner: A `FineTuner`, for methods that need one; None to load `args.finetuner`.
+        finetuner: A `FineTuner`, its folder or hub id, for methods that need one; None for
+            `args.finetuner`.
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``.
         **options: Further arguments of `transformers.Trainer`.
@@ -101,12 +103,18 @@ class ZOTrainer(ResumableTrainer):
             self.model_accepts_loss_kwargs = False
 
     def create_accelerator_and_postprocess(self) -> None:
-        """As the Trainer, but without wrapping the model for gradient exchange."""
+        """As the Trainer, but without wrapping model and optimizer for gradients.
+
+        There are none to exchange or to scale, and the optimizer's wrapper looks for an
+        optional package at every step, which takes a millisecond.
+        """
         super().create_accelerator_and_postprocess()
         if self.args.order == 0:
-            self.accelerator.prepare_model = functools.partial(
-                self.accelerator.prepare_model, evaluation_mode=True
+            accelerator: Any = self.accelerator
+            accelerator.prepare_model = functools.partial(
+                accelerator.prepare_model, evaluation_mode=True
             )
+            accelerator.prepare_optimizer = lambda optimizer, device_placement=None: optimizer
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
@@ -133,18 +141,20 @@ class ZOTrainer(ResumableTrainer):
         return self.optimizer
 
     def _find_finetuner(self) -> Any:
-        if self.finetuner is None:
-            if not self.args.finetuner:
-                raise input_error(
-                    "finetuner",
-                    f"method {self.args.method!r} needs a fine-tuner",
-                    None,
-                    "give its folder or hub id",
-                )
+        given = self.finetuner if self.finetuner is not None else self.args.finetuner
+        if not given:
+            raise input_error(
+                "finetuner",
+                f"method {self.args.method!r} needs a fine-tuner",
+                None,
+                "give its folder or hub id",
+            )
+        if isinstance(given, str | Path):
             from zopeft.finetuner import FineTuner
 
-            self.finetuner = FineTuner.from_pretrained(self.args.finetuner)
-        return self.finetuner
+            given = FineTuner.from_pretrained(str(given))
+        self.finetuner = given
+        return given
 
     def _calibrate(self, method: Any) -> None:
         """Has the learning rate proposed from the first training batch.
@@ -165,9 +175,7 @@ class ZOTrainer(ResumableTrainer):
             else:
                 options = {"batch_sampler": loader.batch_sampler}
             plain = DataLoader(loader.dataset, collate_fn=loader.collate_fn, **options)
-            for batch in plain:
-                return dict(batch)
-        raise input_error("train_dataset", "is empty", None, "give at least one example")
+            return dict(next(iter(plain)))
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
