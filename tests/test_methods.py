@@ -11,8 +11,9 @@ from torch import nn
 import zopeft
 from zopeft.errors import InputError, RunError
 from zopeft.methods import METHODS
+from zopeft.methods.clipping import RunningClip
+from zopeft.methods.defaults import default_eps
 from zopeft.methods.learning_rate import propose
-from zopeft.methods.zeroth_order import default_eps
 
 ZEROTH_ORDER = [name for name in METHODS if METHODS[name].order == 0]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -138,13 +139,13 @@ def test_same_seed_same_weights_other_seed_other_weights(name, dtype):
 @pytest.mark.parametrize("name", ZEROTH_ORDER)
 def test_replay_rebuilds_the_weights(name, carrier, dtype):
     model = Quadratic().to(dtype)
-    method = make(name, model, weight_decay=0.01, carrier=carrier)
+    method = make(name, model, weight_decay=0.01, carrier=carrier, clip=1.0)
     records = []
     for _ in range(6):
         method.step(model.loss)
         records.append(method.last_record)
     twin = Quadratic().to(dtype)
-    replayed = make(name, twin, weight_decay=0.01, carrier=carrier)
+    replayed = make(name, twin, weight_decay=0.01, carrier=carrier, clip=1.0)
     for record in records:
         replayed.replay(record)
     assert equal(weights(model), weights(twin))
@@ -160,14 +161,14 @@ def test_replay_rebuilds_the_weights(name, carrier, dtype):
 @pytest.mark.parametrize("name", ZEROTH_ORDER)
 def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_path):
     model = Quadratic().to(dtype)
-    method = make(name, model, carrier=carrier)
+    method = make(name, model, carrier=carrier, clip=1.0)
     for _ in range(4):
         method.step(model.loss)
     torch.save({"method": method.state_dict(), "model": model.state_dict()}, tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
     twin = Quadratic().to(dtype)
     twin.load_state_dict(state["model"])
-    resumed = make(name, twin, lr=0.5, carrier=carrier)
+    resumed = make(name, twin, lr=0.5, carrier=carrier, clip=1.0)
     resumed.load_state_dict(state["method"])
     assert (resumed.steps, resumed.forward_passes) == (4, method.forward_passes)
     for _ in range(3):
@@ -211,8 +212,9 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_then_stop_the_run(na
     [
         ({"lr": -1.0}, "lr: must be a number >= 0 or 'auto', got -1.0"),
         ({"lr": "fast"}, "lr: must be a number >= 0 or 'auto', got 'fast'"),
-        ({"eps": 0.0}, "eps: out of range, got 0.0"),
+        ({"eps": 0.0}, "eps: out of range, must be > 0, got 0.0"),
         ({"weight_decay": -0.1}, "weight_decay: out of range"),
+        ({"clip": -1.0}, "clip: out of range"),
         ({"noise": "gausian"}, "did you mean 'gaussian'"),
         ({"carrier": "boat"}, "unknown carrier, got 'boat'"),
     ],
@@ -300,3 +302,16 @@ def test_auto_lr_refuses_a_model_whose_loss_is_not_finite():
 
 def test_default_eps_by_space():
     assert default_eps(zopeft.discover(Quadratic())) == 1e-3
+
+
+def test_clipping_is_by_the_running_size_of_what_came_before():
+    clip = RunningClip(2.0)
+    assert clip.clipped(1e9) == 1e9
+    clip.note(3.0)
+    assert clip.clipped(7.0) == pytest.approx(6.0)
+    assert clip.clipped(-7.0) == pytest.approx(-6.0)
+    assert clip.clipped(5.0) == 5.0
+    clip.note(-4.0)
+    expected = 2 * ((0.95 * 0.05 * 9 + 0.05 * 16) / (1 - 0.95**2)) ** 0.5
+    assert clip.clipped(100.0) == pytest.approx(expected)
+    assert RunningClip(0.0).clipped(1e9) == 1e9

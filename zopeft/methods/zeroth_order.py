@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from zopeft.blocks import Block, Blocks
 from zopeft.engine import Direction, Engine
 from zopeft.errors import input_error, run_error
+from zopeft.methods.arguments import check_arguments
+from zopeft.methods.clipping import RunningClip
+from zopeft.methods.defaults import default_eps
 from zopeft.methods.learning_rate import Proposal, propose
+from zopeft.methods.pending import Pending
 from zopeft.methods.record import StepRecord
 from zopeft.noise import step_seed
 
@@ -42,6 +46,8 @@ class ZerothOrder(torch.optim.Optimizer):
         noise: Noise family: "gaussian", "binomial" or "rademacher".
         seed: Seed of the run's directions.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
+        clip: Largest projected gradient, in multiples of the running root mean square of
+            those before (`RunningClip`); 0 for no clipping.
         carrier: How weights are held, see `zopeft.engine.Engine`.
 
     Raises:
@@ -64,34 +70,23 @@ class ZerothOrder(torch.optim.Optimizer):
         noise: str = "gaussian",
         seed: int = 0,
         max_bad_steps: int = 10,
+        clip: float = 0.0,
         carrier: str = "auto",
     ) -> None:
-        name = type(self).__name__
-        if not isinstance(blocks, Blocks):
-            raise input_error(
-                name, "takes blocks", type(blocks).__name__, "pass zopeft.discover(model)"
-            )
-        if eps is None:
-            eps = default_eps(blocks)
+        eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
+        check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
+        assert eps is not None
         self.auto = lr == "auto"
-        if not self.auto and (isinstance(lr, str) or not (math.isfinite(lr) and lr >= 0)):
-            raise input_error(f"{name} lr", "must be a number >= 0 or 'auto'", lr)
-        for label, value, good in (
-            ("eps", eps, math.isfinite(eps) and eps > 0),
-            ("weight_decay", weight_decay, math.isfinite(weight_decay) and weight_decay >= 0),
-            ("max_bad_steps", max_bad_steps, max_bad_steps >= 1),
-        ):
-            if not good:
-                raise input_error(f"{name} {label}", "out of range", value)
         self.blocks = blocks
         self.engine = Engine(blocks, noise, carrier)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)
+        self.clip = RunningClip(float(clip))
         self.steps = self.skipped = self.forward_passes = 0
         self.lr_reason = "waiting for the first batch" if self.auto else "given"
         self.last_record: StepRecord | None = None
         self._bad_in_a_row = 0
-        self._pending: _Pending | None = None
+        self._pending: Pending | None = None
         first = 0.0 if self.auto else float(lr)
         defaults = {"lr": first, "weight_decay": 0.0, "name": ""}
         super().__init__([self._group(block, first) for block in blocks], defaults)
@@ -160,14 +155,14 @@ class ZerothOrder(torch.optim.Optimizer):
         if self._pending is None:
             self.engine.adopt()
             direction = Direction(step_seed(self.seed, self.steps), self._scales())
-            self._pending = _Pending(direction, self.eps)
+            self._pending = Pending(direction, self.eps)
         pending = self._pending
         losses = torch.stack([self._probe(pending, closure, sign) for sign in (1.0, -1.0)])
         plus, minus = losses.tolist()
         pending.add(plus, minus)
         return losses.mean()
 
-    def _probe(self, pending: _Pending, closure: Closure, sign: float) -> Tensor:
+    def _probe(self, pending: Pending, closure: Closure, sign: float) -> Tensor:
         for _ in range(2):
             with self.engine.perturbed(pending.direction, sign * pending.eps):
                 loss = closure()
@@ -193,16 +188,17 @@ class ZerothOrder(torch.optim.Optimizer):
         self.engine.update(pending.direction, -lr * grad, 1.0 - lr * decay)
         self._close(record)
 
-    def _record(self, pending: _Pending) -> StepRecord:
+    def _record(self, pending: Pending) -> StepRecord:
         plus, minus = pending.losses()
         bad = not (math.isfinite(plus) and math.isfinite(minus))
+        grad = 0.0 if bad else self.clip.clipped((plus - minus) / (2.0 * pending.eps))
         rates = [float(group["lr"]) for group in self.param_groups]
         scales, memory = pending.direction.scales, self._memory()
         return StepRecord(
             step=self.steps,
             seed=pending.direction.seed,
             losses=(plus, minus),
-            projected_grads=(0.0 if bad else (plus - minus) / (2.0 * pending.eps),),
+            projected_grads=(grad,),
             lr=(rates[0],) if len(set(rates)) == 1 else tuple(rates),
             eps=pending.eps,
             decay=self.weight_decay,
@@ -227,6 +223,8 @@ class ZerothOrder(torch.optim.Optimizer):
     def _close(self, record: StepRecord) -> None:
         self.last_record = record
         self.steps += 1
+        plus, minus = record.losses
+        self.clip.note((plus - minus) / (2.0 * record.eps))
         self._finish(record)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
@@ -265,7 +263,7 @@ class ZerothOrder(torch.optim.Optimizer):
         device = self.blocks[0].parameter.device
         scales = None if record.scales is None else torch.tensor(record.scales, device=device)
         self.engine.adopt()
-        self._pending = _Pending(Direction(record.seed, scales), record.eps, record)
+        self._pending = Pending(Direction(record.seed, scales), record.eps, record)
         if self.auto:
             self._take(Proposal(record.lr[0], "as in the journal", 0))
         return torch.tensor(sum(record.losses) / len(record.losses), dtype=torch.float32)
@@ -285,6 +283,7 @@ class ZerothOrder(torch.optim.Optimizer):
             "auto": self.auto,
             "lr_reason": self.lr_reason,
             "engine": self.engine.state_dict(),
+            "clip": self.clip.state_dict(),
             **self._own_state(),
         }
         return {**super().state_dict(), "zopeft": own}
@@ -300,6 +299,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.auto, self.lr_reason = own.pop("auto"), own.pop("lr_reason")
         self.engine.adopt()
         self.engine.load_state_dict(own.pop("engine"))
+        self.clip.load_state_dict(own.pop("clip"))
         self._load_own_state(own)
 
     def _own_state(self) -> dict[str, Any]:
@@ -307,33 +307,3 @@ class ZerothOrder(torch.optim.Optimizer):
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         pass
-
-
-class _Pending:
-    """The losses of the step under way, summed over micro-batches."""
-
-    def __init__(
-        self, direction: Direction, eps: float, recorded: StepRecord | None = None
-    ) -> None:
-        self.direction, self.eps, self.recorded = direction, eps, recorded
-        self._plus = self._minus = 0.0
-        self._count = 0
-
-    def add(self, plus: float, minus: float) -> None:
-        self._plus += plus
-        self._minus += minus
-        self._count += 1
-
-    def losses(self) -> tuple[float, float]:
-        return self._plus / self._count, self._minus / self._count
-
-
-def default_eps(blocks: Blocks) -> float:
-    """Returns MeZO's published finite-difference step for the blocks' space.
-
-    Full weights 1e-3, LoRA and other weight adapters 1e-2, prefixes and prompts 1e-1.
-    """
-    if blocks.space != "adapter":
-        return 1e-3
-    prompts = any(block.kind == "prompt" for block in blocks)
-    return 1e-1 if prompts else 1e-2
