@@ -137,6 +137,40 @@ def broken_off(out, step=8, make=lora, **options):
     return made
 
 
+def bf16_lora(seed=1):
+    """An adapter in 16 bits: its fp32 masters are not in its own weights."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM")
+    return get_peft_model(tiny_model(torch.bfloat16), config, autocast_adapter_dtype=False)
+
+
+def prefix(seed=1):
+    from peft import PrefixTuningConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    config = PrefixTuningConfig(num_virtual_tokens=3, task_type="CAUSAL_LM")
+    return get_peft_model(tiny_model(), config)
+
+
+@pytest.mark.parametrize("make", [bf16_lora, prefix, lambda seed=0: tiny_model()])
+def test_other_spaces_resume_from_checkpoint_and_from_journal(tmp_path, make):
+    options = {"save_strategy": "steps", "save_steps": 5, "learning_rate": 1e-2}
+    expected = uninterrupted(tmp_path / "whole", make, **options)
+    out = tmp_path / "out"
+    broken_off(out, 8, make, **options)
+    resumed = trainer(make(seed=0), out, **options)
+    resumed.train(resume_from_checkpoint=True)
+    assert digest(resumed.model) == expected
+    for left in out.glob("checkpoint-*"):
+        shutil.rmtree(left)
+    replayed = trainer(make(seed=0), out, **options)
+    replayed.train(resume_from_checkpoint=True)
+    assert digest(replayed.model) == expected
+    assert replayed.method.forward_passes == 0
+
+
 def test_a_torn_checkpoint_is_passed_over(tmp_path, caplog):
     options = {"save_strategy": "steps", "save_steps": 3}
     expected = uninterrupted(tmp_path / "whole", **options)

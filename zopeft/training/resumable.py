@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,15 @@ class ResumableTrainer(Trainer):
         mean = sum(losses) / len(losses) if losses else float("nan")
         return TrainOutput(state.global_step, mean, {"train_loss": mean})
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the Trainer, but 16-bit adapters stay so: PEFT would load them as fp32."""
+        with _dtypes_kept(self.model if model is None else model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        with _dtypes_kept(self.model):
+            super()._load_best_model()
+
     def _keep_last_good(self) -> None:
         """Saves weights and optimizer as the last good step left them."""
         method = self.method
@@ -229,3 +240,13 @@ class ResumableTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoints.seal(folder, self.state.global_step, self.recording.run)
+
+
+@contextmanager
+def _dtypes_kept(model: nn.Module) -> Iterator[None]:
+    """Gives parameters back the dtypes that they had before."""
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    yield
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != dtypes.get(name, parameter.dtype):
+            parameter.data = parameter.data.to(dtypes[name])
