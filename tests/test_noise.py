@@ -141,3 +141,29 @@ def test_step_seeds_differ_and_fit_64_bits():
 def test_unknown_family_is_refused_with_a_hint():
     with pytest.raises(InputError, match="unknown noise, got 'gausian'; did you mean 'gaussian'"):
         Noise("gausian")
+
+
+def test_gaussian_is_box_muller_with_polynomials_good_to_1e_6():
+    generator = torch.Generator().manual_seed(0)
+    words = [torch.randint(0, 2**32, (1 << 18,), generator=generator) for _ in range(4)]
+    for place, extreme in enumerate((0, 2**32 - 1, 2**31, 2**31 - 1)):
+        for word in words:
+            word[place] = extreme
+    z = NOISES["gaussian"].draw(tuple(words)).double().view(-1, 2, 2)
+    uniform = torch.stack(words[0::2], -1).bitwise_right_shift(8).float().add(0.5).double() / 2**24
+    angle = torch.stack(words[1::2], -1).to(torch.int32)
+    turn = (angle >> 8).double() / 2**24 * torch.pi
+    radius = (-2 * uniform.log()).sqrt()
+    cosine = turn.cos() * (1 - 2 * (angle & 1).double())
+    exact = torch.stack((radius * cosine, radius * turn.sin()), -1)
+    assert (z - exact).abs().max() < 1e-6
+    assert 5.88 < z.abs().max() < 5.89
+
+
+def test_gaussian_quantiles_are_normal():
+    z = Noise().at_elements(17, 3, 0, 1 << 20).double()
+    for bound in (0.5, 1.0, 2.0, 3.0, 4.0):
+        share = 1 - torch.erf(torch.tensor(bound / 2**0.5, dtype=torch.float64)).item()
+        deviation = (share / (1 << 20)) ** 0.5
+        for side in (z > bound, z < -bound):
+            assert abs(side.double().mean().item() - share / 2) < 5 * deviation

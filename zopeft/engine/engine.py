@@ -13,6 +13,7 @@ from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import CHUNK, ModuleWeights
 from zopeft.errors import input_error
+from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise
 
 SMALL = 1 << 23
@@ -31,16 +32,26 @@ class Engine:
         blocks: The blocks to train, [N].
         noise: Noise family: "gaussian", "binomial" or "rademacher".
         carrier: "flat", "modules", or "auto" for the choice above.
+        backend: A name of `zopeft.kernels.BACKENDS`, or "auto" for the fastest one here;
+            the bits are the same.
 
     Raises:
-        InputError: `noise` or `carrier` is unknown.
+        InputError: `noise`, `carrier` or `backend` is unknown.
     """
 
-    def __init__(self, blocks: Blocks, noise: str = "gaussian", carrier: str = "auto") -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        noise: str = "gaussian",
+        carrier: str = "auto",
+        backend: str = "auto",
+    ) -> None:
         if carrier not in CARRIERS:
             raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
         self.blocks = blocks
         self.noise = Noise(noise)
+        devices = {block.parameter.device for block in blocks}
+        self.kernels = kernels_for(backend, self.noise, devices)
         self.carriers: list[FlatBuffer | ModuleWeights] = []
         flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         modular: list[int] = []
@@ -56,9 +67,9 @@ class Engine:
             else:
                 modular.append(index)
         for indices in flat.values():
-            self.carriers.append(FlatBuffer(indices, [blocks[i] for i in indices], self.noise))
+            self.carriers.append(FlatBuffer(indices, [blocks[i] for i in indices], self.kernels))
         if modular:
-            self.carriers.append(ModuleWeights(modular, [blocks[i] for i in modular], self.noise))
+            self.carriers.append(ModuleWeights(modular, [blocks[i] for i in modular], self.kernels))
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -67,8 +78,7 @@ class Engine:
         Afterwards, and after any exception, the weights are bit for bit what they were.
 
         Args:
-            direction: The direction; hold on to the same object for a step's probes and
-                its update, since noise drawn for an adapter is kept with it.
+            direction: The direction.
             step: Finite-difference step with its sign, in the units of the weights.
         """
         with ExitStack() as stack:

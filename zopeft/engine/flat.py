@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
 from zopeft.engine.direction import Direction
-from zopeft.kernels import plain
-from zopeft.noise import Noise
+from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.kernels.runs import Layout, Run, cut
 
 ALIGNMENT = 128
 """Elements that every parameter starts at a multiple of: the widest span of a counter."""
@@ -27,13 +26,15 @@ class FlatBuffer:
     """The parameters of some blocks that share a device and a dtype.
 
     Args:
-        indices: Where the blocks stand among all blocks of the engine, [n].
+        indices: Where the blocks stand among all blocks of the engine, [n], ascending.
         blocks: The blocks, [n].
-        noise: The noise family.
+        kernels: What makes noise and adds it.
     """
 
-    def __init__(self, indices: Sequence[int], blocks: Sequence[Block], noise: Noise) -> None:
-        self.noise = noise
+    def __init__(
+        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+    ) -> None:
+        self.kernels = kernels
         self.indices = list(indices)
         self.blocks = list(blocks)
         self.parameters: list[nn.Parameter] = []
@@ -45,9 +46,8 @@ class FlatBuffer:
         size = self.offsets[-1] + _padded(self.parameters[-1].numel())
         self.master = torch.zeros(size, dtype=torch.float32, device=self.device)
         self.work = torch.zeros(size, dtype=self.dtype, device=self.device)
-        self._addresses()
-        self._runs()
-        self._drawn: tuple[Direction, Tensor] | None = None
+        self.layout = self._lay_out(size)
+        self._statistics: Statistics | None = None
         self.adopt()
 
     def _read_parameters(self) -> None:
@@ -62,40 +62,18 @@ class FlatBuffer:
                 offset += _padded(parameter.numel())
             self._members[seen[id(parameter)]].append(index)
 
-    def _addresses(self) -> None:
-        """Lays out counter and address of every counter of the buffer, [size // span]."""
-        span = self.noise.span
-        counts = [_padded(p.numel()) // span for p in self.parameters]
-        addresses = [self.blocks[m[0]].address for m in self._members]
-        self._counters = torch.cat([torch.arange(c, device=self.device) for c in counts])
-        self._counter_addresses = torch.repeat_interleave(
-            torch.tensor(addresses, device=self.device), torch.tensor(counts, device=self.device)
-        )
-
-    def _runs(self) -> None:
-        """Cuts the buffer into runs of one block each; padding belongs to none (-1)."""
-        owner: list[int] = []
-        length: list[int] = []
-        for parameter, members in zip(self.parameters, self._members, strict=True):
-            for block, run in _runs_of(parameter, [(self.blocks[m], m) for m in members]):
-                owner.append(block)
-                length.append(run)
-            owner.append(-1)
-            length.append(_padded(parameter.numel()) - parameter.numel())
-        merged = [
-            (key, sum(n for _, n in run))
-            for key, run in groupby(zip(owner, length, strict=True), key=lambda pair: pair[0])
-        ]
-        merged = [(key, n) for key, n in merged if n]
-        self._run_block = torch.tensor([b for b, _ in merged], device=self.device)
-        self._run_length = torch.tensor([n for _, n in merged], device=self.device)
-
-    def spread(self, values: Tensor, padding: float = 0.0) -> Tensor:
-        """Returns fp32 [size]: each block's value [n] at all of its elements."""
-        table = torch.cat((values.to(self.device, torch.float32), values.new_full((1,), padding)))
-        return torch.repeat_interleave(
-            table[self._run_block], self._run_length, output_size=self.master.numel()
-        )
+    def _lay_out(self, size: int) -> Layout:
+        rows: list[Run] = []
+        tensors: list[tuple[int, int]] = []
+        for parameter, offset, members in zip(
+            self.parameters, self.offsets, self._members, strict=True
+        ):
+            address = self.blocks[members[0]].address
+            tensors.append((address, _padded(parameter.numel())))
+            own = [(self.blocks[m], self.indices[m]) for m in members]
+            for block, start, length in _runs_of(parameter, own):
+                rows.append((offset + start, offset + start, length, start, address, block))
+        return Layout(cut(rows), tuple(tensors), tuple(self.indices), size)
 
     def bind(self) -> None:
         """Makes the parameters views of the working buffer."""
@@ -116,24 +94,15 @@ class FlatBuffer:
                 self.bind()
             if not torch.equal(self.work, self.master.to(self.dtype)):
                 self.master.copy_(self.work)
-
-    def direction(self, direction: Direction) -> Tensor:
-        """Returns ``u = scale * z`` of the whole buffer, fp32 [size]; kept for the step."""
-        if self._drawn is None or self._drawn[0] is not direction:
-            drawn = self.noise.at_counters(
-                direction.seed, self._counters, self._counter_addresses
-            )
-            scales = torch.ones(len(self.blocks), device=self.device)
-            if direction.scales is not None:
-                scales = direction.scales[self.indices]
-            self._drawn = (direction, drawn.mul_(self.spread(scales)))
-        return self._drawn[1]
+                self._statistics = None
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
         """Shows ``master + step * u`` to the forwards inside."""
         with torch.no_grad():
-            self.work.copy_(plain.perturb(self.master, self.direction(direction), step))
+            self.kernels.shift_layout(
+                self.layout, direction.seed, self.master, step, direction.scales, self.work
+            )
         try:
             yield
         finally:
@@ -143,35 +112,21 @@ class FlatBuffer:
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * master + coefficient * u``; both [N] over all blocks, float64."""
         with torch.no_grad():
-            u = self.direction(direction)
-            coefficient = self._uniform_or_spread(coefficients[self.indices], 0.0)
-            decay = self._uniform_or_spread(decays[self.indices], 1.0)
-            plain.update_(self.master, u, coefficient, decay, direction.seed, 0)
+            self._statistics = self.kernels.update_layout(
+                self.layout,
+                direction.seed,
+                self.master,
+                coefficients,
+                decays,
+                direction.scales,
+            )
             self.work.copy_(self.master)
-        self._drawn = None
 
-    def _uniform_or_spread(self, values: Tensor, padding: float) -> Tensor | float:
-        first = float(values[0])
-        return first if bool((values == first).all()) else self.spread(values.float(), padding)
-
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Returns mean and unbiased variance of each block, float64 [n]."""
-        values = self.master.double()
-        count = torch.zeros(len(self.blocks) + 1, dtype=torch.float64, device=self.device)
-        block = self._run_block % (len(self.blocks) + 1)  # padding (-1) goes to the last place
-        count = count.index_add(0, block, self._run_length.double())
-        total = torch.zeros_like(count).index_add(
-            0, block, torch.segment_reduce(values, "sum", lengths=self._run_length)
-        )
-        mean = total / count.clamp(min=1)
-        centred = values - torch.repeat_interleave(
-            mean[block], self._run_length, output_size=values.numel()
-        )
-        squares = torch.zeros_like(count).index_add(
-            0, block, torch.segment_reduce(centred.square_(), "sum", lengths=self._run_length)
-        )
-        variance = squares / (count - 1).clamp(min=1)
-        return mean[:-1], variance[:-1]
+    def statistics(self) -> Statistics:
+        """Returns mean and unbiased variance of each block's master weights, float64 [n]."""
+        if self._statistics is None:
+            self._statistics = self.kernels.statistics_layout(self.layout, self.master)
+        return self._statistics
 
     def state(self) -> Tensor | None:
         """Returns the master where the parameters cannot hold it (16-bit), else None."""
@@ -182,6 +137,7 @@ class FlatBuffer:
         with torch.no_grad():
             self.master.copy_(master)
             self.work.copy_(self.master)
+        self._statistics = None
 
 
 def _padded(count: int) -> int:
@@ -190,20 +146,13 @@ def _padded(count: int) -> int:
 
 def _runs_of(
     parameter: nn.Parameter, members: Sequence[tuple[Block, int]]
-) -> Iterator[tuple[int, int]]:
-    """Yields (block, length) runs of one parameter, slices row by row."""
+) -> Iterator[tuple[int, int, int]]:
+    """Yields (block, start, length) runs of one parameter, slices row by row."""
     if members[0][0].columns is None:
-        yield members[0][1], parameter.numel()
+        yield members[0][1], 0, parameter.numel()
         return
     width = parameter.shape[-1]
     cuts = sorted((block.columns or (0, 0), index) for block, index in members)
-    row: list[tuple[int, int]] = []
-    end = 0
-    for (start, stop), index in cuts:
-        row += [(-1, start - end), (index, stop - start)]
-        end = stop
-    row.append((-1, width - end))
-    for _ in range(parameter.numel() // width):
-        yield from row
-
-
+    for row in range(parameter.numel() // width):
+        for (start, stop), index in cuts:
+            yield index, row * width + start, stop - start

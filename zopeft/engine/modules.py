@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
+from zopeft.engine.arena import Arena, returns_new_memory
 from zopeft.engine.direction import Direction
-from zopeft.kernels import plain
-from zopeft.noise import Noise
+from zopeft.kernels.plain_backend import PlainKernels, Statistics
 
 CHUNK = 1 << 22
 """Elements of a matrix that are perturbed at a time (16 MB of fp32)."""
@@ -46,6 +46,20 @@ class Scratch:
     weight: Tensor
     address: int
     remake: Callable[[], Tensor]
+    buffer: Tensor | None
+
+
+@dataclass
+class Known:
+    """Statistics of a block, and which state of its weights they are of."""
+
+    statistics: Statistics
+    version: int
+    place: int
+
+    def fits(self, weight: Tensor) -> bool:
+        """Whether nobody has written the weight since, or put another in its place."""
+        return (self.version, self.place) == (weight._version, weight.data_ptr())
 
 
 class _Shift(torch.autograd.Function):
@@ -68,11 +82,13 @@ class ModuleWeights:
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n]; none of them a slice.
-        noise: The noise family.
+        kernels: What makes noise and adds it.
     """
 
-    def __init__(self, indices: Sequence[int], blocks: Sequence[Block], noise: Noise) -> None:
-        self.noise = noise
+    def __init__(
+        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+    ) -> None:
+        self.kernels = kernels
         self.indices = list(indices)
         self.blocks = list(blocks)
         self._places: dict[nn.Module, list[Place]] = {}
@@ -84,34 +100,32 @@ class ModuleWeights:
         self._settled = False
         self._direction: Direction | None = None
         self._step = 0.0
+        self._arena = Arena()
+        self._statistics: list[Known | None] = [None] * len(self.blocks)
 
     def scale(self, index: int, direction: Direction) -> Tensor | None:
         """The block's scale under `direction` as a 0-dim tensor, None for one."""
         return None if direction.scales is None else direction.scales[self.indices[index]]
 
-    def _scaled(self, noise: Tensor, index: int, direction: Direction) -> Tensor:
-        scale = self.scale(index, direction)
-        return noise if scale is None else noise.mul_(scale.to(noise.device))
-
-    def run(
-        self, index: int, weight: Tensor, start: int, count: int, direction: Direction
-    ) -> Tensor:
-        """Returns u of elements start ... start + count of a block, fp32 [count]."""
-        noise = self.noise.at_elements(
-            direction.seed, self.blocks[index].address, start, count, weight.device
-        )
-        return self._scaled(noise, index, direction)
-
     def _shifted(
-        self, index: int, weight: Tensor, direction: Direction, step: float, start: int = 0
+        self,
+        index: int,
+        weight: Tensor,
+        direction: Direction,
+        step: float,
+        start: int,
+        scratch: Tensor,
     ) -> Tensor:
-        """The perturbed copy of a contiguous weight (or of rows of it from `start` on)."""
-        scratch = torch.empty_like(weight, memory_format=torch.contiguous_format)
-        flat, source = scratch.view(-1), weight.reshape(-1)
-        for at in range(0, flat.numel(), CHUNK):
-            count = min(CHUNK, flat.numel() - at)
-            u = self.run(index, weight, start + at, count, direction)
-            flat[at : at + count] = plain.perturb(source[at : at + count], u, step)
+        """Fills a scratch with perturbed weights (or rows of them, from `start` on)."""
+        self.kernels.shift(
+            direction.seed,
+            self.blocks[index].address,
+            start,
+            weight.detach().reshape(-1),
+            step,
+            self.scale(index, direction),
+            scratch.view(-1),
+        )
         return scratch
 
     @contextmanager
@@ -164,7 +178,8 @@ class ModuleWeights:
                 for place in self._places[module]:
                     weight = module._parameters[place.leaf]
                     assert weight is not None
-                    scratch = self._make(place.index, weight, direction, step)
+                    reuse = returns_new_memory(module)
+                    scratch = self._make(place.index, weight, direction, step, reuse=reuse)
                     kept.append((module, place.leaf, weight))
                     made.append(scratch)
                     module._parameters[place.leaf] = scratch.weight  # type: ignore[assignment]
@@ -172,21 +187,41 @@ class ModuleWeights:
         finally:
             for module, leaf, weight in kept:
                 module._parameters[leaf] = weight  # type: ignore[assignment]
+            self._free(made)
 
     def _make(
-        self, index: int, weight: Tensor, direction: Direction, step: float, start: int = 0
+        self,
+        index: int,
+        weight: Tensor,
+        direction: Direction,
+        step: float,
+        start: int = 0,
+        reuse: bool = False,
     ) -> Scratch:
-        with torch.no_grad():
-            shifted = self._shifted(index, weight, direction, step, start)
-        address = shifted.data_ptr()
-        if torch.is_grad_enabled():
-            shifted = _Shift.apply(weight, shifted)  # type: ignore[no-untyped-call]
+        # A graph may hold on to a scratch, so only a forward alone can use one again.
+        differentiable = torch.is_grad_enabled()
+        buffer = self._arena.take(weight) if reuse and not differentiable else None
 
         def remake() -> Tensor:
+            memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
             with torch.no_grad():
-                return self._shifted(index, weight.detach(), direction, step, start)
+                return self._shifted(index, weight, direction, step, start, memory)
 
-        return Scratch(shifted, address, remake)
+        if buffer is None:
+            shifted = remake()
+        else:
+            memory = buffer[: weight.numel()].view(weight.shape)
+            shifted = self._shifted(index, weight, direction, step, start, memory)
+        address = shifted.data_ptr()
+        if differentiable:
+            shifted = _Shift.apply(weight, shifted)  # type: ignore[no-untyped-call]
+        return Scratch(shifted, address, remake, buffer)
+
+    def _free(self, made: Iterable[Scratch]) -> None:
+        for scratch in made:
+            if scratch.buffer is not None:
+                self._arena.give_back(scratch.buffer)
+                scratch.buffer = None
 
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         places = self._places[module]
@@ -221,15 +256,18 @@ class ModuleWeights:
         weight = module._parameters[place.leaf]
         assert weight is not None
         rows, inverse = ids.unique(return_inverse=True)
-        some = weight[rows]
         with torch.no_grad():
-            noise = self.noise.at_rows(
-                direction.seed, self.blocks[place.index].address, rows, weight.shape[1]
+            shifted = self.kernels.shift_rows(
+                direction.seed,
+                self.blocks[place.index].address,
+                rows,
+                weight.detach(),
+                step,
+                self.scale(place.index, direction),
             )
-            shifted = plain.perturb(some, self._scaled(noise, place.index, direction), step)
         if torch.is_grad_enabled():
-            shifted = _Shift.apply(some, shifted)  # type: ignore[no-untyped-call]
-        padding, module.padding_idx = module.padding_idx, None
+            shifted = _Shift.apply(weight[rows], shifted)  # type: ignore[no-untyped-call]
+        padding, module.padding_idx = module.padding_idx, None  # type: ignore[assignment]
         module._parameters[place.leaf] = shifted  # type: ignore[assignment]
         try:
             return forward(inverse)
@@ -248,10 +286,13 @@ class ModuleWeights:
         for first in range(0, weight.shape[0], rows):
             start = first * weight.shape[1]
             some = weight[first : first + rows]
-            scratch = self._make(place.index, some, direction, step, start)
+            scratch = self._make(place.index, some, direction, step, start, reuse=True)
             piece = None if bias is None else bias[first : first + rows]
-            with _remade([scratch]):
-                parts.append(nn.functional.linear(inputs, scratch.weight, piece))
+            try:
+                with _remade([scratch]):
+                    parts.append(nn.functional.linear(inputs, scratch.weight, piece))
+            finally:
+                self._free([scratch])
         return torch.cat(parts, dim=-1)
 
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
@@ -263,25 +304,38 @@ class ModuleWeights:
                 if coefficient == 0.0 and decay == 1.0:
                     continue
                 weight = block.parameter
-                flat = weight.data.view(-1)
-                for start in range(0, flat.numel(), CHUNK):
-                    count = min(CHUNK, flat.numel() - start)
-                    u = self.run(index, weight, start, count, direction)
-                    plain.update_(
-                        flat[start : start + count],
-                        u,
-                        coefficient,
-                        decay,
-                        direction.seed,
-                        block.address,
-                        start,
-                    )
+                statistics = self.kernels.update(
+                    direction.seed,
+                    block.address,
+                    weight.data.view(-1),
+                    coefficient,
+                    decay,
+                    self.scale(index, direction),
+                )
+                self._know(index, statistics)
 
-    def statistics(self) -> tuple[Tensor, Tensor]:
-        """Returns mean and unbiased variance of each block, float64 [n]."""
-        with torch.no_grad():
-            moments = [_moments(block.parameter.detach()) for block in self.blocks]
-        return torch.stack([m for m, _ in moments]), torch.stack([v for _, v in moments])
+    def _know(self, index: int, statistics: Statistics | None) -> None:
+        weight = self.blocks[index].parameter
+        known = statistics and Known(statistics, weight._version, weight.data_ptr())
+        self._statistics[index] = known or None
+
+    def statistics(self) -> Statistics:
+        """Returns mean and unbiased variance of each block, float64 [n].
+
+        What the update pass has already measured is not read again, unless the weight has
+        been written since by an operation that PyTorch counts (which ``.data`` evades).
+        """
+        values: list[Statistics] = []
+        for index, block in enumerate(self.blocks):
+            known = self._statistics[index]
+            if known is None or not known.fits(block.parameter):
+                with torch.no_grad():
+                    statistics = self.kernels.statistics(block.parameter.detach())
+                self._know(index, statistics)
+                values.append(statistics)
+            else:
+                values.append(known.statistics)
+        return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
 
 
 @contextmanager
@@ -313,16 +367,3 @@ def _takes_ids(forward: Callable[..., Any]) -> bool:
     """Whether an embedding's forward takes token ids and nothing else."""
     names = list(inspect.signature(forward).parameters)
     return len(names) == 1 and names[0] in ("input", "input_ids")
-
-
-def _moments(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and unbiased variance in float64, a chunk at a time."""
-    flat = weight.reshape(-1)
-    total = torch.zeros((), dtype=torch.float64, device=flat.device)
-    for chunk in flat.split(CHUNK):
-        total += chunk.double().sum()
-    mean = total / flat.numel()
-    squares = torch.zeros_like(total)
-    for chunk in flat.split(CHUNK):
-        squares += (chunk.double() - mean).square_().sum()
-    return mean, squares / max(1, flat.numel() - 1)

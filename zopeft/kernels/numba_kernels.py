@@ -1,0 +1,309 @@
+"""The kernels in numba: noise, probe, update and moments, without z ever in memory.
+
+All work is cut into tiles that stay in the first-level cache, and each tile goes through
+short loops that LLVM turns into vector instructions: Philox words, noise, arithmetic,
+rounding. Products and sums are never contracted, so the bits are those of the plain
+version (`zopeft.kernels.plain`), whatever the machine, the tiles and the threads.
+
+A kernel takes a table of runs, one row a run of consecutive elements of one tensor (see
+`zopeft.kernels.runs`), and knows nothing of threads: it lets go of the interpreter, and
+its caller gives each thread some rows. Everything compiled is in this one file, because
+numba's cache on disk looks no further than the file of a kernel to see that it is stale.
+"""
+
+# numba's own language: arrays and machine integers, typed by the signatures below.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, misc"
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir  # type: ignore[import-untyped]
+from numba.extending import intrinsic
+
+from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
+from zopeft.noise.binomial import CENTRE, SCALE
+from zopeft.noise.gaussian import COSINE, LOG, ROOT_HALF, SINE, TURN, TWO_LN_2
+from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
+
+TILE = 512
+LANES = 256
+FLOAT32, BFLOAT16, FLOAT16, NOTHING = 0, 1, 2, 3
+GAUSSIAN, BINOMIAL, RADEMACHER = 0, 1, 2
+
+F, S, U, W = np.float32, np.int32, np.uint32, np.uint64
+_LOW, _32 = W(0xFFFFFFFF), W(32)
+_M0, _M1, _K0, _K1 = (W(word) for word in MULTIPLIERS + KEY_STEPS)
+_LOG = tuple(F(c) for c in LOG)
+_SINE = tuple(F(c) for c in SINE)
+_COSINE = tuple(F(c) for c in COSINE)
+_TURN, _TWO_LN_2, _HALF, _ONE = F(TURN), F(-TWO_LN_2), F(0.5), F(1.0)
+_BYTES, _SCALE = U(0x00FF00FF), F(SCALE)
+_TOP, _MAGNITUDE, _INFINITE = U(31), U(0x7FFFFFFF), U(0x7F800000)
+_BIT = U(1) << np.arange(32, dtype=np.uint32)
+_FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
+_inline: Any = numba.njit(forceinline=True)
+
+
+def _kernel(signature: str) -> Any:
+    """Compiles for one signature, once for all runs of Python where a cache can be kept."""
+    try:
+        return numba.njit(signature, nogil=True, cache=True)
+    except RuntimeError:
+        return numba.njit(signature, nogil=True)
+
+
+def _reinterpret(source: Any, target: Any, convert: Any) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def reinterpret(context, value):
+        def generate(context, builder, signature, arguments):
+            return convert(builder, arguments[0])
+
+        return target(source), generate
+
+    return reinterpret
+
+
+_t = numba.types
+_bits = _reinterpret(_t.float32, _t.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
+_float = _reinterpret(_t.uint32, _t.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
+_from_half = _reinterpret(
+    _t.uint16, _t.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
+)
+_to_half = _reinterpret(
+    _t.float32, _t.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
+)
+
+
+@_inline
+def _words(key, address, stream, first, count, words):
+    """Philox4x32-10 of `count` counters, lanes of 64 bits whose upper halves are ignored."""
+    for i in range(count):
+        c0, c1, c2, c3 = W(first + i), address, stream, W(0)
+        k0, k1 = key & _LOW, key >> _32
+        for _ in range(10):
+            p0, p1 = (c0 & _LOW) * _M0, (c2 & _LOW) * _M1
+            c0, c1, c2, c3 = (p1 >> _32) ^ c1 ^ k0, p1, (p0 >> _32) ^ c3 ^ k1, p0
+            k0, k1 = (k0 + _K0) & _LOW, (k1 + _K1) & _LOW
+        words[4 * i] = U(c0)
+        words[4 * i + 1] = U(c1)
+        words[4 * i + 2] = U(c2)
+        words[4 * i + 3] = U(c3)
+
+
+@_inline
+def _binomial(words, z):
+    for i in range(words.size):
+        pairs = U(words[i] & _BYTES) + U(U(words[i] >> U(8)) & _BYTES)
+        total = U(pairs & U(0xFFFF)) + U(U(pairs) >> U(16))
+        z[i] = F(S(S(total) - S(CENTRE))) * _SCALE
+
+
+@_inline
+def _gaussian(words, z):
+    for pair in range(words.size // 2):
+        uniform = (F(S(words[2 * pair] >> U(8))) + _HALF) * _TURN
+        bits = S(_bits(uniform))
+        exponent = S(S(bits - S(ROOT_HALF)) >> S(23))
+        f = _float(U(bits - S(exponent << S(23)))) - _ONE
+        log = _LOG[0]
+        for c in _LOG[1:]:
+            log = log * f + c
+        radius = np.sqrt(F(exponent) * _TWO_LN_2 + log * f)
+        angle = words[2 * pair + 1]
+        turn = F(S(S(angle) >> S(8))) * _TURN
+        square = turn * turn
+        sine = _SINE[0]
+        for c in _SINE[1:]:
+            sine = sine * square + c
+        cosine = _COSINE[0]
+        for c in _COSINE[1:]:
+            cosine = cosine * square + c
+        cosine = _float(U(_bits(cosine) ^ U(angle << _TOP)))
+        z[2 * pair] = cosine * radius
+        z[2 * pair + 1] = sine * turn * radius
+
+
+@_inline
+def _rademacher(words, z):
+    for j in range(words.size):
+        signs = z[32 * j : 32 * j + 32]
+        for bit in range(signs.size):
+            signs[bit] = _ONE if U(words[j] & _BIT[bit]) else -_ONE
+
+
+@_inline
+def _draw(key, family, address, start, count, words, z):
+    """Writes noise of `count` elements to z and returns where in z it begins."""
+    span = 128 if family == RADEMACHER else 4
+    first = start // span
+    skip = start - first * span
+    counters = (skip + count + span - 1) // span
+    _words(key, W(address), W(0), first, counters, words)
+    if family == GAUSSIAN:
+        _gaussian(words[: 4 * counters], z)
+    elif family == BINOMIAL:
+        _binomial(words[: 4 * counters], z)
+    else:
+        _rademacher(words[: 4 * counters], z)
+    return skip
+
+
+@_inline
+def _load(source, kind, at, count, x):
+    """Reads `count` stored numbers from element `at` on, as fp32."""
+    if kind == FLOAT32:
+        exact = source.view(np.float32)[at : at + count]
+        for i in range(count):
+            x[i] = exact[i]
+        return
+    stored = source.view(np.uint16)[at : at + count]
+    if kind == BFLOAT16:
+        for i in range(count):
+            x[i] = _float(U(U(stored[i]) << U(16)))
+    else:
+        for i in range(count):
+            x[i] = _from_half(stored[i])
+
+
+@_inline
+def _store(x, count, target, kind, at):
+    """Writes `count` numbers from element `at` on, rounded to nearest."""
+    if kind == FLOAT32:
+        exact = target.view(np.float32)[at : at + count]
+        for i in range(count):
+            exact[i] = x[i]
+        return
+    stored = target.view(np.uint16)[at : at + count]
+    if kind == BFLOAT16:
+        for i in range(count):
+            bits = _bits(x[i])
+            even = U(bits + U(0x7FFF) + U(U(bits >> U(16)) & U(1)))
+            nan = U(bits & _MAGNITUDE) > _INFINITE
+            stored[i] = np.uint16(U(0x7FC0) if nan else U(even >> U(16)))
+    else:
+        for i in range(count):
+            stored[i] = _to_half(x[i])
+
+
+@_inline
+def _round_stochastically(x, count, kind, key, address, start, words):
+    """Rounds to numbers that the 16-bit dtype holds; see `plain.stochastic_round`."""
+    first = start // 4
+    skip = start - first * 4
+    _words(key, W(address), W(1), first, (skip + count + 3) // 4, words)
+    word = words[skip : skip + count]
+    if kind == BFLOAT16:
+        for i in range(count):
+            bits = _bits(x[i])
+            up = U(U(bits + U(word[i] >> U(16))) & U(0xFFFF0000))
+            up = U(up & U(0x80000000)) | U(min(U(up & _MAGNITUDE), U(0x7F7F0000)))
+            x[i] = x[i] if U(bits & _INFINITE) == _INFINITE else _float(U(up))
+    else:
+        for i in range(count):
+            value, bits = x[i], _bits(x[i])
+            near = _float(U(U(bits + U(word[i] >> U(19))) & U(0xFFFFE000)))
+            small = np.floor(value * _FINE + F(S(word[i] >> U(8))) * _TURN) * _TURN
+            near = small if abs(value) < _SMALL else near
+            near = min(max(near, -_LIMIT), _LIMIT)
+            x[i] = value if U(bits & _INFINITE) == _INFINITE else near
+
+
+@_inline
+def _accumulate(x, count, pivot, total, squares):
+    """Adds a tile's sums and sums of squares about `pivot`; element i goes to lane i % 256."""
+    for at in range(0, count, LANES):
+        n = min(LANES, count - at)
+        group, sums, powers = x[at : at + n], total[:n], squares[:n]
+        for lane in range(n):
+            d = np.float64(group[lane]) - pivot
+            sums[lane] += d
+            powers[lane] += d * d
+
+
+@_inline
+def _close(total, squares, count, pivot, moments):
+    """Writes count, mean and sum of squared deviations of a run; clears the lanes."""
+    t = s = 0.0
+    for lane in range(LANES):
+        t += total[lane]
+        s += squares[lane]
+        total[lane] = squares[lane] = 0.0
+    moments[0], moments[1], moments[2] = count, pivot + t / count, s - t * t / count
+
+
+@_inline
+def _scale(scale, z, y):
+    for i in range(y.size):
+        y[i] = scale * z[i]
+
+
+@_inline
+def _add(step, scale, z, y):
+    for i in range(y.size):
+        y[i] = y[i] + step * (scale * z[i])
+
+
+@_inline
+def _decay(decay, coefficient, scale, z, y):
+    for i in range(y.size):
+        y[i] = y[i] * decay + (scale * z[i]) * coefficient
+
+
+@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8)")
+def shift(table, key, family, scales, step, weight, kind, out, out_kind):
+    """``out = round(weight + step * (scale * z))``; without weights, ``out = scale * z``."""
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x = np.empty(TILE, np.float32)
+    for row in range(table.shape[0]):
+        scale, length = scales[table[row, BLOCK]], table[row, LENGTH]
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            skip = _draw(key, family, table[row, ADDRESS], table[row, START] + at, n, words, z)
+            if kind == NOTHING:
+                _scale(scale, z[skip : skip + n], x[:n])
+            else:
+                _load(weight, kind, table[row, WEIGHT] + at, n, x)
+                _add(step, scale, z[skip : skip + n], x[:n])
+            _store(x, n, out, out_kind, table[row, OUT] + at)
+
+
+@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, f8[:,::1])")
+def update(table, key, family, scales, coefficients, decays, weight, kind, moments):
+    """``weight = round(decay * weight + coefficient * (scale * z))``, and its moments."""
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x = np.empty(TILE, np.float32)
+    total, squares = np.zeros(LANES), np.zeros(LANES)
+    for row in range(table.shape[0]):
+        block, length = table[row, BLOCK], table[row, LENGTH]
+        scale, coefficient, decay = scales[block], coefficients[block], decays[block]
+        pivot = 0.0
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            address, start = table[row, ADDRESS], table[row, START] + at
+            skip = _draw(key, family, address, start, n, words, z)
+            _load(weight, kind, table[row, WEIGHT] + at, n, x)
+            _decay(decay, coefficient, scale, z[skip : skip + n], x[:n])
+            if kind != FLOAT32:
+                _round_stochastically(x, n, kind, key, address, start, words)
+            _store(x, n, weight, kind, table[row, WEIGHT] + at)
+            pivot = np.float64(x[0]) if at == 0 else pivot
+            _accumulate(x, n, pivot, total, squares)
+        _close(total, squares, length, pivot, moments[row])
+
+
+@_kernel("void(i8[:,::1], u1[::1], i8, f8[:,::1])")
+def measure(table, weight, kind, moments):
+    """The moments that `update` gives, of weights that have not been updated."""
+    x = np.empty(TILE, np.float32)
+    total, squares = np.zeros(LANES), np.zeros(LANES)
+    for row in range(table.shape[0]):
+        length, pivot = table[row, LENGTH], 0.0
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            _load(weight, kind, table[row, WEIGHT] + at, n, x)
+            pivot = np.float64(x[0]) if at == 0 else pivot
+            _accumulate(x, n, pivot, total, squares)
+        _close(total, squares, length, pivot, moments[row])

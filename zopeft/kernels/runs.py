@@ -1,0 +1,84 @@
+"""Tables of runs: which elements a kernel is to work on, and where their noise is addressed.
+
+A run is a stretch of consecutive elements of one tensor that belong to one block. Its row
+says where it lies in the weights and in the output, how long it is, and its address: the
+tensor's 32-bit address and the index of its first element in the whole tensor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import numpy.typing as npt
+
+Table = npt.NDArray[np.int64]
+Run = tuple[int, int, int, int, int, int]
+
+WEIGHT, OUT, LENGTH, START, ADDRESS, BLOCK = range(6)
+"""Columns of a table."""
+PIECE = 1 << 16
+"""Elements a run is cut at, counted from its own start: threads share out whole pieces,
+and a block's moments are summed piece by piece, so that no number depends on threads."""
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What lies where in a flat buffer of many tensors.
+
+    Args:
+        table: The runs [n, 6], in the order of the buffer, each cut into pieces; padding
+            belongs to none.
+        tensors: Address and padded length of each tensor, in the order of the buffer.
+        blocks: The blocks' indices, ascending.
+        size: Elements of the buffer.
+    """
+
+    table: Table
+    tensors: tuple[tuple[int, int], ...]
+    blocks: tuple[int, ...]
+    size: int
+
+
+def cut(rows: list[Run]) -> Table:
+    """Returns the table [n, 6] of some runs, cut into pieces.
+
+    Args:
+        rows: A run each, its six numbers in the order of the columns.
+    """
+    pieces = [
+        (weight + at, out + at, min(PIECE, length - at), start + at, address, block)
+        for weight, out, length, start, address, block in rows
+        for at in range(0, length, PIECE)
+    ]
+    return np.array(pieces, dtype=np.int64).reshape(-1, 6)
+
+
+@lru_cache(maxsize=1024)
+def whole(address: int, start: int, count: int) -> Table:
+    """Returns the table of one run that fills weights and output from their beginning."""
+    return cut([(0, 0, count, start, address, 0)])
+
+
+def of_rows(rows: npt.NDArray[np.int64], width: int, address: int) -> Table:
+    """Returns the table [n, 6] of some rows of a matrix, put one below the other.
+
+    Args:
+        rows: Row numbers, [n].
+        width: Elements a row.
+        address: 32-bit address of the matrix.
+    """
+    table = np.zeros((len(rows), 6), dtype=np.int64)
+    table[:, WEIGHT] = table[:, START] = rows * width
+    table[:, OUT] = np.arange(len(rows)) * width
+    table[:, LENGTH], table[:, ADDRESS] = width, address
+    return table
+
+
+def shares(table: Table, parts: int) -> list[slice]:
+    """Cuts a table into at most `parts` slices of about as many elements each."""
+    ends = table[:, LENGTH].cumsum()
+    goals = ends[-1] * np.arange(1, parts) / parts
+    cuts = np.unique(np.concatenate(([0], np.searchsorted(ends, goals) + 1, [len(table)])))
+    return [slice(a, b) for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
