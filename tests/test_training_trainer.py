@@ -54,6 +54,7 @@ def test_training_lowers_the_loss_and_evaluates_it(tmp_path):
     assert output.training_loss == pytest.approx(sum(losses) / 6)
     assert made.method.forward_passes == 300
     assert all(p.grad is None for p in made.model.parameters())
+    assert "zero_grad" not in made.model.__dict__
 
 
 def test_every_callback_is_called_and_the_projected_gradient_logged(tmp_path):

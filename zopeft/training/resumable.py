@@ -91,11 +91,15 @@ class ResumableTrainer(Trainer):
                 if finished is not None:
                     return finished
             name = None if checkpoint is None else str(checkpoint)
+            if self.args.order == 0:
+                # A walk over all modules at every step, to clear gradients that never are.
+                self.model.zero_grad = _nothing
             return super().train(name, *args, **kwargs)
         except RunError:
             self._keep_last_good()
             raise
         finally:
+            self.model.__dict__.pop("zero_grad", None)
             self.is_in_train = False
             self.recording.close()
 
@@ -250,3 +254,7 @@ def _dtypes_kept(model: nn.Module) -> Iterator[None]:
     for name, parameter in model.named_parameters():
         if parameter.dtype != dtypes.get(name, parameter.dtype):
             parameter.data = parameter.data.to(dtypes[name])
+
+
+def _nothing(set_to_none: bool = True) -> None:
+    """Stands in for ``model.zero_grad`` where there are no gradients."""
