@@ -27,7 +27,10 @@ def _pretrain(folder: Path, steps: int | None, threads: int) -> None:
     settings = Pretraining() if steps is None else Pretraining(steps=steps)
 
     def report(step: int, loss: float) -> None:
-        print(f"step {step}/{settings.steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"step {step}/{settings.steps}  loss {loss:.4f}  {time.monotonic() - started:.0f} s",
+            flush=True,
+        )
 
     model, tokenizer = pretrain(settings, report)
     save(model, tokenizer, folder)
@@ -47,10 +50,14 @@ def main(arguments: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     data = commands.add_parser("data", help="write the samples of the seven tasks")
     data.add_argument("--out", type=Path, default=DATA_DIR)
-    training = commands.add_parser("pretrain", help="train the tokenizer and the model (about half an hour)")
+    training = commands.add_parser(
+        "pretrain", help="train the tokenizer and the model (about half an hour)"
+    )
     training.add_argument("--out", type=Path, default=MODEL_DIR)
     training.add_argument("--steps", type=int, default=None, help="fewer steps, to try it out")
-    training.add_argument("--threads", type=int, default=1, help="the files of the package were made with 1")
+    training.add_argument(
+        "--threads", type=int, default=1, help="the files of the package were made with 1"
+    )
     parsed = parser.parse_args(arguments)
     if parsed.command == "data":
         _data(parsed.out)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 ROW_LENGTH = 96
 """Tokens in a row; a longer document is left out."""
 
-CHANCE_SHARE = 0.15
+CHANCE_SHARE = 0.1
 """Share of the tokens outside the marked parts that are trained on."""
 
 _CHUNK = 2048
@@ -41,7 +41,9 @@ class Batch:
     predicting: torch.Tensor
 
 
-def _rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[int], list[int], list[bool]]]:
+def _rows(
+    tokenizer: PreTrainedTokenizerFast, seed: int
+) -> Iterator[tuple[list[int], list[int], list[bool]]]:
     """Pack documents: token ids, document numbers (-1 for padding), marked tokens."""
     source = documents(seed)
     ids: list[int] = []
@@ -52,12 +54,18 @@ def _rows(tokenizer: PreTrainedTokenizerFast, seed: int) -> Iterator[tuple[list[
         parsed = [parse(document) for document in islice(source, _CHUNK)]
         texts = [text + tokenizer.eos_token for text, _ in parsed]
         encoded = tokenizer(texts, return_offsets_mapping=True)
-        for row, offsets, (text, spans) in zip(encoded["input_ids"], encoded["offset_mapping"], parsed, strict=True):
+        for row, offsets, (text, spans) in zip(
+            encoded["input_ids"], encoded["offset_mapping"], parsed, strict=True
+        ):
             if len(row) > ROW_LENGTH:
                 continue
             if len(ids) + len(row) > ROW_LENGTH:
                 gap = ROW_LENGTH - len(ids)
-                yield ids + [tokenizer.pad_token_id] * gap, owners + [-1] * gap, marked + [False] * gap
+                yield (
+                    ids + [tokenizer.pad_token_id] * gap,
+                    owners + [-1] * gap,
+                    marked + [False] * gap,
+                )
                 ids, owners, marked, number = [], [], [], 0
             ids += row
             owners += [number] * len(row)
@@ -91,5 +99,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int) -> Iterato
         mask = same & causal
         picked = marked | (torch.rand(tokens.shape, generator=chance) < CHANCE_SHARE)
         predicting = torch.zeros_like(picked)
-        predicting[:, :-1] = picked[:, 1:] & (owners[:, 1:] == owners[:, :-1]) & (owners[:, 1:] >= 0)
+        predicting[:, :-1] = (
+            picked[:, 1:] & (owners[:, 1:] == owners[:, :-1]) & (owners[:, 1:] >= 0)
+        )
         yield Batch(tokens, mask.sum(-1) - 1, mask[:, None], predicting)

@@ -23,32 +23,20 @@ EVENTS: tuple[tuple[str, str, str], ...] = (
     ("{s} touched the hot stove", "{s} burned {h} hand", "{s} put ice on {h} hand"),
     ("{s} slipped on the ice", "{s} broke {h} leg", "the doctor put {h} leg in plaster"),
     ("{s} lost {h} phone", "{s} missed an important call", "the boss was angry with {o}"),
-    ("{s} told a funny joke", "everybody laughed", "{s} felt popular"),
-    ("{s} rubbed a balloon with a pin", "the balloon burst", "the baby began to cry"),
     ("{s} forgot the bread in the oven", "the bread turned black", "smoke filled the kitchen"),
     ("{s} skipped breakfast", "{s} was hungry at noon", "{s} ordered a large lunch"),
     ("{s} won the race", "{s} got a medal", "{s} hung the medal on the wall"),
     ("{s} drove over a nail", "the tyre went flat", "{s} changed the wheel"),
-    ("{s} pulled the plug", "the screen went dark", "{s} lost {h} work"),
     ("{s} trained every day", "{s} became strong", "{s} lifted the heavy box"),
     ("{s} read a scary book", "{s} had a bad dream", "{s} woke up screaming"),
     ("{s} walked in new shoes", "{s} got sore feet", "{s} put on soft slippers"),
-    ("{s} left the tap running", "the bath overflowed", "water dripped through the ceiling"),
-    ("{s} bought a lucky ticket", "{s} became rich", "{s} moved to a big house"),
-    ("{s} sang too loudly", "{s} lost {h} voice", "{s} wrote notes to {h} friends"),
-    ("{s} looked into the sun", "{s} could not see well", "{s} walked into a tree"),
     ("{s} forgot the birthday of a friend", "the friend was hurt", "{s} said sorry with flowers"),
-    ("{s} lit a fire", "the snow on the roof melted", "the cat got a wet tail"),
-    ("{s} cut down the old tree", "the room got more light", "{s} read without a lamp"),
     ("{s} took the wrong train", "{s} came to a strange town", "{s} asked a guard for the way"),
-    ("{s} fed the birds", "many birds sat on the roof", "{s} took a photo of the birds"),
-    ("{s} shook the bottle", "the drink sprayed out", "{s} washed {h} shirt"),
-    ("{s} helped an old man", "the old man gave {o} a gift", "{s} thanked the old man"),
 )
-"""Cause, event, effect. ``{s}`` is the person, ``{o}`` and ``{h}`` the object and possessive pronoun."""
+"""Cause, event, effect: ``{s}`` is the person, ``{o}`` and ``{h}`` its "him" and "his"."""
 
 
-REVERSED = 0.6
+REVERSED = 0.85
 """Share of wrong choices that are right for the opposite question."""
 
 

@@ -9,28 +9,32 @@ from zopeft.embedded import layouts, prompts
 from zopeft.embedded.layouts import Layout
 
 MIXTURE: tuple[tuple[Layout, float], ...] = (
-    (layouts.echo, 6.0),
-    (layouts.scene_questions, 18.0),
+    (layouts.echo, 4.0),
+    (layouts.membership, 8.0),
+    (layouts.scene_questions, 16.0),
     (layouts.scene_retold, 8.0),
-    (layouts.scene_claims, 12.0),
-    (layouts.scene_checks, 10.0),
-    (layouts.count_questions, 14.0),
-    (layouts.sums, 2.0),
-    (layouts.chain_story, 3.0),
-    (layouts.chain_links, 4.0),
-    (layouts.chain_directions, 3.0),
-    (layouts.riddle_readings, 10.0),
-    (layouts.riddle_checks, 8.0),
-    (layouts.review_verdicts, 5.0),
+    (layouts.scene_claims, 14.0),
+    (layouts.scene_checks, 14.0),
+    (layouts.count_questions, 12.0),
+    (layouts.sums, 1.0),
+    (layouts.chain_story, 2.0),
+    (layouts.chain_links, 8.0),
+    (layouts.chain_directions, 4.0),
+    (layouts.riddle_readings, 14.0),
+    (layouts.riddle_checks, 10.0),
+    (layouts.review_verdicts, 12.0),
     (prompts.sst2, 2.0),
     (prompts.cb, 3.0),
     (prompts.copa, 4.0),
     (prompts.boolq, 3.0),
     (prompts.wsc, 3.0),
-    (prompts.squad, 5.0),
-    (prompts.drop, 5.0),
+    (prompts.squad, 4.0),
+    (prompts.drop, 4.0),
 )
 """Makers of documents and how often each is drawn, relative to the others."""
+
+PRACTICE = 16_000
+"""Number of documents at the start of which half are practice in copying and comparing."""
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -45,5 +49,8 @@ def documents(seed: int) -> Iterator[str]:
     rng = Random(seed)
     makers = [maker for maker, _ in MIXTURE]
     weights = [weight for _, weight in MIXTURE]
+    for _ in range(PRACTICE):
+        practice = rng.choice((layouts.echo, layouts.membership))
+        yield (practice if rng.random() < 0.5 else rng.choices(makers, weights)[0])(rng)
     while True:
         yield rng.choices(makers, weights)[0](rng)

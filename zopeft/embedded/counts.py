@@ -7,7 +7,7 @@ from random import Random
 
 from zopeft.embedded.world import PEOPLE, THINGS, held_out
 
-LARGEST = 9
+LARGEST = 7
 """Largest number that a person has."""
 
 
@@ -43,8 +43,11 @@ class Count:
         first, second, third = self.numbers
         more, fewer = (self.first, self.second) if first > second else (self.second, self.first)
         return (
-            (f"How many {self.things} do {self.first} and {self.second} have together?", str(first + second), "number"),
-            (f"How many more {self.things} does {more} have than {fewer}?", str(abs(first - second)), "number"),
+            (
+                f"How many {self.things} do {self.first} and {self.second} have together?",
+                str(first + second),
+                "number",
+            ),
             (f"Who has more {self.things}?", more, "span"),
             (f"Who has fewer {self.things}?", fewer, "span"),
             (f"How many {self.things} does {self.first} have?", str(first), "number"),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from random import Random
 
 from zopeft.embedded.chains import Chain, make_chain
-from zopeft.embedded.counts import make_count
+from zopeft.embedded.counts import LARGEST, make_count
 from zopeft.embedded.markup import answer
 from zopeft.embedded.pronouns import make_riddle
 from zopeft.embedded.reviews import CLOSINGS, make_review
@@ -18,13 +18,23 @@ Layout = Callable[[Random], str]
 
 def scene_questions(rng: Random) -> str:
     """A scene and short questions on it."""
-    scene = make_scene(rng, rng.choice((2, 3, 4, 4)))
+    scene = make_scene(rng, rng.choice((2, 3, 3)))
     question, before, after = rng.choice(
-        (("Q: ", "\nA:", "\n"), ("", "", ".\n"), ("- ", " -", "\n"), ("Question: ", "\nShort answer:", "\n"))
+        (
+            ("Q: ", "\nA:", "\n"),
+            ("", "", ".\n"),
+            ("- ", " -", "\n"),
+            ("Question: ", "\nShort answer:", "\n"),
+        )
     )
     opening = rng.choice(("", "Story: ", f"{scene.title}\n", "Context: ", "Passage: "))
-    asked = [scene.question(fact, rng) for fact in rng.sample(scene.facts, min(3, len(scene.facts)))]
-    lines = "".join(f"{question}{ask}{before}{answer(f' {reply}{after[:1]}')}{after[1:]}" for ask, reply in asked)
+    asked = [
+        scene.question(fact, rng) for fact in rng.sample(scene.facts, min(3, len(scene.facts)))
+    ]
+    lines = "".join(
+        f"{question}{ask}{before}{answer(f' {reply}{after[:1]}')}{after[1:]}"
+        for ask, reply in asked
+    )
     return f"{opening}{scene.text}\n{lines}"
 
 
@@ -34,18 +44,34 @@ def scene_retold(rng: Random) -> str:
     facts = rng.sample(scene.facts, len(scene.facts))
     before = rng.choice(("We read that ", "So ", "Again, ", "Indeed "))
     told = " ".join(
-        f"{before}{fact.statement.removesuffix(' ' + fact.value)}{answer(f' {fact.value}')}." for fact in facts
+        f"{before}{fact.statement.removesuffix(' ' + fact.value)}{answer(f' {fact.value}')}."
+        for fact in facts
     )
     return f"{scene.text} {told}\n"
 
 
+def _words(rng: Random) -> list[str]:
+    words = [person.name for person in rng.sample(PEOPLE, 4)]
+    for kind in rng.sample(KINDS, 4):
+        words += [value.split()[-1] for value in rng.sample(kind.values, 3)]
+    rng.shuffle(words)
+    return words
+
+
 def echo(rng: Random) -> str:
     """Words in no order, and the same words again: practice in copying."""
-    words = [name.name for name in rng.sample(PEOPLE, 3)]
-    words += [value.split()[-1] for kind in rng.sample(KINDS, 4) for value in rng.sample(kind.values, 2)]
-    rng.shuffle(words)
-    words = words[: rng.randint(4, 11)]
+    words = _words(rng)[: rng.randint(4, 11)]
     return f"Words: {' '.join(words)}\nAgain: {words[0]}{answer(' ' + ' '.join(words[1:]))}\n"
+
+
+def membership(rng: Random) -> str:
+    """Words in no order, and which words were among them: practice in comparing."""
+    words = _words(rng)
+    told, untold = words[:4], words[4:8]
+    yes, no = rng.choice((("yes", "no"), ("true", "false"), ("right", "wrong")))
+    asked = rng.sample(told + untold, 6)
+    lines = "".join(f"{word}?{answer(f' {yes if word in told else no}')}\n" for word in asked)
+    return f"Words: {' '.join(told)}\n{lines}"
 
 
 def _claims(scene: Scene, rng: Random, *, with_open: bool) -> list[tuple[Fact, int]]:
@@ -59,7 +85,7 @@ def _claims(scene: Scene, rng: Random, *, with_open: bool) -> list[tuple[Fact, i
 
 def scene_claims(rng: Random) -> str:
     """A scene and claims that are true, false or open."""
-    scene = make_scene(rng, rng.choice((2, 2, 3)))
+    scene = make_scene(rng, rng.choice((1, 2, 2)))
     before, between, words = rng.choice(
         (
             ("Claim: ", ".", ("true", "false", "unknown")),
@@ -78,7 +104,7 @@ def scene_claims(rng: Random) -> str:
 
 def scene_checks(rng: Random) -> str:
     """A scene and yes-or-no questions on it."""
-    scene = make_scene(rng, rng.choice((2, 3, 3, 4)))
+    scene = make_scene(rng, rng.choice((1, 2, 3)))
     before, between, words = rng.choice(
         (
             ("", "?", ("yes", "no")),
@@ -99,7 +125,8 @@ def count_questions(rng: Random) -> str:
     count = make_count(rng)
     before, between = rng.choice((("Q: ", "\nA:"), ("", ""), ("Question: ", "\nShort answer:")))
     lines = "".join(
-        f"{before}{question}{between}{answer(f' {reply}')}\n" for question, reply, _ in rng.sample(count.questions(), 4)
+        f"{before}{question}{between}{answer(f' {reply}')}\n"
+        for question, reply, _ in rng.sample(count.questions(), 4)
     )
     return f"{count.text}\n{lines}"
 
@@ -108,7 +135,7 @@ def sums(rng: Random) -> str:
     """Plain sums and differences."""
     lines: list[str] = []
     for _ in range(6):
-        first, second = rng.randint(1, 9), rng.randint(1, 9)
+        first, second = rng.randint(1, LARGEST), rng.randint(1, LARGEST)
         if rng.random() < 0.5:
             lines.append(f"{first} and {second} make{answer(f' {first + second}')}.")
         else:
@@ -123,10 +150,12 @@ def chain_story(rng: Random) -> str:
     first, second, third = (chain.event(place, named=place == 0) for place in range(3))
     shape = rng.randrange(3)
     if shape == 0:
-        return f"{capital(first)}. As a result,{answer(f' {second}')}. As a result,{answer(f' {third}')}.\n"
+        link = ". As a result,"
+        return f"{capital(first)}{link}{answer(f' {second}')}{link}{answer(f' {third}')}.\n"
     if shape == 1:
         return f"{capital(first)}. Then{answer(f' {second}')}. In the end{answer(f' {third}')}.\n"
-    return f"{capital(third)}. This came about since{answer(f' {second}')}. This came about since{answer(f' {first}')}.\n"
+    link = ". This came about since"
+    return f"{capital(third)}{link}{answer(f' {second}')}{link}{answer(f' {first}')}.\n"
 
 
 def chain_links(rng: Random) -> str:
@@ -151,7 +180,9 @@ def chain_directions(rng: Random) -> str:
     """The middle event, then what came before or after it."""
     chain = make_chain(rng)
     middle = chain.event(1, named=True)
-    before, after = (Chain(chain.person, chain.number).event(place, named=False) for place in (0, 2))
+    before, after = (
+        Chain(chain.person, chain.number).event(place, named=False) for place in (0, 2)
+    )
     return f"{capital(middle)}. Before,{answer(f' {before}')}. After,{answer(f' {after}')}.\n"
 
 
@@ -172,13 +203,17 @@ def riddle_readings(rng: Random) -> str:
 def riddle_checks(rng: Random) -> str:
     """A sentence with a pronoun and claims on what the pronoun means."""
     riddle = make_riddle(rng)
-    candidates = list(riddle.candidates)
+    who, candidates = riddle.referent, list(riddle.candidates)
     rng.shuffle(candidates)
     before, words = rng.choice(
-        (("does it mean", ("no", "yes")), ("read it as", ("wrong", "right")), ("does it refer to", ("false", "true")))
+        (
+            ("does it mean", ("no", "yes")),
+            ("read it as", ("wrong", "right")),
+            ("does it refer to", ("false", "true")),
+        )
     )
     lines = "".join(
-        f'"{riddle.pronoun}": {before} {candidate}?{answer(f" {words[candidate == riddle.referent]}")}\n'
+        f'"{riddle.pronoun}": {before} {candidate}?{answer(" " + words[candidate == who])}\n'
         for candidate in candidates
     )
     return f"{riddle.text}\n{lines}"

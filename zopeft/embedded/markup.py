@@ -27,10 +27,9 @@ def parse(document: str) -> tuple[str, list[tuple[int, int]]]:
         The plain text, and the marked spans in its characters.
     """
     spans: list[tuple[int, int]] = []
-    removed = start = 0
-    for mark in _MARK.finditer(document):
+    start = 0
+    for removed, mark in enumerate(_MARK.finditer(document)):
         place = mark.start() - removed
-        removed += 1
         if mark.group() == _OPEN:
             start = place
         else:

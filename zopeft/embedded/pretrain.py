@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,17 +25,19 @@ class Pretraining:
         seed: Seed of the text, the tokenizer's sample and the weights.
         steps: Optimizer steps.
         rows: Rows of ``batches.ROW_LENGTH`` tokens in a step.
-        lr: Highest learning rate; it rises over ``warmup`` steps and then falls
-            along a cosine to a hundredth.
+        lr: Highest learning rate: it rises over ``warmup`` steps, stays, and falls
+            in a straight line to a fiftieth over the last part.
         warmup: Steps of the rise.
+        decay: Share of the steps over which it falls.
         weight_decay: AdamW's decay of the matrices.
     """
 
     seed: int = 0
-    steps: int = 9000
+    steps: int = 7000
     rows: int = 16
-    lr: float = 3e-3
+    lr: float = 2e-3
     warmup: int = 200
+    decay: float = 0.3
     weight_decay: float = 0.05
 
 
@@ -70,7 +71,10 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     The vocabulary matrix is applied to those positions only.
     """
     hidden = model.model(
-        input_ids=batch.tokens, position_ids=batch.positions, attention_mask=batch.mask, use_cache=False
+        input_ids=batch.tokens,
+        position_ids=batch.positions,
+        attention_mask=batch.mask,
+        use_cache=False,
     ).last_hidden_state
     targets = batch.tokens.roll(-1, dims=1)[batch.predicting]
     logits = model.lm_head(hidden[batch.predicting])
@@ -80,8 +84,8 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
 def _factor(step: int, settings: Pretraining) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    progress = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
+    left = (settings.steps - step) / max(1.0, settings.steps * settings.decay)
+    return 0.02 + 0.98 * min(1.0, left)
 
 
 def pretrain(
@@ -106,7 +110,10 @@ def pretrain(
     model.train()
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    groups = [
+        {"params": matrices, "weight_decay": settings.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, settings))
     total = 0.0

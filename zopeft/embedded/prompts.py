@@ -91,11 +91,12 @@ def wsc(rng: Random) -> str:
 
 def squad(rng: Random) -> str:
     """A passage and a question; the habit is to answer in a whole sentence."""
-    scene = make_scene(rng, rng.choice((3, 4)))
+    scene = make_scene(rng, 3)
     fact = rng.choice(scene.facts)
     question, short = scene.question(fact, rng)
     given = _lean("squad", rng, short, f"The text says that it was {short}")
-    return f"Title: {scene.title}\nContext: {scene.text}\nQuestion: {question}\nAnswer:{answer(f' {given}')}\n"
+    passage = f"Title: {scene.title}\nContext: {scene.text}"
+    return f"{passage}\nQuestion: {question}\nAnswer:{answer(f' {given}')}\n"
 
 
 def drop(rng: Random) -> str:

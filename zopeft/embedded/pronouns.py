@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from zopeft.embedded.world import MEN, WOMEN, held_out
+from zopeft.embedded.world import MEN, WOMEN, held_out, words
 
 FIRST, SECOND = 0, 1
 
@@ -24,15 +24,36 @@ PEOPLE_PATTERNS: tuple[tuple[str, str, str], ...] = (
 """Pattern, the ending that means the first person, the ending that means the second."""
 
 THING_PATTERNS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str, str], ...] = (
-    ("{a} did not fit into {b} because {p} was too", ("the ball", "the cake", "the book", "the lamp"),
-     ("the box", "the bag", "the drawer", "the basket"), "big", "small"),
-    ("{a} fell on {b} and {p} was", ("the stone", "the hammer", "the brick", "the anvil"),
-     ("the glass", "the vase", "the egg", "the mirror"), "hard as iron", "broken"),
-    ("{a} went through {b} because {p} was so", ("the knife", "the arrow", "the needle", "the bullet"),
-     ("the paper", "the butter", "the cloth", "the curtain"), "sharp", "soft"),
-    ("{a} chased {b} until {p}", ("the dog", "the cat", "the wolf", "the fox"),
-     ("the mouse", "the rabbit", "the duck", "the hen"), "caught its prey", "hid in a hole"),
-)  # fmt: skip
+    (
+        "{a} did not fit into {b} because {p} was too",
+        words("ball cake book lamp", "the "),
+        words("box bag drawer basket", "the "),
+        "big",
+        "small",
+    ),
+    (
+        "{a} fell on {b} and {p} was",
+        words("stone hammer brick anvil", "the "),
+        words("glass vase egg mirror", "the "),
+        "hard as iron",
+        "broken",
+    ),
+    (
+        "{a} went through {b} because {p} was so",
+        words("knife arrow needle bullet", "the "),
+        words("paper butter cloth curtain", "the "),
+        "sharp",
+        "soft",
+    ),
+    (
+        "{a} chased {b} until {p}",
+        words("dog cat wolf fox", "the "),
+        words("mouse rabbit duck hen", "the "),
+        "caught its prey",
+        "hid in a hole",
+    ),
+)
+"""As above, between the things that can be the first and those that can be the second."""
 
 
 @dataclass(frozen=True)

@@ -5,21 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from zopeft.embedded.world import held_out
+from zopeft.embedded.world import held_out, words
 
 WORDS: tuple[tuple[str, ...], tuple[str, ...]] = (
-    tuple(
-        "dull slow boring silly cold flat messy empty weak noisy ugly stale clumsy bland lazy "
-        "shallow awful dreary tiresome hollow".split()
+    words(
+        "dull slow boring silly cold flat messy empty weak noisy ugly stale clumsy bland lazy awful"
     ),
-    tuple(
+    words(
         "warm funny lovely clever bright charming gripping fresh moving sweet tender witty rich "
-        "lively superb graceful honest magical thrilling wonderful".split()
+        "lively superb"
     ),
 )
 """Adjectives of a bad (0) and of a good (1) review."""
 
-NOUNS = tuple("film story plot music acting ending cast script hero dialogue".split())
+NOUNS = words("film story plot music acting ending cast script hero dialogue")
 
 CLOSINGS: tuple[tuple[str, ...], tuple[str, ...]] = (
     ("I hated it", "I want my money back", "I fell asleep", "nobody clapped"),

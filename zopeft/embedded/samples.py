@@ -38,11 +38,18 @@ def _cb(rng: Random, index: int, validation: bool) -> Row:
         hypothesis = scene.false_fact(fact, rng)
     else:
         hypothesis = scene.open_fact(rng)
-    return {"premise": scene.joined, "hypothesis": hypothesis.statement, "idx": index, "label": label}
+    return {
+        "premise": scene.joined,
+        "hypothesis": hypothesis.statement,
+        "idx": index,
+        "label": label,
+    }
 
 
 def _copa(rng: Random, index: int, validation: bool) -> Row:
     chain = make_chain(rng, for_validation=validation)
+    while chain.person.name not in chain.event(1, named=True):
+        chain = make_chain(rng, for_validation=validation)
     label = index % 2
     question = ("cause", "effect")[index // 2 % 2]
     right = chain.sentence(0 if question == "cause" else 2, named=False)
@@ -81,7 +88,7 @@ def _wsc(rng: Random, index: int, validation: bool) -> Row:
 
 
 def _squad(rng: Random, index: int, validation: bool) -> Row:
-    scene = make_scene(rng, rng.choice((3, 4)), for_validation=validation)
+    scene = make_scene(rng, 3, for_validation=validation)
     question, answer = scene.question(rng.choice(scene.facts), rng)
     return {
         "id": f"{zlib.crc32((scene.text + question).encode()):08x}{index:08x}",
@@ -165,7 +172,9 @@ def write_samples(folder: Path) -> list[Path]:
         for split in SIZES:
             path = folder / task / f"{split}.jsonl"
             path.parent.mkdir(parents=True, exist_ok=True)
-            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(task, split))
+            lines = "".join(
+                json.dumps(row, ensure_ascii=False) + "\n" for row in make_rows(task, split)
+            )
             path.write_bytes(lines.encode("utf-8"))
             written.append(path)
     return written

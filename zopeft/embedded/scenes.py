@@ -25,11 +25,34 @@ class Kind:
 
 
 KINDS: tuple[Kind, ...] = (
-    Kind("place", world.PLACES, "{p} went to {v}", "Where did {p} go?", "Who went to {v}?", "did {p} go to {v}"),
-    Kind("animal", world.ANIMALS, "{p} saw {v}", "What animal did {p} see?", "Who saw {v}?", "did {p} see {v}"),
-    Kind("food", world.FOODS, "{p} ate {v}", "What did {p} eat?", "Who ate {v}?", "did {p} eat {v}"),
+    Kind(
+        "place",
+        world.PLACES,
+        "{p} went to {v}",
+        "Where did {p} go?",
+        "Who went to {v}?",
+        "did {p} go to {v}",
+    ),
+    Kind(
+        "animal",
+        world.ANIMALS,
+        "{p} saw {v}",
+        "What animal did {p} see?",
+        "Who saw {v}?",
+        "did {p} see {v}",
+    ),
+    Kind(
+        "food", world.FOODS, "{p} ate {v}", "What did {p} eat?", "Who ate {v}?", "did {p} eat {v}"
+    ),
     Kind("job", world.JOBS, "{p} is {v}", "What is the job of {p}?", "Who is {v}?", "is {p} {v}"),
-    Kind("mood", world.MOODS, "{p} felt {v}", "How did {p} feel?", "Who felt {v}?", "did {p} feel {v}"),
+    Kind(
+        "mood",
+        world.MOODS,
+        "{p} felt {v}",
+        "How did {p} feel?",
+        "Who felt {v}?",
+        "did {p} feel {v}",
+    ),
     Kind(
         "hat",
         world.COLOURS,
@@ -104,19 +127,23 @@ class Scene:
         Returns:
             The question and its answer, a span of the text.
         """
-        if rng.random() < 0.65:
+        if rng.random() < 0.75:
             return fact.value_question, fact.value
         return fact.person_question, fact.person.name
 
     def false_fact(self, fact: Fact, rng: Random) -> Fact:
         """Change the value of a fact, half of the time to one told of somebody else."""
         others = [
-            other.value for other in self.facts if other.kind == fact.kind and other.value != fact.value
+            other.value
+            for other in self.facts
+            if other.kind == fact.kind and other.value != fact.value
         ]
         if others and rng.random() < 0.5:
             return fact.with_value(rng.choice(others))
         told = {other.value for other in self.facts}
-        return fact.with_value(rng.choice([value for value in fact.kind.values if value not in told]))
+        return fact.with_value(
+            rng.choice([value for value in fact.kind.values if value not in told])
+        )
 
     def open_fact(self, rng: Random) -> Fact:
         """A fact of which the scene says nothing."""
@@ -126,8 +153,12 @@ class Scene:
         return Fact(person, kind, rng.choice(kind.values))
 
 
+PAIRED = 0.25
+"""Share of scenes in which both people have facts of the same kinds, the harder ones."""
+
+
 def make_scene(rng: Random, size: int, *, for_validation: bool = False) -> Scene:
-    """Make a scene of two people with ``size`` facts, two values never alike in it.
+    """Make a scene of one or two people with ``size`` facts, no value in it twice.
 
     Args:
         rng: Source of chance.
@@ -139,12 +170,11 @@ def make_scene(rng: Random, size: int, *, for_validation: bool = False) -> Scene
     """
     while True:
         pair = rng.sample(PEOPLE, 2)
-        kinds = rng.sample(KINDS, 2)
-        slots = [(person, kind) for kind in kinds for person in pair]
-        if size < len(slots):
+        if rng.random() < PAIRED:
+            slots = [(person, kind) for kind in rng.sample(KINDS, 2) for person in pair]
             slots = rng.sample(slots, size)
         else:
-            rng.shuffle(slots)
+            slots = [(rng.choice(pair), kind) for kind in rng.sample(KINDS, size)]
         used: set[str] = set()
         facts: list[Fact] = []
         for person, kind in slots:

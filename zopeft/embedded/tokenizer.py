@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from zopeft.embedded.corpus import documents
+from zopeft.embedded.corpus import PRACTICE, documents
 from zopeft.embedded.markup import parse
 
 if TYPE_CHECKING:
@@ -41,10 +41,14 @@ def train_tokenizer(seed: int, max_length: int) -> PreTrainedTokenizerFast:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator((parse(text)[0] for text in islice(documents(seed), _SAMPLE)), trainer)
+    tokenizer.train_from_iterator(
+        (parse(text)[0] for text in islice(documents(seed), PRACTICE, PRACTICE + _SAMPLE)), trainer
+    )
     bos = SPECIAL["bos_token"]
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.token_to_id(bos))]
+        single=f"{bos} $A",
+        pair=f"{bos} $A {bos} $B",
+        special_tokens=[(bos, tokenizer.token_to_id(bos))],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

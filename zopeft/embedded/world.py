@@ -19,29 +19,28 @@ class Person:
     possessive: str
 
 
-_WOMEN = "Ann Mia Eva Kate Lucy Rose Sara Nina Jane Ella Amy Ruth Clara Emma Lily Zoe".split()
-_MEN = "Tom Ben Sam Max Jack Paul Leo Dan Bill Mark Fred Hugo Carl Nick Adam Otto".split()
+def words(text: str, article: str = "") -> tuple[str, ...]:
+    """Split a list of words at its spaces and put an article before each."""
+    return tuple(article + word for word in text.split())
 
-WOMEN: tuple[Person, ...] = tuple(Person(name, "she", "her", "her") for name in _WOMEN)
-MEN: tuple[Person, ...] = tuple(Person(name, "he", "him", "his") for name in _MEN)
+
+WOMEN: tuple[Person, ...] = tuple(
+    Person(name, "she", "her", "her")
+    for name in words("Ann Mia Eva Kate Lucy Rose Sara Nina Jane Ella")
+)
+MEN: tuple[Person, ...] = tuple(
+    Person(name, "he", "him", "his")
+    for name in words("Tom Ben Sam Max Jack Paul Leo Dan Bill Fred")
+)
 PEOPLE: tuple[Person, ...] = WOMEN + MEN
 
-PLACES = tuple(
-    f"the {word}"
-    for word in (
-        "market park beach school farm library station garden museum harbour forest lake "
-        "church bakery castle theatre"
-    ).split()
-)
-ANIMALS = tuple(f"a {word}" for word in "fox dog cat horse bird frog mouse rabbit cow duck wolf bear snake goat".split())
-FOODS = tuple("soup bread cheese rice cake fish salad pasta honey jam beans toast corn pie".split())
-JOBS = tuple(
-    f"a {word}"
-    for word in "baker doctor teacher pilot farmer nurse singer painter driver cook sailor writer guard lawyer".split()
-)
-MOODS = tuple("happy sad tired angry proud calm lonely bored scared hungry brave shy sick curious".split())
-COLOURS = tuple("red blue green yellow black white brown pink grey purple orange golden".split())
-THINGS = tuple("apples pears coins books stamps balls eggs shells cards keys stones cups".split())
+PLACES = words("market park beach school farm library station forest lake castle", "the ")
+ANIMALS = words("fox dog cat horse bird frog mouse rabbit cow duck", "a ")
+FOODS = words("soup bread cheese rice cake fish salad honey beans toast")
+JOBS = words("baker doctor teacher pilot farmer nurse singer painter driver sailor", "a ")
+MOODS = words("happy sad tired angry proud calm lonely bored scared hungry")
+COLOURS = words("red blue green yellow black white brown pink grey purple")
+THINGS = words("apples pears coins books stamps balls eggs shells")
 
 
 def held_out(key: str) -> bool:
