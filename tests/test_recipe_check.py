@@ -61,10 +61,12 @@ def test_paper_settings(name, steps, batch):
     assert (meta.tasks, meta.hidden, meta.lr_zo, meta.lr_pertnn) == (("copa",), 64, 1e-6, 1e-2)
 
 
-def test_a_task_picks_its_own_settings():
-    assert load_recipe("tune", "llama-3.2-1b").method.lr == 1e-7
-    flags = {"task.name": ("--task", "wsc")}
-    assert load_recipe("tune", "llama-3.2-1b", flags=flags).method.lr == 3e-7
+def test_a_task_and_a_space_pick_their_own_settings():
+    plain = load_recipe("tune", "llama-3.2-1b")
+    assert (plain.method.lr, plain.method.eps, plain.task.max_length) == (1e-7, 1e-3, 256)
+    flags = {"task.name": ("--task", "boolq"), "peft.name": ("--lora", "lora")}
+    chosen = load_recipe("tune", "llama-3.2-1b", flags=flags)
+    assert (chosen.method.lr, chosen.method.eps, chosen.task.max_length) == ("auto", 1e-2, 1024)
     late = {**flags, "method.lr": ("--lr", "1e-8")}
     assert load_recipe("tune", "llama-3.2-1b", flags=late).method.lr == 1e-8
 
@@ -138,6 +140,8 @@ def test_all_problems_at_once():
         ("a: [1", "not valid YAML on line"),
         ("job: meta-train", "is a recipe for meta-train; not for zopeft tune"),
         ("tasks: {squad: 3}", "tasks.squad: must hold sections"),
+        ("spaces: 3", "spaces: must map names to settings"),
+        ("spaces: {lorra: {}}", "did you mean 'lora'"),
         ("tasks: {squad: {training: {stepz: 1}}}", "did you mean 'training.steps'"),
     ],
 )

@@ -17,7 +17,7 @@ from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import FULL, SECTIONS, Recipe
 
-_TOP = ("job", "about", "tasks")
+_TOP = ("job", "about", "spaces", "tasks")
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Recipe files, overrides and flags, read into one checked `Recipe`.
 
-Later sources win: the defaults, the recipe file, the file's settings for the chosen task,
-``key.sub=value`` overrides, flags.
+Later sources win: the defaults, the recipe file, the file's settings for the chosen space and
+task, ``key.sub=value`` overrides, flags.
 """
 
 from __future__ import annotations
@@ -15,7 +15,11 @@ import yaml
 
 from zopeft.errors import InputError, close_matches, explain, input_error
 from zopeft.recipe.check import Setting, check_settings, flatten
+from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import Recipe
+
+CHOICES = {"spaces": "peft.name", "tasks": "task.name"}
+"""Parts of a recipe that hold settings for one choice, and the key that chooses."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -121,9 +125,9 @@ def load_recipe(
             )
         settings += flatten(layer, label, problems)
     late = _late(overrides, flags or {}, problems)
-    settings += _task_settings(layer, label, [*settings, *late], problems)
+    settings += _chosen_settings(layer, label, [*settings, *late], problems)
     settings += late
-    settings = [s for s in settings if s.key not in ("job", "tasks")]
+    settings = [s for s in settings if s.key not in ("job", *CHOICES)]
     settings.append(Setting("job", job, "job"))
     return check_settings(settings, problems)
 
@@ -144,28 +148,31 @@ def _late(
     return settings
 
 
-def _task_settings(
+def _chosen_settings(
     layer: Mapping[str, Any], label: str, settings: Sequence[Setting], problems: list[str]
 ) -> list[Setting]:
-    """Returns what the recipe says for the chosen task alone."""
-    tasks = layer.get("tasks") or {}
-    if not isinstance(tasks, Mapping):
-        problems.append(explain(f"{label}: tasks", "must map a task's name to settings"))
-        return []
-    chosen = [s.value for s in settings if s.key == "task.name"]
+    """Returns what the recipe says for the chosen space and the chosen task alone."""
     found: list[Setting] = []
-    for name, values in tasks.items():
-        if not isinstance(values, Mapping):
-            problems.append(explain(f"{label}: tasks.{name}", "must hold sections", str(values)))
-        elif chosen and chosen[-1] == name:
-            found = flatten(values, f"{label}: tasks.{name}", problems)
-        else:
-            flatten(values, f"{label}: tasks.{name}", problems)
+    for top, key in CHOICES.items():
+        entries = layer.get(top) or {}
+        if not isinstance(entries, Mapping):
+            problems.append(explain(f"{label}: {top}", "must map names to settings"))
+            continue
+        given = [setting.value for setting in settings if setting.key == key]
+        for name, values in entries.items():
+            where = f"{label}: {top}.{name}"
+            if not isinstance(values, Mapping):
+                problems.append(explain(where, "must hold sections", str(values)))
+                continue
+            wrong = unknown("peft" if top == "spaces" else "task", str(name))
+            problems += [f"{where}: {wrong}"] if wrong else []
+            laid = flatten(values, where, problems)
+            found += laid if given and given[-1] == name else []
     return found
 
 
 def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
-    """Checks one recipe: as it stands, and once for each task it has settings for.
+    """Checks one recipe: as it stands, and once for each space and task it has settings for.
 
     Args:
         recipe: Name or file.
@@ -180,6 +187,7 @@ def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
     layer = read_yaml(recipe_path(recipe, job))
     job = job or str(layer.get("job", "tune"))
     made = [load_recipe(job, recipe)]
-    for name in layer.get("tasks") or {}:
-        made.append(load_recipe(job, recipe, flags={"task.name": (f"tasks.{name}", name)}))
+    for top, key in CHOICES.items():
+        for name in layer.get(top) or {}:
+            made.append(load_recipe(job, recipe, flags={key: (f"{top}.{name}", name)}))
     return made

@@ -187,6 +187,8 @@ class Recipe:
         method: Which optimizer.
         training: How long.
         meta: How a fine-tuner is learned.
+        spaces: Settings of single spaces (``full``, ``lora``), laid over the rest when the
+            space is chosen.
         tasks: Settings of single tasks, laid over the rest when the task is chosen.
     """
 
@@ -198,12 +200,14 @@ class Recipe:
     method: MethodSection = field(default_factory=MethodSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     meta: MetaSection = field(default_factory=MetaSection)
+    spaces: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
         plain["meta"]["tasks"] = list(self.meta.tasks)
+        plain.pop("spaces")
         plain.pop("tasks")
         if self.job != "meta-train":
             plain.pop("meta")
