@@ -45,7 +45,7 @@ def test_choices(tmp_path):
         "weather",
         "choice",
         "accuracy",
-        "choice",
+        "answer",
     )
     assert task.columns == ("report", "rain")
     assert task.hub.splits["validation"] == "dev"

@@ -102,6 +102,8 @@ def propose(
             radius *= 2.0
         else:
             break
+    else:
+        mean = 0.0  # nothing within reach bends enough to be told from rounding
     curvature = mean / radius**2
     if not math.isfinite(curvature) or curvature <= 0.0:
         lr = fallback_lr(engine.blocks)

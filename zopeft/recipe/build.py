@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,18 +57,25 @@ def wrap(recipe: Recipe, model: Any) -> Blocks:
     return discover(tuned, "adapter", section.select)
 
 
-def load_task(name: str | None) -> Any:
+def load_task(name: str | None, loss: str | None = None) -> Any:
     """Returns the task of a name or YAML file.
 
+    Args:
+        name: The name or file.
+        loss: "answer" or "choice" in place of the task's own loss.
+
     Raises:
-        InputError: There is no name, or no such task.
+        InputError: There is no name, no such task, or "choice" for a task without choices.
     """
     if name is None:
         do = "give one of: " + ", ".join(registry("task"))
         raise input_error("--task", "no task given", do=do)
     from zopeft.tasks import load_task as load
 
-    return load(name)
+    task = load(name)
+    if loss == "choice" and task.kind != "choice":
+        raise input_error("task.loss", f"{task.name} has no choices", loss, "use answer")
+    return task if loss is None else replace(task, loss=loss)
 
 
 def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> list[dict[str, Any]]:

@@ -40,7 +40,7 @@ def evaluate(
     """
     started = time.monotonic()
     folder = None if out is None else Folder(out, "eval", overwrite, inputs=[adapter])
-    task = load_task(recipe.task.name)
+    task = load_task(recipe.task.name, recipe.task.loss)
     if adapter is not None and recipe.model.name is None:
         recipe = replace(recipe, model=replace(recipe.model, name=_base_of(adapter)))
     model, tokenizer, source = load_base(recipe, listener)

@@ -71,6 +71,8 @@ class TaskSection:
         train_examples: At most so many training rows; None takes all.
         eval_examples: At most so many validation rows; None takes all.
         max_length: Longest example, in tokens.
+        loss: "answer" teaches the tokens of the right answer, "choice" to prefer the right
+            option (MeZO's classification loss); None takes the task's own.
     """
 
     name: str | None = _name(None, "task")
@@ -78,6 +80,7 @@ class TaskSection:
     train_examples: int | None = _number(1000, low=1)
     eval_examples: int | None = _number(200, low=1)
     max_length: int = _number(512, low=8)
+    loss: Literal["answer", "choice"] | None = None
 
 
 @dataclass(frozen=True)

@@ -120,7 +120,7 @@ def tune(
 def _folder(recipe: Recipe, out: str | None, overwrite: bool, resume: bool) -> Folder:
     """Returns the run's folder, checked."""
     method = method_name(recipe)
-    load_task(recipe.task.name)
+    load_task(recipe.task.name, recipe.task.loss)
     stem = f"{task_slug(str(recipe.task.name))}-{recipe.peft.name}-{method}"
     inputs = [recipe.model.name, recipe.task.data, recipe.method.finetuner]
     return Folder(out, stem, overwrite, resume, inputs)
@@ -167,7 +167,7 @@ def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
     from zopeft.tasks import TaskDataset
     from zopeft.tasks.evaluation import fit_length
 
-    task = load_task(recipe.task.name)
+    task = load_task(recipe.task.name, recipe.task.loss)
     finetuner = load_finetuner(recipe)
     model, tokenizer, source = load_base(recipe, listener)
     embedded = on_embedded(source)

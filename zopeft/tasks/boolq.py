@@ -30,6 +30,6 @@ TASK = Task(
     columns=("passage", "question", "label|answer"),
     kind="choice",
     metric="accuracy",
-    loss="choice",
+    loss="answer",
     build=build,
 )

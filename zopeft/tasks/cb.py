@@ -22,6 +22,6 @@ TASK = Task(
     columns=("premise", "hypothesis", "label"),
     kind="choice",
     metric="accuracy",
-    loss="choice",
+    loss="answer",
     build=build,
 )

@@ -18,7 +18,7 @@ r"""Custom tasks: a YAML file instead of code.
 Either ``choices`` and ``label`` (a classification), or ``answer`` (free text, taught with
 a newline at its end). A choice or answer is joined to the prompt by one space, unless the
 prompt ends in a newline. ``metric`` is accuracy for choices and f1 for answers if left
-out; ``loss`` is choice or answer, as the kind of the task. ``splits`` renames splits:
+out; ``loss`` is answer (teach the right text) unless it says choice (teach to prefer it). ``splits`` renames splits:
 ``{validation: dev}``. A brace in the text is written twice: ``{{``.
 """
 
@@ -243,7 +243,7 @@ def _task(path: Path, settings: dict[str, Any]) -> Task:
         columns=tuple(dict.fromkeys(used)),
         kind="choice" if choice else "answer",
         metric=settings.get("metric", "accuracy" if choice else "f1"),
-        loss=settings.get("loss", "choice" if choice else "answer"),
+        loss=settings.get("loss", "answer"),
         build=_choice_builder(settings) if choice else _answer_builder(settings),
         hub=source,
         data=path.parent / settings["data"] if "data" in settings else None,

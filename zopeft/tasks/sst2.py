@@ -17,6 +17,6 @@ TASK = Task(
     columns=("sentence", "label"),
     kind="choice",
     metric="accuracy",
-    loss="choice",
+    loss="answer",
     build=build,
 )

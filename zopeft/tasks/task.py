@@ -66,8 +66,8 @@ class Task:
             in one string, as in "label|answer".
         kind: "choice" is scored by comparing options, "answer" by generating text.
         metric: "accuracy", or "f1" (with exact match beside it).
-        loss: "choice" trains on the scores of all options, "answer" on the tokens of the
-            right text.
+        loss: "answer" trains on the tokens of the right text; "choice" on the scores of
+            all options, as MeZO does for classification.
         build: Row to `Example`; raises `RowError`.
         hub: Where the data is on the hub; None for local data alone.
         data: A folder with the data, if the task brings its own.

@@ -22,6 +22,6 @@ TASK = Task(
     columns=("text", "span1_text", "span2_text", "label"),
     kind="choice",
     metric="accuracy",
-    loss="choice",
+    loss="answer",
     build=build,
 )
