@@ -194,6 +194,96 @@ def test_large_matrices_in_chunks_are_the_whole(monkeypatch):
     assert same_bits(model, before)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_wide_linear_layer_writes_its_parts_in_place(monkeypatch, bias):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 50, bias=bias))
+    if bias:
+        model[0].bias.requires_grad_(False)
+    engine = Engine(zopeft.discover(model), carrier="modules")
+    x = torch.randn(2, 3, 8)
+    direction = Direction(31)
+    twin = perturbed_copy(model, engine, direction, 0.02)
+    monkeypatch.setattr(modules, "CHUNK", 100)
+    for graph in (False, True):
+        with engine.perturbed(direction, 0.02), torch.set_grad_enabled(graph):
+            seen = model(x)
+        torch.testing.assert_close(seen, twin(x), rtol=0, atol=1e-6)
+    with engine.perturbed(direction, 0.02), torch.no_grad(), torch.autocast("cpu"):
+        assert model(x).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("carrier", ["modules", "flat"])
+def test_statistics_come_from_the_update_and_notice_other_writers(carrier):
+    model = full()
+    engine = Engine(zopeft.discover(model), carrier=carrier)
+    calls = []
+    for name in ("statistics", "statistics_layout"):
+        real = getattr(engine.kernels, name)
+        monkey = lambda *a, real=real, name=name: calls.append(name) or real(*a)  # noqa: E731
+        setattr(engine.kernels, name, monkey)
+    engine.update(Direction(1), 0.01)
+    known = engine.statistics()
+    assert not calls
+    fresh = Engine(zopeft.discover(model), carrier="modules").statistics()
+    for a, b in zip(known, fresh, strict=True):
+        assert torch.equal(a, b)
+    with torch.no_grad():
+        model.lm_head.weight.mul_(3)
+    engine.adopt()
+    again = engine.statistics()
+    assert len(calls) == 1
+    index = [b.role for b in engine.blocks].index("embed")
+    assert again[1][index] == pytest.approx(9 * known[1][index].item(), rel=1e-6)
+
+
+def test_a_scratch_is_used_again_but_never_while_somebody_reads_it():
+    class Held(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(8, 8))
+
+        def forward(self):
+            return self.weight
+
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.out = Held(), Held(), torch.nn.Linear(8, 8, bias=False)
+
+        def forward(self):
+            one, two = self.one(), self.two()
+            return self.out(one), one, two
+
+    model = Pair()
+    engine = Engine(zopeft.discover(model), carrier="modules")
+    with engine.perturbed(Direction(2), 1.0), torch.no_grad():
+        model.out(torch.ones(1, 8))
+        _, one, two = model()
+        model.out(torch.ones(1, 8))
+    for seen, block in ((one, engine.blocks[0]), (two, engine.blocks[1])):
+        noise = Noise().at_elements(2, block.address, 0, 64).view(8, 8)
+        assert torch.equal(seen, noise)
+    arena = engine.carriers[0]._arena
+    assert [len(free) for free in arena._free.values()] == [1]
+
+
+def test_backends_agree_bit_for_bit_in_the_engine():
+    results = []
+    for backend in ("plain", "numba"):
+        pytest.importorskip("numba")
+        model = full(torch.bfloat16)
+        engine = Engine(zopeft.discover(model), carrier="modules", backend=backend)
+        assert engine.kernels.name == backend
+        direction = Direction(9, torch.linspace(0.5, 2, len(engine.blocks)))
+        with engine.perturbed(direction, 0.02):
+            probed = logits(model)
+        engine.update(direction, -0.01, 0.99)
+        results.append((probed, bits(model)))
+    assert torch.equal(results[0][0], results[1][0])
+    assert all(torch.equal(results[1][1][n], w) for n, w in results[0][1].items())
+
+
 def test_frozen_and_reordered_parameters_change_nothing():
     model = full()
     engine = Engine(zopeft.discover(model))

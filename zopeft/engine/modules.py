@@ -185,8 +185,8 @@ class ModuleWeights:
                     module._parameters[place.leaf] = scratch.weight  # type: ignore[assignment]
             yield made
         finally:
-            for module, leaf, weight in kept:
-                module._parameters[leaf] = weight  # type: ignore[assignment]
+            for module, leaf, own in kept:
+                module._parameters[leaf] = own  # type: ignore[assignment]
             self._free(made)
 
     def _make(
@@ -282,7 +282,11 @@ class ModuleWeights:
         weight, bias = module.weight, module.bias
         assert isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
         rows = max(1, CHUNK // weight.shape[1])
-        parts = []
+        # Writing the parts where they belong is not open to autograd and autocast.
+        apart = torch.is_grad_enabled() or torch.is_autocast_enabled(inputs.device.type)
+        flat = inputs.reshape(-1, weight.shape[1])
+        parts: list[Tensor] = []
+        outputs = flat.new_empty((0 if apart else len(flat), weight.shape[0]))
         for first in range(0, weight.shape[0], rows):
             start = first * weight.shape[1]
             some = weight[first : first + rows]
@@ -290,10 +294,16 @@ class ModuleWeights:
             piece = None if bias is None else bias[first : first + rows]
             try:
                 with _remade([scratch]):
-                    parts.append(nn.functional.linear(inputs, scratch.weight, piece))
+                    own = outputs[:, first : first + rows]
+                    if apart:
+                        parts.append(nn.functional.linear(inputs, scratch.weight, piece))
+                    elif piece is None:
+                        torch.mm(flat, scratch.weight.t(), out=own)
+                    else:
+                        torch.addmm(piece, flat, scratch.weight.t(), out=own)
             finally:
                 self._free([scratch])
-        return torch.cat(parts, dim=-1)
+        return torch.cat(parts, dim=-1) if apart else outputs.view(*inputs.shape[:-1], -1)
 
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * w + coefficient * u``; both [N] over all blocks, float64."""
