@@ -1,7 +1,7 @@
 """Recipe files, overrides and flags, read into one checked `Recipe`.
 
-Later sources win: the defaults, the recipe file, the file's settings for the chosen space and
-task, ``key.sub=value`` overrides, flags.
+Later sources win: the defaults, the recipe file, the file's settings for the chosen task and
+space, ``key.sub=value`` overrides, flags.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from zopeft.recipe.check import Setting, check_settings, flatten
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import Recipe
 
-CHOICES = {"spaces": "peft.name", "tasks": "task.name"}
-"""Parts of a recipe that hold settings for one choice, and the key that chooses."""
+CHOICES = {"tasks": "task.name", "spaces": "peft.name"}
+"""Parts of a recipe that hold settings for one choice, and the key that chooses; a space's
+settings go over a task's."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -151,7 +152,7 @@ def _late(
 def _chosen_settings(
     layer: Mapping[str, Any], label: str, settings: Sequence[Setting], problems: list[str]
 ) -> list[Setting]:
-    """Returns what the recipe says for the chosen space and the chosen task alone."""
+    """Returns what the recipe says for the chosen task and the chosen space alone."""
     found: list[Setting] = []
     for top, key in CHOICES.items():
         entries = layer.get(top) or {}
