@@ -5,16 +5,14 @@ and with MeZO as it is usually written: in place, torch.normal, four passes over
 weights. Prints one JSON row a measurement and a table.
 
     python benchmarks/step_time.py                       # the embedded model, LoRA and full
-    python benchmarks/step_time.py --hidden 768 --layers 12 --length 128 --space full
+    python benchmarks/step_time.py --hidden 768 --layers 12 --length 128 --space full --keep
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
-import subprocess
 import time
 from collections.abc import Callable
 from typing import Any
@@ -23,6 +21,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from rows import about, keep
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import zopeft
@@ -71,18 +70,24 @@ class PlainMeZO:
         self._add(self.count, -self.lr * grad)
 
 
-def measure(cases: dict[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+def measure(
+    cases: dict[str, Callable[[], Any]], repeats: int, clock: str
+) -> dict[str, list[float]]:
     """Times all cases in turn, so that a busy machine slows them alike."""
+    now = CLOCKS[clock]
     times: dict[str, list[float]] = {name: [] for name in cases}
-    for name, case in cases.items():
+    for case in cases.values():
         case()
     for _ in range(repeats):
         for name, case in cases.items():
-            begun = time.perf_counter()
+            begun = now()
             case()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            times[name].append(time.perf_counter() - begun)
+            times[name].append(now() - begun)
     return times
 
 
@@ -117,12 +122,6 @@ def cases_of(space: str, args: argparse.Namespace) -> tuple[dict[str, Callable[[
     return cases, sum(blocks.numels)
 
 
-def commit() -> str:
-    """Returns the commit measured, "unknown" outside a checkout."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or "unknown"
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -136,39 +135,50 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument(
+        "--clock",
+        choices=list(CLOCKS),
+        default="wall",
+        help="cpu: time of the process, for one thread on a machine that others use too",
+    )
+    parser.add_argument("--keep", action="store_true", help="append to results/step_time.jsonl")
     args = parser.parse_args()
-    about = {
-        "hardware": torch.cuda.get_device_name() if args.device == "cuda" else platform.processor(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "commit": commit(),
-        "shape": vars(args),
-    }
+    shape = f"h{args.hidden} l{args.layers} v{args.vocab}" if args.hidden else "embedded"
+    shared = about(args.device)
     table = Table("space", "elements", "case", "median ms", "ratio to two forwards (median, min)")
+    rows = []
     for space in args.space:
         cases, elements = cases_of(space, args)
-        times = measure(cases, args.repeats)
+        times = measure(cases, args.repeats, args.clock)
         bare = times["two forwards"]
         for name, taken in times.items():
             ratios = [a / b for a, b in zip(taken, bare, strict=True)]
             row = {
+                "model": f"{shape}, batch {args.batch}x{args.length}",
                 "space": space,
+                "dtype": args.dtype,
                 "elements": elements,
                 "case": name,
-                "median_ms": 1e3 * statistics.median(taken),
-                "ratio_median": statistics.median(ratios),
-                "ratio_of_minima": min(taken) / min(bare),
-                **about,
+                "value": round(1e3 * statistics.median(taken), 2),
+                "unit": "ms a step, median",
+                "ratio_median": round(statistics.median(ratios), 3),
+                "ratio_of_minima": round(min(taken) / min(bare), 3),
+                "repeats": args.repeats,
+                "clock": args.clock,
+                **shared,
             }
+            rows.append(row)
             print(json.dumps(row))
             table.add_row(
                 space,
                 f"{elements:,}",
                 name,
-                f"{row['median_ms']:.1f}",
+                f"{row['value']:.1f}",
                 f"{row['ratio_median']:.2f}, {row['ratio_of_minima']:.2f}",
             )
     Console(stderr=True).print(table)
+    if args.keep:
+        keep("step_time", rows)
 
 
 if __name__ == "__main__":

@@ -247,6 +247,13 @@ def _add(step, scale, z, y):
 
 
 @_inline
+def _add_to(step, scale, z, source, target):
+    """Does `_add` from one memory to another: no detour for what is fp32 in both."""
+    for i in range(target.size):
+        target[i] = source[i] + step * (scale * z[i])
+
+
+@_inline
 def _decay(decay, coefficient, scale, z, y):
     for i in range(y.size):
         y[i] = y[i] * decay + (scale * z[i]) * coefficient
@@ -262,6 +269,12 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind):
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
             skip = _draw(key, family, table[row, ADDRESS], table[row, START] + at, n, words, z)
+            if kind == FLOAT32 and out_kind == FLOAT32:
+                first, to = table[row, WEIGHT] + at, table[row, OUT] + at
+                source = weight.view(np.float32)[first : first + n]
+                target = out.view(np.float32)[to : to + n]
+                _add_to(step, scale, z[skip : skip + n], source, target)
+                continue
             if kind == NOTHING:
                 _scale(scale, z[skip : skip + n], x[:n])
             else:
@@ -284,13 +297,18 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
             n = min(TILE, length - at)
             address, start = table[row, ADDRESS], table[row, START] + at
             skip = _draw(key, family, address, start, n, words, z)
-            _load(weight, kind, table[row, WEIGHT] + at, n, x)
-            _decay(decay, coefficient, scale, z[skip : skip + n], x[:n])
-            if kind != FLOAT32:
+            place = table[row, WEIGHT] + at
+            if kind == FLOAT32:
+                y = weight.view(np.float32)[place : place + n]
+                _decay(decay, coefficient, scale, z[skip : skip + n], y)
+            else:
+                y = x[:n]
+                _load(weight, kind, place, n, x)
+                _decay(decay, coefficient, scale, z[skip : skip + n], y)
                 _round_stochastically(x, n, kind, key, address, start, words)
-            _store(x, n, weight, kind, table[row, WEIGHT] + at)
-            pivot = np.float64(x[0]) if at == 0 else pivot
-            _accumulate(x, n, pivot, total, squares)
+                _store(x, n, weight, kind, place)
+            pivot = np.float64(y[0]) if at == 0 else pivot
+            _accumulate(y, n, pivot, total, squares)
         _close(total, squares, length, pivot, moments[row])
 
 

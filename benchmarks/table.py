@@ -1,0 +1,54 @@
+"""Prints the kept results as tables: the newest row of each measurement.
+
+python benchmarks/table.py            # all
+python benchmarks/table.py step_time  # one benchmark
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rows import RESULTS
+
+KEYS = {
+    "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
+    "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
+}
+VALUES = {
+    "noise": ("value", "copy", "clock", "commit"),
+    "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),
+}
+
+
+def newest(benchmark: str) -> list[dict[str, Any]]:
+    """Returns the last row kept of each measurement."""
+    found: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for line in (RESULTS / f"{benchmark}.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        found[tuple(row[key] for key in KEYS[benchmark])] = row
+    return list(found.values())
+
+
+def main() -> None:
+    """Prints."""
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    for benchmark in sys.argv[1:] or [
+        name for name in KEYS if (RESULTS / f"{name}.jsonl").exists()
+    ]:
+        rows = newest(benchmark)
+        columns = [key for key in KEYS[benchmark] if key != "hardware"]
+        table = Table(*columns, *VALUES[benchmark])
+        for row in rows:
+            numbers = [row[value] for value in VALUES[benchmark]]
+            shown = [f"{n:.3g}" if isinstance(n, float) else f"{n}" for n in numbers]
+            table.add_row(*(str(row[column]) for column in columns), *shown)
+        table.title = f"{benchmark} ({rows[0]['unit']}; {rows[-1]['hardware']})"
+        console.print(table)
+
+
+if __name__ == "__main__":
+    main()
