@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft.errors import input_error
 from zopeft.recipe.names import registry
@@ -57,7 +57,7 @@ def wrap(recipe: Recipe, model: Any) -> Blocks:
     return discover(tuned, "adapter", section.select)
 
 
-def load_task(name: str | None, loss: str | None = None) -> Any:
+def load_task(name: str | None, loss: Literal["answer", "choice"] | None = None) -> Any:
     """Returns the task of a name or YAML file.
 
     Args:
