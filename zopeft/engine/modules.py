@@ -49,17 +49,27 @@ class Scratch:
     buffer: Tensor | None
 
 
-@dataclass
 class Known:
-    """Statistics of a block, and which state of its weights they are of."""
+    """Statistics of a block, and marks of the state of its weights that they are of.
 
-    statistics: Statistics
-    version: int
-    place: int
+    Writers that PyTorch counts are seen by the weight's version; those that write through
+    ``.data`` by a sample of elements.
+    """
+
+    def __init__(self, statistics: Statistics, weight: Tensor) -> None:
+        self.statistics = statistics
+        self._version, self._place = weight._version, weight.data_ptr()
+        self._sample = _sample(weight).clone()
 
     def fits(self, weight: Tensor) -> bool:
         """Whether nobody has written the weight since, or put another in its place."""
-        return (self.version, self.place) == (weight._version, weight.data_ptr())
+        same = (self._version, self._place) == (weight._version, weight.data_ptr())
+        return same and torch.equal(self._sample, _sample(weight))
+
+
+def _sample(weight: Tensor, count: int = 64) -> Tensor:
+    flat = weight.detach().view(-1)
+    return flat[:: max(1, flat.numel() // count)]
 
 
 class _Shift(torch.autograd.Function):
@@ -101,7 +111,7 @@ class ModuleWeights:
         self._direction: Direction | None = None
         self._step = 0.0
         self._arena = Arena()
-        self._statistics: list[Known | None] = [None] * len(self.blocks)
+        self._known: list[Known | None] = [None] * len(self.blocks)
 
     def scale(self, index: int, direction: Direction) -> Tensor | None:
         """The block's scale under `direction` as a 0-dim tensor, None for one."""
@@ -322,29 +332,23 @@ class ModuleWeights:
                     decay,
                     self.scale(index, direction),
                 )
-                self._know(index, statistics)
-
-    def _know(self, index: int, statistics: Statistics | None) -> None:
-        weight = self.blocks[index].parameter
-        known = statistics and Known(statistics, weight._version, weight.data_ptr())
-        self._statistics[index] = known or None
+                known = None if statistics is None else Known(statistics, weight)
+                self._known[index] = known
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].
 
-        What the update pass has already measured is not read again, unless the weight has
-        been written since by an operation that PyTorch counts (which ``.data`` evades).
+        What the update pass has measured is not read again, unless somebody else has
+        written the weight since.
         """
         values: list[Statistics] = []
-        for index, block in enumerate(self.blocks):
-            known = self._statistics[index]
-            if known is None or not known.fits(block.parameter):
-                with torch.no_grad():
-                    statistics = self.kernels.statistics(block.parameter.detach())
-                self._know(index, statistics)
-                values.append(statistics)
-            else:
-                values.append(known.statistics)
+        with torch.no_grad():
+            for block, known in zip(self.blocks, self._known, strict=True):
+                weight = block.parameter
+                if known is not None and known.fits(weight):
+                    values.append(known.statistics)
+                else:
+                    values.append(self.kernels.statistics(weight.detach()))
         return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
 
 
