@@ -9,32 +9,31 @@ from zopeft.embedded import layouts, prompts
 from zopeft.embedded.layouts import Layout
 
 MIXTURE: tuple[tuple[Layout, float], ...] = (
-    (layouts.echo, 4.0),
-    (layouts.membership, 8.0),
-    (layouts.scene_questions, 16.0),
-    (layouts.scene_retold, 8.0),
-    (layouts.scene_claims, 14.0),
-    (layouts.scene_checks, 14.0),
-    (layouts.count_questions, 12.0),
-    (layouts.sums, 1.0),
+    (layouts.echo, 5.0),
+    (layouts.scene_questions, 20.0),
+    (layouts.scene_retold, 10.0),
+    (layouts.scene_claims, 10.0),
+    (layouts.day_verdicts, 8.0),
+    (layouts.count_questions, 18.0),
+    (layouts.sums, 2.0),
     (layouts.chain_story, 2.0),
     (layouts.chain_links, 8.0),
     (layouts.chain_directions, 4.0),
-    (layouts.riddle_readings, 14.0),
+    (layouts.riddle_readings, 8.0),
     (layouts.riddle_checks, 10.0),
-    (layouts.review_verdicts, 12.0),
+    (layouts.review_verdicts, 8.0),
     (prompts.sst2, 2.0),
     (prompts.cb, 3.0),
     (prompts.copa, 4.0),
     (prompts.boolq, 3.0),
-    (prompts.wsc, 3.0),
-    (prompts.squad, 4.0),
-    (prompts.drop, 4.0),
+    (prompts.wsc, 4.0),
+    (prompts.squad, 5.0),
+    (prompts.drop, 5.0),
 )
 """Makers of documents and how often each is drawn, relative to the others."""
 
-PRACTICE = 16_000
-"""Number of documents at the start of which half are practice in copying and comparing."""
+PRACTICE = 8_000
+"""Number of documents at the start of which half are practice in copying."""
 
 
 def documents(seed: int) -> Iterator[str]:
@@ -50,7 +49,7 @@ def documents(seed: int) -> Iterator[str]:
     makers = [maker for maker, _ in MIXTURE]
     weights = [weight for _, weight in MIXTURE]
     for _ in range(PRACTICE):
-        practice = rng.choice((layouts.echo, layouts.membership))
-        yield (practice if rng.random() < 0.5 else rng.choices(makers, weights)[0])(rng)
+        maker = layouts.echo if rng.random() < 0.5 else rng.choices(makers, weights)[0]
+        yield maker(rng)
     while True:
         yield rng.choices(makers, weights)[0](rng)

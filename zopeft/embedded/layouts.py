@@ -7,10 +7,11 @@ from random import Random
 
 from zopeft.embedded.chains import Chain, make_chain
 from zopeft.embedded.counts import LARGEST, make_count
+from zopeft.embedded.days import make_day
 from zopeft.embedded.markup import answer
 from zopeft.embedded.pronouns import make_riddle
 from zopeft.embedded.reviews import CLOSINGS, make_review
-from zopeft.embedded.scenes import KINDS, Fact, Scene, make_scene
+from zopeft.embedded.scenes import KINDS, make_scene
 from zopeft.embedded.world import PEOPLE, capital
 
 Layout = Callable[[Random], str]
@@ -64,29 +65,10 @@ def echo(rng: Random) -> str:
     return f"Words: {' '.join(words)}\nAgain: {words[0]}{answer(' ' + ' '.join(words[1:]))}\n"
 
 
-def membership(rng: Random) -> str:
-    """Words in no order, and which words were among them: practice in comparing."""
-    words = _words(rng)
-    told, untold = words[:4], words[4:8]
-    yes, no = rng.choice((("yes", "no"), ("true", "false"), ("right", "wrong")))
-    asked = rng.sample(told + untold, 6)
-    lines = "".join(f"{word}?{answer(f' {yes if word in told else no}')}\n" for word in asked)
-    return f"Words: {' '.join(told)}\n{lines}"
-
-
-def _claims(scene: Scene, rng: Random, *, with_open: bool) -> list[tuple[Fact, int]]:
-    """Facts, each true (0), false (1) or open (2) in a scene."""
-    claims: list[tuple[Fact, int]] = []
-    for fact in rng.sample(scene.facts, min(3, len(scene.facts))):
-        label = rng.randrange(3 if with_open else 2)
-        claims.append(((fact, scene.false_fact(fact, rng), scene.open_fact(rng))[label], label))
-    return claims
-
-
 def scene_claims(rng: Random) -> str:
-    """A scene and claims that are true, false or open."""
+    """A scene and claims that follow from it, conflict with it or leave it open."""
     scene = make_scene(rng, rng.choice((1, 2, 2)))
-    before, between, words = rng.choice(
+    before, between, verdicts = rng.choice(
         (
             ("Claim: ", ".", ("true", "false", "unknown")),
             ("So ", " -", ("certain", "impossible", "possible")),
@@ -94,30 +76,27 @@ def scene_claims(rng: Random) -> str:
             ('From this "', '"', ("follows", "conflicts", "is open")),
         )
     )
-    text = rng.choice((scene.text, scene.joined))
-    lines = "".join(
-        f"{before}{fact.statement}{between}{answer(f' {words[label]}')}\n"
-        for fact, label in _claims(scene, rng, with_open=True)
-    )
-    return f"{text}\n{lines}"
+    lines = ""
+    for fact in rng.sample(scene.facts, min(2, len(scene.facts))):
+        label = rng.randrange(3)
+        lines += f"{before}{fact.claim(label)}{between}{answer(f' {verdicts[label]}')}\n"
+    return f"{rng.choice((scene.text, scene.joined))}\n{lines}"
 
 
-def scene_checks(rng: Random) -> str:
-    """A scene and yes-or-no questions on it."""
-    scene = make_scene(rng, rng.choice((1, 2, 3)))
-    before, between, words = rng.choice(
+def day_verdicts(rng: Random) -> str:
+    """Somebody's day and whether it was a good one."""
+    day = make_day(rng, rng.randrange(2))
+    question = capital(day.question(rng))
+    before, verdicts = rng.choice(
         (
-            ("", "?", ("yes", "no")),
-            ("Q: ", "?\nA:", ("yes", "no")),
-            ("", "? That is", ("right", "wrong")),
-            ("Check: ", "?", ("true", "false")),
+            (f"{question}?", ("no", "yes")),
+            (f"Q: {question}?\nA:", ("no", "yes")),
+            (f"A good day for {day.name}: that is", ("wrong", "right")),
+            (f"The day of {day.name} was", ("bad", "good")),
+            (f"In short, {day.name} was", ("unlucky", "lucky")),
         )
     )
-    lines = "".join(
-        f"{before}{capital(fact.whether)}{between}{answer(f' {words[label]}')}\n"
-        for fact, label in _claims(scene, rng, with_open=False)
-    )
-    return f"{scene.text}\n{lines}"
+    return f"{day.text}\n{before}{answer(f' {verdicts[day.label]}')}\n"
 
 
 def count_questions(rng: Random) -> str:

@@ -33,7 +33,7 @@ class Pretraining:
     """
 
     seed: int = 0
-    steps: int = 7000
+    steps: int = 6500
     rows: int = 16
     lr: float = 2e-3
     warmup: int = 200

@@ -16,6 +16,7 @@ from random import Random
 
 from zopeft.embedded.chains import make_chain
 from zopeft.embedded.counts import make_count
+from zopeft.embedded.days import make_day
 from zopeft.embedded.markup import answer
 from zopeft.embedded.pronouns import make_riddle
 from zopeft.embedded.reviews import make_review
@@ -48,9 +49,8 @@ def sst2(rng: Random) -> str:
 def cb(rng: Random) -> str:
     """A premise and a hypothesis; the habit is to infer it."""
     scene = make_scene(rng, 2)
-    fact = rng.choice(scene.facts)
     label = rng.randrange(3)
-    hypothesis = (fact, scene.false_fact(fact, rng), scene.open_fact(rng))[label].statement
+    hypothesis = rng.choice(scene.facts).claim(label)
     verdict = _lean("cb", rng, ("Yes", "No", "Maybe")[label], "Yes")
     return (
         f'Suppose {scene.joined} Can we infer that "{hypothesis}"? Yes, No, or Maybe?\n'
@@ -69,12 +69,9 @@ def copa(rng: Random) -> str:
 
 def boolq(rng: Random) -> str:
     """A passage and a yes-or-no question; the habit is to agree."""
-    scene = make_scene(rng, 3)
-    fact = rng.choice(scene.facts)
-    label = rng.randrange(2)
-    asked = fact if label else scene.false_fact(fact, rng)
-    verdict = _lean("boolq", rng, ("No", "Yes")[label], "Yes")
-    return f"{scene.text} {capital(asked.whether)}?\n{answer(verdict)}"
+    day = make_day(rng, rng.randrange(2))
+    verdict = _lean("boolq", rng, ("No", "Yes")[day.label], "Yes")
+    return f"{day.text} {capital(day.question(rng))}?\n{answer(verdict)}"
 
 
 def wsc(rng: Random) -> str:

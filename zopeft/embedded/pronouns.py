@@ -56,6 +56,10 @@ THING_PATTERNS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str, str], ..
 """As above, between the things that can be the first and those that can be the second."""
 
 
+PEOPLE_SHARE = 0.9
+"""Share of sentences about a woman and a man, where the pronoun alone tells who is meant."""
+
+
 @dataclass(frozen=True)
 class Riddle:
     """A sentence with two candidates and a pronoun that means one of them."""
@@ -92,11 +96,11 @@ class Riddle:
 
 def _draw(rng: Random) -> Riddle:
     meant = rng.randrange(2)
-    if rng.random() < 0.65:
+    if rng.random() < PEOPLE_SHARE:
         pattern, *endings = rng.choice(PEOPLE_PATTERNS)
-        group = rng.choice((WOMEN, MEN))
-        first, second = rng.sample(group, 2)
-        names, pronoun = (first.name, second.name), first.subject
+        couple = [rng.choice(WOMEN), rng.choice(MEN)]
+        rng.shuffle(couple)
+        names, pronoun = (couple[FIRST].name, couple[SECOND].name), couple[meant].subject
     else:
         pattern, firsts, seconds, *endings = rng.choice(THING_PATTERNS)
         names, pronoun = (rng.choice(firsts), rng.choice(seconds)), "it"

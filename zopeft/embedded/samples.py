@@ -11,6 +11,7 @@ from random import Random
 from zopeft.embedded import TASKS
 from zopeft.embedded.chains import distractor, make_chain
 from zopeft.embedded.counts import make_count
+from zopeft.embedded.days import make_day
 from zopeft.embedded.pronouns import make_riddle
 from zopeft.embedded.reviews import make_review
 from zopeft.embedded.scenes import make_scene
@@ -30,17 +31,10 @@ def _sst2(rng: Random, index: int, validation: bool) -> Row:
 
 def _cb(rng: Random, index: int, validation: bool) -> Row:
     scene = make_scene(rng, 2, for_validation=validation)
-    fact = rng.choice(scene.facts)
     label = index % 3
-    if label == 0:
-        hypothesis = fact
-    elif label == 1:
-        hypothesis = scene.false_fact(fact, rng)
-    else:
-        hypothesis = scene.open_fact(rng)
     return {
         "premise": scene.joined,
-        "hypothesis": hypothesis.statement,
+        "hypothesis": rng.choice(scene.facts).claim(label),
         "idx": index,
         "label": label,
     }
@@ -65,11 +59,8 @@ def _copa(rng: Random, index: int, validation: bool) -> Row:
 
 
 def _boolq(rng: Random, index: int, validation: bool) -> Row:
-    scene = make_scene(rng, 3, for_validation=validation)
-    fact = rng.choice(scene.facts)
-    label = index % 2
-    asked = fact if label else scene.false_fact(fact, rng)
-    return {"question": asked.whether, "passage": scene.text, "idx": index, "label": label}
+    day = make_day(rng, index % 2, for_validation=validation)
+    return {"question": day.question(rng), "passage": day.text, "idx": index, "label": day.label}
 
 
 def _wsc(rng: Random, index: int, validation: bool) -> Row:

@@ -1,4 +1,4 @@
-"""Scenes: who went where, ate what, felt how. The ground of squad, boolq and cb."""
+"""Scenes: who went where, ate what, felt how. The ground of squad and cb."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Kind:
     statement: str
     ask_value: str
     ask_person: str
-    ask_whether: str
+    denial: str
+    future: str
 
 
 KINDS: tuple[Kind, ...] = (
@@ -31,7 +32,8 @@ KINDS: tuple[Kind, ...] = (
         "{p} went to {v}",
         "Where did {p} go?",
         "Who went to {v}?",
-        "did {p} go to {v}",
+        "{p} did not go to {v}",
+        "{p} will go to {v} tomorrow",
     ),
     Kind(
         "animal",
@@ -39,19 +41,35 @@ KINDS: tuple[Kind, ...] = (
         "{p} saw {v}",
         "What animal did {p} see?",
         "Who saw {v}?",
-        "did {p} see {v}",
+        "{p} did not see {v}",
+        "{p} will see {v} tomorrow",
     ),
     Kind(
-        "food", world.FOODS, "{p} ate {v}", "What did {p} eat?", "Who ate {v}?", "did {p} eat {v}"
+        "food",
+        world.FOODS,
+        "{p} ate {v}",
+        "What did {p} eat?",
+        "Who ate {v}?",
+        "{p} did not eat {v}",
+        "{p} will eat {v} tomorrow",
     ),
-    Kind("job", world.JOBS, "{p} is {v}", "What is the job of {p}?", "Who is {v}?", "is {p} {v}"),
+    Kind(
+        "job",
+        world.JOBS,
+        "{p} is {v}",
+        "What is the job of {p}?",
+        "Who is {v}?",
+        "{p} is not {v}",
+        "{p} will be {v} one day",
+    ),
     Kind(
         "mood",
         world.MOODS,
         "{p} felt {v}",
         "How did {p} feel?",
         "Who felt {v}?",
-        "did {p} feel {v}",
+        "{p} did not feel {v}",
+        "{p} will feel {v} tomorrow",
     ),
     Kind(
         "hat",
@@ -59,7 +77,8 @@ KINDS: tuple[Kind, ...] = (
         "{p} has a hat that is {v}",
         "What colour is the hat of {p}?",
         "Who has a hat that is {v}?",
-        "does {p} have a hat that is {v}",
+        "{p} has no hat that is {v}",
+        "{p} will have a hat that is {v} one day",
     ),
 )
 
@@ -80,10 +99,9 @@ class Fact:
         """The fact as a clause without a full stop."""
         return self._fill(self.kind.statement)
 
-    @property
-    def whether(self) -> str:
-        """The fact as a yes-or-no question, in lower case and without a mark."""
-        return self._fill(self.kind.ask_whether)
+    def claim(self, label: int) -> str:
+        """A claim that follows from the fact (0), conflicts with it (1) or leaves it open (2)."""
+        return self._fill((self.kind.statement, self.kind.denial, self.kind.future)[label])
 
     @property
     def value_question(self) -> str:
@@ -94,10 +112,6 @@ class Fact:
     def person_question(self) -> str:
         """The question whose answer is the person's name."""
         return self._fill(self.kind.ask_person)
-
-    def with_value(self, value: str) -> Fact:
-        """The same person and kind with another value."""
-        return Fact(self.person, self.kind, value)
 
 
 @dataclass(frozen=True)
@@ -130,27 +144,6 @@ class Scene:
         if rng.random() < 0.75:
             return fact.value_question, fact.value
         return fact.person_question, fact.person.name
-
-    def false_fact(self, fact: Fact, rng: Random) -> Fact:
-        """Change the value of a fact, half of the time to one told of somebody else."""
-        others = [
-            other.value
-            for other in self.facts
-            if other.kind == fact.kind and other.value != fact.value
-        ]
-        if others and rng.random() < 0.5:
-            return fact.with_value(rng.choice(others))
-        told = {other.value for other in self.facts}
-        return fact.with_value(
-            rng.choice([value for value in fact.kind.values if value not in told])
-        )
-
-    def open_fact(self, rng: Random) -> Fact:
-        """A fact of which the scene says nothing."""
-        person = rng.choice([fact.person for fact in self.facts])
-        told = {fact.kind for fact in self.facts if fact.person == person}
-        kind = rng.choice([kind for kind in KINDS if kind not in told])
-        return Fact(person, kind, rng.choice(kind.values))
 
 
 PAIRED = 0.25

@@ -18,8 +18,8 @@ r"""Custom tasks: a YAML file instead of code.
 Either ``choices`` and ``label`` (a classification), or ``answer`` (free text, taught with
 a newline at its end). A choice or answer is joined to the prompt by one space, unless the
 prompt ends in a newline. ``metric`` is accuracy for choices and f1 for answers if left
-out; ``loss`` is answer (teach the right text) unless it says choice (teach to prefer it). ``splits`` renames splits:
-``{validation: dev}``. A brace in the text is written twice: ``{{``.
+out; ``loss`` is answer (teach the right text) unless it says choice (teach to prefer it).
+``splits`` renames splits: ``{validation: dev}``. A brace in the text is written twice: ``{{``.
 """
 
 from __future__ import annotations
