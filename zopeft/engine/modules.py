@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from zopeft.blocks import Block
 from zopeft.engine.arena import Arena, returns_new_memory
 from zopeft.engine.direction import Direction
+from zopeft.engine.known import Known
+from zopeft.engine.scratch import Scratch, Shift, remade
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 
 CHUNK = 1 << 22
@@ -37,53 +39,6 @@ class Place:
 
     leaf: str
     index: int
-
-
-@dataclass
-class Scratch:
-    """A perturbed weight, where it lies in memory, and how to make it again."""
-
-    weight: Tensor
-    address: int
-    remake: Callable[[], Tensor]
-    buffer: Tensor | None
-
-
-class Known:
-    """Statistics of a block, and marks of the state of its weights that they are of.
-
-    Writers that PyTorch counts are seen by the weight's version; those that write through
-    ``.data`` by a sample of elements.
-    """
-
-    def __init__(self, statistics: Statistics, weight: Tensor) -> None:
-        self.statistics = statistics
-        self._version, self._place = weight._version, weight.data_ptr()
-        self._sample = _sample(weight).clone()
-
-    def fits(self, weight: Tensor) -> bool:
-        """Whether nobody has written the weight since, or put another in its place."""
-        same = (self._version, self._place) == (weight._version, weight.data_ptr())
-        return same and torch.equal(self._sample, _sample(weight))
-
-
-def _sample(weight: Tensor, count: int = 64) -> Tensor:
-    flat = weight.detach().view(-1)
-    return flat[:: max(1, flat.numel() // count)]
-
-
-class _Shift(torch.autograd.Function):
-    """Replaces a weight by its perturbed twin; the gradient passes through unchanged."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, shifted: Tensor) -> Tensor:
-        """Returns `shifted`."""
-        return shifted
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> Any:
-        """Hands the gradient to `weight`."""
-        return gradients[0], None
 
 
 class ModuleWeights:
@@ -224,7 +179,7 @@ class ModuleWeights:
             shifted = self._shifted(index, weight, direction, step, start, memory)
         address = shifted.data_ptr()
         if differentiable:
-            shifted = _Shift.apply(weight, shifted)  # type: ignore[no-untyped-call]
+            shifted = Shift.apply(weight, shifted)  # type: ignore[no-untyped-call]
         return Scratch(shifted, address, remake, buffer)
 
     def _free(self, made: Iterable[Scratch]) -> None:
@@ -248,7 +203,7 @@ class ModuleWeights:
                 return self._embedding(module, places[0], forward, args[0], direction, step)
             if by_chunks and len(args) == 1 and not kwargs:
                 return self._linear(module, places[0], args[0], direction, step)
-            with self._swapped((module,), direction, step) as made, _remade(made):
+            with self._swapped((module,), direction, step) as made, remade(made):
                 return forward(*args, **kwargs)
 
         return perturbed_forward
@@ -276,7 +231,7 @@ class ModuleWeights:
                 self.scale(place.index, direction),
             )
         if torch.is_grad_enabled():
-            shifted = _Shift.apply(weight[rows], shifted)  # type: ignore[no-untyped-call]
+            shifted = Shift.apply(weight[rows], shifted)  # type: ignore[no-untyped-call]
         padding, module.padding_idx = module.padding_idx, None  # type: ignore[assignment]
         module._parameters[place.leaf] = shifted  # type: ignore[assignment]
         try:
@@ -303,7 +258,7 @@ class ModuleWeights:
             scratch = self._make(place.index, some, direction, step, start, reuse=True)
             piece = None if bias is None else bias[first : first + rows]
             try:
-                with _remade([scratch]):
+                with remade([scratch]):
                     own = outputs[:, first : first + rows]
                     if apart:
                         parts.append(nn.functional.linear(inputs, scratch.weight, piece))
@@ -350,31 +305,6 @@ class ModuleWeights:
                 else:
                     values.append(self.kernels.statistics(weight.detach()))
         return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
-
-
-@contextmanager
-def _remade(made: list[Scratch]) -> Iterator[None]:
-    """Keeps scratch weights out of the autograd graph: they are made again when needed."""
-    if not torch.is_grad_enabled():
-        yield
-        return
-
-    def pack(tensor: Tensor) -> Any:
-        for scratch in made:
-            whole = tensor.numel() == scratch.weight.numel()
-            if whole and tensor.data_ptr() == scratch.address:
-                return scratch.remake, tensor.shape, tensor.stride()
-        return tensor
-
-    def unpack(packed: Any) -> Tensor:
-        if isinstance(packed, Tensor):
-            return packed
-        remake, shape, stride = packed
-        weight: Tensor = remake()
-        return weight.as_strided(shape, stride)
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield
 
 
 def _takes_ids(forward: Callable[..., Any]) -> bool:
