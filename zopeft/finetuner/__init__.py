@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zopeft.finetuner.artifact import FineTuner
     from zopeft.finetuner.config import FineTunerConfig, Group
     from zopeft.finetuner.features import FEATURES, PAPER_FEATURES
+    from zopeft.finetuner.legacy import import_pickle
     from zopeft.finetuner.matching import Match
     from zopeft.finetuner.normalisation import normalise
     from zopeft.finetuner.pertnn import PertNN
@@ -26,6 +27,7 @@ __all__ = [
     "Group",
     "Match",
     "PertNN",
+    "import_pickle",
     "normalise",
 ]
 
@@ -37,6 +39,7 @@ _HOMES = {
     "Group": "zopeft.finetuner.config",
     "Match": "zopeft.finetuner.matching",
     "PertNN": "zopeft.finetuner.pertnn",
+    "import_pickle": "zopeft.finetuner.legacy",
     "normalise": "zopeft.finetuner.normalisation",
 }
 

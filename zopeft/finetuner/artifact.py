@@ -143,12 +143,12 @@ class FineTuner:
 
         Returns:
             Standard deviations [N]: `raw`, normalised over the matched blocks where the
-            configuration says so (see `normalise`); 1 for the others.
+            configuration says so (see `normalise`, `normalisation_weights`); 1 for the others.
         """
         group, _ = match.on(raw.device)
         matched = group >= 0
         if self.config.normalise:
-            return normalise(raw, numels.to(raw.device), matched)
+            return normalise(raw, match.weights(numels.to(raw.device)), matched)
         return torch.where(matched, raw, torch.ones_like(raw))
 
     def set_scales(self, match: Match, scales: Tensor) -> None:

@@ -20,7 +20,10 @@ def card(config: FineTunerConfig) -> str:
 def _header(config: FineTunerConfig) -> str:
     import yaml
 
-    fields: dict[str, Any] = {"library_name": "zopeft", "license": "apache-2.0"}
+    fields: dict[str, Any] = {"library_name": "zopeft"}
+    if "imported_from" not in config.training:
+        # Numbers that others have published keep the licence that those chose.
+        fields["license"] = "apache-2.0"
     if config.base_model:
         fields["base_model"] = config.base_model
     fields["tags"] = ["zopeft", "zeroth-order", "zo-finetuner", "learned-optimizer"]
@@ -60,10 +63,19 @@ def _facts(config: FineTunerConfig) -> str:
         "groups": f"{len(config.groups)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
         "sharing": f"one network a {config.sharing}",
         "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, absolute value",
-        "normalised": "yes, sum d scale^2 = sum d" if config.normalise else "no",
+        "normalised": _normalised(config),
         "versions": ", ".join(f"{name} {v}" for name, v in config.versions.items()),
     }
     return "## What it holds\n\n" + _table(facts)
+
+
+def _normalised(config: FineTunerConfig) -> str:
+    if not config.normalise:
+        return "no"
+    text = "yes, sum d scale^2 = sum d"
+    if config.normalisation == "authors":
+        text += f" (d of an embedding: {config.embed_rows} rows, as in the authors' code)"
+    return text
 
 
 def _training(config: FineTunerConfig) -> str:

@@ -14,6 +14,7 @@ from zopeft.finetuner.features import PAPER_FEATURES, check_features
 
 FORMAT_VERSION = 1
 SHARINGS = ("block", "layer")
+NORMALISATIONS = ("all", "authors")
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class FineTunerConfig:
         hidden: Hidden units of each network.
         sharing: ``block``, a network for each block, or ``layer``, one for each layer.
         normalise: Whether ``sum d scale^2 = sum d`` is enforced.
+        normalisation: What d counts: ``all``, every element of a block; ``authors``, as in
+            the authors' code, an embedding only `embed_rows` of its rows (see
+            `normalisation_weights`).
+        embed_rows: Rows of an embedding that ``authors`` counts: 15 tokens an example of the
+            batch.
         training: Facts of its own training: tasks, settings, scores.
         versions: Versions of the libraries that made it.
         format_version: Version of this layout.
@@ -63,6 +69,8 @@ class FineTunerConfig:
     hidden: int = 64
     sharing: str = "block"
     normalise: bool = True
+    normalisation: str = "all"
+    embed_rows: int = 15 * 16
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -76,6 +84,11 @@ class FineTunerConfig:
             raise input_error("hidden", "must be a whole number, 1 or more", self.hidden)
         if not isinstance(self.normalise, bool):
             raise input_error("normalise", "must be true or false", self.normalise)
+        if self.normalisation not in NORMALISATIONS:
+            do = close_matches(str(self.normalisation), NORMALISATIONS)
+            raise input_error("normalisation", "unknown normalisation", self.normalisation, do)
+        if type(self.embed_rows) is not int or self.embed_rows < 1:
+            raise input_error("embed_rows", "must be a whole number, 1 or more", self.embed_rows)
         if not self.groups:
             raise input_error("groups", "the group table is empty")
 

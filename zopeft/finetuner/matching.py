@@ -14,6 +14,7 @@ from zopeft.blocks import Block, Blocks
 from zopeft.blocks.roles import OTHER
 from zopeft.errors import input_error
 from zopeft.finetuner.config import FineTunerConfig, Group
+from zopeft.finetuner.normalisation import normalisation_weights
 
 LAYER_ROLE = "layer"
 _HOWS = ("name", "layer", "depth", "none")
@@ -30,6 +31,8 @@ class Match:
         numels: Elements of each block [N].
         blocks: The blocks.
         config: The fine-tuner's configuration.
+        counted: What blocks count in the normalisation where that is not their size, 0 for
+            those that count their size [N]; None where all do.
     """
 
     group: Tensor
@@ -37,13 +40,24 @@ class Match:
     numels: Tensor
     blocks: Blocks
     config: FineTunerConfig
+    counted: Tensor | None = None
     _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
+    _counted: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Returns `group` and `numels` on a device; each device is copied to once."""
         if device not in self._moved:
             self._moved[device] = (self.group.to(device), self.numels.to(device))
         return self._moved[device]
+
+    def weights(self, numels: Tensor) -> Tensor:
+        """Returns what each block counts in the normalisation, [N], given the blocks' sizes."""
+        if self.counted is None:
+            return numels
+        if numels.device not in self._counted:
+            self._counted[numels.device] = self.counted.to(numels.device)
+        counted = self._counted[numels.device].to(numels.dtype)
+        return torch.where(counted > 0, counted, numels)
 
     @property
     def matched(self) -> Tensor:
@@ -137,6 +151,7 @@ def match_blocks(config: FineTunerConfig, blocks: Blocks, allow_none: bool = Fal
         numels=torch.tensor(blocks.numels, dtype=torch.float32),
         blocks=blocks,
         config=config,
+        counted=normalisation_weights(config, blocks),
     )
     if match.count == 0 and not allow_none:
         raise input_error(

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+
+from zopeft.blocks.peft import base_of
+
+if TYPE_CHECKING:
+    from zopeft.blocks import Blocks
+    from zopeft.finetuner.config import FineTunerConfig
 
 
 def normalise(raw: Tensor, numels: Tensor, matched: Tensor | None = None) -> Tensor:
@@ -28,7 +36,7 @@ def normalise(raw: Tensor, numels: Tensor, matched: Tensor | None = None) -> Ten
         section 3.2 and line 5 of Algorithm 1, which fix the Frobenius norm of the
         matrix of scales to that of the identity. This and the authors' code read a scale as a
         standard deviation; the text calls it a variance. Here it is a standard deviation
-        everywhere. Every block counts its full size (the code counts embeddings otherwise).
+        everywhere. What a block counts is `normalisation_weights`.
     """
     weight = numels.to(raw.dtype)
     if matched is not None:
@@ -39,3 +47,36 @@ def normalise(raw: Tensor, numels: Tensor, matched: Tensor | None = None) -> Ten
     factor = power.clamp_min(torch.finfo(raw.dtype).tiny).rsqrt()
     scaled = raw * factor
     return scaled if matched is None else torch.where(matched, scaled, torch.ones_like(scaled))
+
+
+def normalisation_weights(config: FineTunerConfig, blocks: Blocks) -> Tensor | None:
+    """Returns what each block counts where that is not its size.
+
+    With ``normalisation="authors"``, as in the authors' code, a tensor with ``embed`` in its
+    name counts ``hidden_size * embed_rows`` instead of ``V * D``: the rows that a batch of
+    short examples may touch. Position tables are caught by their names, a tied head with its
+    embedding; an untied head counts in full. Adapters of an embedding count their size
+    (the authors' code knows no adapters).
+
+    Args:
+        config: A fine-tuner's configuration.
+        blocks: The blocks it serves, [N].
+
+    Returns:
+        Elements that count, float32 [N], 0 for the blocks that count their size; None where
+        all blocks do.
+    """
+    if config.normalisation == "all":
+        return None
+    model = getattr(base_of(blocks.model), "config", None)
+    if model is not None and hasattr(model, "get_text_config"):
+        model = model.get_text_config()
+    hidden = getattr(model, "hidden_size", None)
+    return torch.tensor(
+        [
+            float((hidden or block.shape[-1]) * config.embed_rows)
+            if "embed" in block.key and block.role == block.base_role and block.kind != "prompt"
+            else 0.0
+            for block in blocks
+        ]
+    )
