@@ -102,6 +102,19 @@ def test_a_journal_rebuilds_what_was_trained(tmp_path):
     assert logged(made, "learning_rate")[-1] == rates[-1]
 
 
+def test_clipping_reaches_the_method_and_the_journal(tmp_path):
+    free, clipped = (
+        trainer(tiny_model(), tmp_path / str(clip), clip=clip) for clip in (0.0, 0.1)
+    )
+    for one in (free, clipped):
+        one.train()
+    assert clipped.method.clip.factor == 0.1
+    used = [r.projected_grads[0] for r in Journal.open(tmp_path / "0.1/journal.bin").records()]
+    raw = [r.projected_grads[0] for r in Journal.open(tmp_path / "0.0/journal.bin").records()]
+    assert used[0] == raw[0]
+    assert max(map(abs, used[1:])) < max(map(abs, raw[1:]))
+
+
 def test_accumulated_micro_batches_are_one_batch(tmp_path):
     one = trainer(lora(), tmp_path / "one", max_steps=6)
     one.train()

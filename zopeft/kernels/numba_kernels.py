@@ -20,7 +20,7 @@ from typing import Any
 
 import numba
 import numpy as np
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.extending import intrinsic
 
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT

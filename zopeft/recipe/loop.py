@@ -174,6 +174,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         noise=method.noise,
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,
+        clip=method.clip,
         journal=training.journal,
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,

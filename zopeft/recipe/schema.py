@@ -95,6 +95,7 @@ class MethodSection:
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
         noise: Family of the random directions.
         weight_decay: Decay of the weights, as a share of lr.
+        clip: Largest projected gradient, in multiples of its running size; 0 for none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
     """
 
@@ -104,6 +105,7 @@ class MethodSection:
     eps: float | None = _number(None, above=0.0)
     noise: str = _name("gaussian", "noise")
     weight_decay: float = _number(0.0, low=0.0)
+    clip: float = _number(0.0, low=0.0)
     max_bad_steps: int = _number(10, low=1)
 
 

@@ -30,6 +30,8 @@ class ZOTrainingArguments(TrainingArguments):
             the space that is trained.
         noise: Noise family.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
+        clip: Largest projected gradient, in multiples of the running root mean square of
+            those before; 0 for no clipping.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
         journal_sync_steps: Steps between two waits for the disk.
         overwrite: Whether a journal that is in the output folder may be replaced.
@@ -44,6 +46,7 @@ class ZOTrainingArguments(TrainingArguments):
     eps: float | None = None
     noise: str = "gaussian"
     max_bad_steps: int = 10
+    clip: float = 0.0
     journal: bool = True
     journal_sync_steps: int = 100
     overwrite: bool = False

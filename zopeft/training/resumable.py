@@ -226,6 +226,7 @@ class ResumableTrainer(Trainer):
         if hasattr(self.train_dataset, "__len__"):
             settings["examples"] = len(self.train_dataset)
         settings["eps"] = self.method.eps
+        settings["clip"] = self.method.clip.factor
         settings["finetuner"] = finetuner_digest(getattr(self.method, "finetuner", None))
         return settings
 

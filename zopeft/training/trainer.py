@@ -125,7 +125,11 @@ class ZOTrainer(ResumableTrainer):
         options: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
         if args.order == 0:
             options.update(
-                eps=args.eps, noise=args.noise, seed=args.seed, max_bad_steps=args.max_bad_steps
+                eps=args.eps,
+                noise=args.noise,
+                seed=args.seed,
+                max_bad_steps=args.max_bad_steps,
+                clip=args.clip,
             )
         if kind.needs_finetuner:
             options["finetuner"] = self._find_finetuner()
