@@ -15,7 +15,10 @@ import typer
 
 from .blocks import blocks
 from .demo import demo
+from .estimate import estimate
 from .evaluate import evaluate
+from .finetuner import finetuner_app
+from .import_finetuner import import_finetuner
 from .lists import list_names
 from .meta_train import meta_train
 from .recipes import recipe_app
@@ -33,6 +36,9 @@ app.command("meta-train")(meta_train)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
 app.command("blocks")(blocks)
+app.command("estimate")(estimate)
+app.add_typer(finetuner_app, name="finetuner")
+app.command("import-finetuner")(import_finetuner)
 app.command("list")(list_names)
 app.add_typer(recipe_app, name="recipe")
 app.command("demo")(demo)

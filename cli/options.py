@@ -68,6 +68,17 @@ Dtype = Annotated[
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
+Png = Annotated[
+    str | None, typer.Option("--png", metavar="FILE", help="Draw the scales as a heatmap.")
+]
+Loss = Annotated[
+    float,
+    typer.Option(
+        "--loss",
+        metavar="NUMBER",
+        help="Losses of the step before that a fine-tuner reads; 0: a run's first step.",
+    ),
+]
 
 Flags = dict[str, tuple[str, Any]]
 """Dotted recipe key to (the flag's name, its value)."""

@@ -117,6 +117,11 @@ class Output:
         elif table is not None:
             self._tables.print(table)
 
+    def table(self, table: Table) -> None:
+        """Prints one of several tables on standard output."""
+        self.close()
+        self._tables.print(table)
+
     def text(self, text: str) -> None:
         """Prints plain text on standard output."""
         self.close()

@@ -146,7 +146,7 @@ def _globals(pickle: bytes) -> Iterator[str]:
         elif op.name.startswith("EXT"):
             yield f"extension {argument}"
         elif "GET" in op.name or any(word in op.name for word in _TEXTS):
-            last = memo.get(int(argument), "") if "GET" in op.name else str(argument)
+            last = memo.get(int(argument or 0), "") if "GET" in op.name else str(argument)
             texts.append(last)
 
 

@@ -44,6 +44,8 @@ def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
     """
     import torch
 
+    if model.device.type == "meta":
+        return _shape_of_prefix(model, tokens.shape[1])
     training = model.training
     model.eval()
     with torch.no_grad():
@@ -58,6 +60,17 @@ def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
         for tensor in pair[:2]
     ]
     return torch.cat(flat, dim=1), len(pairs), heads
+
+
+def _shape_of_prefix(model: Any, length: int) -> tuple[Tensor, int, int]:
+    """Returns what `real_prefix` does for a model without weights, from its configuration."""
+    import torch
+
+    config = model.config.get_text_config()
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    layers = config.num_hidden_layers
+    return torch.empty(length, 2 * layers * heads * width, device="meta"), layers, heads
 
 
 def prefix(model: Any, **options: Any) -> PeftModel:

@@ -1,0 +1,89 @@
+"""``zopeft estimate``: the memory that each way of training a model needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from zopeft.errors import input_error
+
+from . import options as o
+
+if TYPE_CHECKING:
+    from .output import Output
+
+Length = Annotated[str | None, typer.Option("--length", metavar="N", help="Tokens of an example.")]
+Memory = Annotated[
+    float | None,
+    typer.Option("--memory", metavar="GB", help="Memory to fit in; without it, the GPU's."),
+]
+_PARTS = ("weights", "adapter", "state", "scratch", "activations", "total")
+
+
+def estimate(
+    words: o.Words = None,
+    lora: o.Lora = False,
+    prefix: o.Prefix = False,
+    peft: o.Peft = None,
+    load_in_8bit: o.In8bit = False,
+    load_in_4bit: o.In4bit = False,
+    batch_size: o.BatchSize = None,
+    length: Length = None,
+    dtype: o.Dtype = None,
+    memory: Memory = None,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Estimate what inference, zeroth-order training and Adam need, without the weights.
+
+    weights: parameters x bytes (4 bit: half a byte + 4 bytes a block of 64). state: Adam's
+    gradient and two moments; for zeroth-order an adapter's fp32 master, none for full
+    weights in 16 bit. activations: the peak of a step, rehearsed on tensors without values,
+    with the loss over every token.
+    """
+    from .output import output, rows_table
+
+    model, overrides = o.split_words(words)
+    flags: o.Flags = {
+        **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
+        **o.space(lora, prefix, False, peft),
+        "training.batch_size": ("--batch-size", batch_size),
+        "task.max_length": ("--length", length),
+    }
+    if memory is not None and not memory > 0:
+        raise input_error("--memory", "must be above 0", memory)
+    with output(json, debug) as screen:
+        from zopeft.recipe.load import load_recipe
+
+        recipe = load_recipe("tune", None, overrides, flags)
+        from zopeft.recipe.estimate import estimate as run
+
+        found = run(recipe, memory)
+        title = (
+            f"{found['model']}, {found['dtype']}"
+            + (f" ({found['bits']} bit)" if found["bits"] else "")
+            + f", batch {found['batch_size']} x {found['length']} tokens, GB"
+        )
+        rows = [
+            (need["name"], *(_gb(need[part]) for part in _PARTS), need["fits"])
+            for need in found["needs"]
+        ]
+        room = found["memory_bytes"]
+        fits = "fits" if room is None else f"fits {room / 1e9:.4g} GB"
+        screen.result(found, rows_table(title, ("", *_PARTS, fits), rows))
+        if not json:
+            _notes(screen, found)
+
+
+def _notes(screen: Output, found: Mapping[str, Any]) -> None:
+    if found["memory_bytes"] is None:
+        screen.note("no GPU found: --memory GB says whether it fits one")
+        return
+    device = found["device"] or "--memory"
+    screen.note(f"{device}: {_gb(found['context_bytes'])} GB of it are taken to be the driver's")
+
+
+def _gb(count: Any) -> str:
+    return f"{count / 1e9:.2f}"

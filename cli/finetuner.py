@@ -1,0 +1,147 @@
+"""``zopeft finetuner``: what a learned fine-tuner holds."""
+
+from __future__ import annotations
+
+from statistics import median
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from . import options as o
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from zopeft.finetuner import FineTuner
+    from zopeft.recipe.heatmap import Cell
+
+finetuner_app = typer.Typer(help="Show a learned fine-tuner.", no_args_is_help=True)
+_LONG = 100
+
+
+@finetuner_app.command("show")
+def show(
+    finetuner: Annotated[str, typer.Argument(metavar="PATH|ID", help="A folder or hub id.")],
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="MODEL", help="Show its scales on this model.")
+    ] = None,
+    png: o.Png = None,
+    loss: o.Loss = 1.0,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Show a fine-tuner: configuration, training, statistics, scales over layers and roles."""
+    from .output import facts_table, output, rows_table
+
+    with output(json, debug) as screen:
+        from zopeft.finetuner import FineTuner
+        from zopeft.recipe.heatmap import check_png, plot_scales
+
+        if png is not None:
+            check_png(png)
+        found = FineTuner.from_pretrained(finetuner)
+        cells, note = _cells(found, model, loss, screen.listen)
+        if png is not None:
+            plot_scales(cells, png, f"{found!r}", note, raw=model is None)
+        statistics = found.config.training.get("statistics")
+        if json:
+            scales = [{"layer": c.layer, "role": c.column, "scale": c.scale} for c in cells]
+            screen.result({**found.config.to_dict(), "scales": scales, "note": note, "png": png})
+            return
+        screen.table(facts_table("fine-tuner", _facts(found)))
+        screen.table(facts_table("training", _training(found)))
+        if isinstance(statistics, dict) and statistics:
+            columns = ("role", "blocks", "signal S", "energy E", "curvature h", "scale")
+            title = "statistics (medians over the blocks of a role)"
+            screen.table(rows_table(title, columns, _statistics(found, statistics)))
+        for table in _scale_tables(cells, note):
+            screen.table(table)
+        if png is not None:
+            screen.note(f"heatmap: {png}")
+
+
+def _cells(
+    finetuner: FineTuner, model: str | None, loss: float, listener: Any
+) -> tuple[list[Cell], str]:
+    """Returns the scales to show, and what they are."""
+    from zopeft.recipe.serving import bare_cells, serve
+
+    if model is None:
+        return bare_cells(finetuner, loss), f"raw scales at loss {loss:g}"
+    from zopeft.recipe.build import load_base, wrap
+    from zopeft.recipe.load import load_recipe
+
+    flags: o.Flags = {"model.name": ("--model", model), "peft.name": ("--full", "full")}
+    recipe = load_recipe("eval", None, (), flags)
+    serving = serve(wrap(recipe, load_base(recipe, listener)[0]), finetuner, loss)
+    return serving.cells(), f"scales at loss {loss:g}: {serving.match.report}"
+
+
+def _facts(finetuner: FineTuner) -> dict[str, Any]:
+    config = finetuner.config
+    counted = f", an embedding counts {config.embed_rows} rows"
+    normalised = "yes" + (counted if config.normalisation == "authors" else "")
+    return {
+        "base model": config.base_model or None,
+        "architecture": f"{config.architecture}, {config.num_layers} layers",
+        "space": config.space,
+        "groups": f"{len(config.groups)}, one a {config.sharing}",
+        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1",
+        "numbers": sum(p.numel() for p in finetuner.nets.parameters()),
+        "normalised": normalised if config.normalise else "no",
+        "versions": ", ".join(f"{name} {version}" for name, version in config.versions.items()),
+    }
+
+
+def _training(finetuner: FineTuner) -> dict[str, Any]:
+    training = finetuner.config.to_dict()["training"]
+    if not training:
+        return {"": "none: the networks stand at their random start"}
+    facts: dict[str, Any] = {}
+    for name, value in training.items():
+        if isinstance(value, dict) and name != "statistics":
+            value = ", ".join(f"{key} {one}" for key, one in value.items())
+        if isinstance(value, list) and all(isinstance(one, str) for one in value):
+            value = ", ".join(value)
+        long = isinstance(value, dict | list) and len(str(value)) > _LONG
+        facts[name.replace("_", " ")] = f"{len(value)} entries" if long else value
+    return facts
+
+
+def _statistics(finetuner: FineTuner, statistics: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Returns one row a role: medians of signal, energy, curvature and scale."""
+    roles = {group.key: group.role for group in finetuner.config.groups}
+    by_role: dict[str, list[dict[str, float]]] = {}
+    for name, entry in statistics.items():
+        by_role.setdefault(roles.get(name, "other"), []).append(entry)
+
+    def middle(entries: list[dict[str, float]], key: str) -> float | None:
+        values = [entry[key] for entry in entries if entry.get(key) is not None]
+        return float(median(values)) if values else None
+
+    keys = ("signal", "energy", "curvature", "scale")
+    return [
+        (role, len(entries), *(middle(entries, key) for key in keys))
+        for role, entries in by_role.items()
+    ]
+
+
+def _scale_tables(cells: list[Cell], note: str) -> list[Table]:
+    import math
+
+    from zopeft.recipe.heatmap import grids
+
+    from .output import rows_table
+
+    tables = []
+    for grid in grids(cells):
+        inside = grid.rows != [""]
+        rows = [
+            (*((label,) if inside else ()), *("" if math.isnan(x) else f"{x:.2g}" for x in scales))
+            for label, scales in zip(grid.rows, grid.scales.tolist(), strict=True)
+        ]
+        # One word a line, so that the columns are as narrow as their numbers.
+        heads = [column.replace("_", "\n").replace(" ", "\n") for column in grid.columns]
+        columns = (*(("layer",) if inside else ()), *heads)
+        tables.append(rows_table(note if inside else "outside the layers", columns, rows))
+    return tables

@@ -1,0 +1,177 @@
+"""Estimates of memory: rehearsed without values, compared with the real thing."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from zopeft.errors import InputError
+from zopeft.models import PEFT, attach, load_model, resolve
+from zopeft.models.memory import estimate
+from zopeft.models.rehearsal import Ledger, Rehearsal
+from zopeft.models.skeleton import load_config, outline, skeleton
+
+B, T = 3, 17
+
+
+@pytest.fixture(scope="module")
+def config(tiny_model):
+    return load_config(resolve(str(tiny_model)))
+
+
+def real_peak(model, backward):
+    """Bytes that the operations of a real step hold at most."""
+    tokens = torch.zeros(B, T, dtype=torch.long)
+    with Ledger(model) as ledger, torch.set_grad_enabled(backward):
+        loss = model(input_ids=tokens, labels=tokens, use_cache=False).loss
+        if backward:
+            loss.backward()
+    return ledger.peak
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_rehearsal_holds_what_a_real_step_holds(backward, tiny_model, config):
+    model, _ = load_model(str(tiny_model))
+    rehearsal = Rehearsal(outline(config, "tiny", torch.float32))
+    step = rehearsal.backward if backward else rehearsal.forward
+    assert step(B, T) == pytest.approx(real_peak(model.train(backward), backward), rel=0.02)
+
+
+def test_a_skeleton_has_the_shapes_and_ties_of_the_model(tiny_model):
+    model, _ = load_model(str(tiny_model))
+    bare = skeleton(str(tiny_model))
+    assert bare.device.type == "meta"
+    assert {n: p.shape for n, p in bare.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+
+
+def needs_of(tiny_model, **options):
+    return {need.name: need for need in estimate(str(tiny_model), **options)}
+
+
+def test_the_parts_are_counted(tiny_model):
+    model, _ = load_model(str(tiny_model))
+    weights = sum(p.nbytes for p in (*model.parameters(), *model.buffers()))
+    count = sum(p.numel() for p in model.parameters())
+    lora = [p for p in attach(model, "lora").parameters() if p.requires_grad]
+    adapter = sum(p.nbytes for p in lora)
+    needs = needs_of(tiny_model, batch_size=B, length=64, dtype=torch.float32)
+    assert list(needs) == [
+        "inference",
+        "zeroth-order, lora",
+        "zeroth-order, full",
+        "Adam, lora",
+        "Adam, checkpointing, lora",
+        "Adam, full",
+    ]
+    assert {need.weights for need in needs.values()} == {weights}
+    assert needs["Adam, lora"].adapter == adapter
+    assert needs["Adam, lora"].state == 3 * adapter
+    assert needs["Adam, full"].state == 3 * 4 * count
+    # An fp32 master of what is trained, and the networks of a fine-tuner.
+    assert needs["zeroth-order, lora"].state == adapter + 4 * 449 * len(lora)
+    assert needs["zeroth-order, lora"].activations == needs["inference"].activations
+    logits = B * 64 * model.config.vocab_size * 4
+    assert needs["inference"].activations > 2 * logits
+    totals = [needs[name].total for name in needs]
+    assert totals[0] < totals[1] < totals[4] < totals[3] < totals[5]
+
+
+def test_half_and_quantised_weights_are_smaller(tiny_model):
+    full, half = (
+        needs_of(tiny_model, batch_size=1, length=8, dtype=dtype)["inference"].weights
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    assert half == pytest.approx(full / 2, rel=0.01)
+    sizes = {}
+    for bits in (8, 4):
+        needs = needs_of(tiny_model, batch_size=1, length=8, dtype=torch.bfloat16, bits=bits)
+        assert not any("full" in name for name in needs)
+        sizes[bits] = needs["inference"].weights
+    bare = skeleton(str(tiny_model), torch.bfloat16)
+    linear = [
+        m.weight for n, m in bare.named_modules() if type(m).__name__ == "Linear" and "layers" in n
+    ]
+    count = sum(w.numel() for w in linear)
+    assert len(linear) == 14
+    assert half - sizes[8] == 2 * count - count - 4 * sum(w.shape[0] for w in linear)
+    assert half - sizes[4] == 2 * count - sum(
+        w.numel() // 2 + -(-w.numel() // 64) * 4 for w in linear
+    )
+
+
+def test_large_weights_in_16_bit_need_no_master(tmp_path):
+    from transformers import LlamaConfig
+
+    # 16 million weights: more than are kept in a master, quick to rehearse.
+    wide = LlamaConfig(
+        vocab_size=32000, hidden_size=256, intermediate_size=512, num_hidden_layers=1
+    )
+    wide.save_pretrained(tmp_path)
+    needs = needs_of(tmp_path, batch_size=1, length=8, dtype=torch.bfloat16)
+    full = needs["zeroth-order, full"]
+    assert full.state < 100_000
+    assert full.total < needs["inference"].total + 200e6
+    assert needs["Adam, full"].total > 3.9 * needs["inference"].weights
+
+
+@pytest.mark.parametrize("name", sorted(PEFT))
+def test_every_peft_type_is_estimated(name, tiny_model):
+    needs = needs_of(tiny_model, adapter=name, batch_size=1, length=8, dtype=torch.float32)
+    trained = attach(load_model(str(tiny_model))[0], name).parameters()
+    size = sum(p.nbytes for p in trained if p.requires_grad)
+    assert needs[f"zeroth-order, {name}"].adapter == size
+    assert needs[f"Adam, {name}"].total > needs["inference"].total
+
+
+def test_a_model_that_asks_for_values_is_one_line():
+    class Asks(torch.nn.Linear):
+        def tie_weights(self):
+            pass
+
+        def forward(self, input_ids, labels, use_cache):
+            return input_ids if bool(self.weight.sum() > 0) else labels
+
+    with pytest.raises(InputError, match="Asks: its step cannot be rehearsed"):
+        Rehearsal(Asks(2, 2, device="meta")).forward(1, 4)
+
+
+def test_the_command(zopeft_command, tiny_model, tmp_path):
+    # The configuration is enough.
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    words = ("estimate", tmp_path, "--batch-size", 2, "--length", 16, "--dtype", "float32")
+    found = zopeft_command.json(*words, "--memory", 0.601)
+    assert (found["batch_size"], found["length"], found["dtype"]) == (2, 16, "float32")
+    assert [need["fits"] for need in found["needs"]].count(True) >= 1
+    assert not found["needs"][2]["fits"]
+    for need in found["needs"]:
+        parts = ("weights", "adapter", "state", "scratch", "activations")
+        assert need["total"] == sum(need[part] for part in parts)
+    prefix = zopeft_command.json(*words, "--prefix", "peft.options.tokens=7")
+    assert prefix["needs"][1]["name"] == "zeroth-order, prefix"
+    assert prefix["needs"][1]["adapter"] == 7 * 2 * 2 * 8 * 4
+    code, out, err = zopeft_command(*words, "--load-in-4bit")
+    assert code == 0, err
+    assert "(4 bit)" in out and "Adam, full" not in out
+    if not torch.cuda.is_available():
+        assert "--memory GB" in err
+
+
+def test_bad_input(zopeft_command, tiny_model, tmp_path):
+    assert "no config.json" in zopeft_command.refused("estimate", tmp_path)
+    assert "unknown model" in zopeft_command.refused("estimate", "lama-3.2-1b")
+    assert "unknown peft type" in zopeft_command.refused("estimate", tiny_model, "--peft", "lorra")
+    assert "must be above 0" in zopeft_command.refused("estimate", tiny_model, "--memory", -1)
+    assert "--length" in zopeft_command.refused("estimate", tiny_model, "--length", "few")
+    words = ("--load-in-8bit", "--load-in-4bit")
+    assert "--load-in" in zopeft_command.refused("estimate", tiny_model, *words)
+    (tmp_path / "config.json").write_text("{")
+    assert "cannot be read" in zopeft_command.refused("estimate", tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "t5"}))
+    assert "causal" in zopeft_command.refused("estimate", tmp_path)
+    line = zopeft_command.refused("estimate", "llama-3.2-1b")
+    assert "llama-3.2-1b: the config.json of meta-llama/Llama-3.2-1B is neither here" in line
+    with pytest.raises(InputError, match="must be 1 or more"):
+        estimate(str(tiny_model), batch_size=0)

@@ -1,0 +1,224 @@
+"""Memory: what each way of training a model holds, from its configuration alone.
+
+Counted, with P the model's weights, A the adapter's, b the bytes of a weight:
+
+- weights: ``b P``; in 8 bit a byte a weight and 4 a row of every linear layer, in 4 bit
+  half a byte and 4 a block of 64 weights; heads, embeddings and norms stay as they are.
+- adapter: its parameters, in the dtype that PEFT gives them (fp32 over a 16-bit model).
+- state: Adam's gradient and two moments, in the dtype of what is trained, ``3 b P`` or
+  ``3 b A``. Zeroth-order methods have no gradient and no moments: an fp32 master of an
+  adapter, ``4 A``, and none of full weights in 16 bit.
+- scratch: for zeroth-order full weights one perturbed tensor and the numbers of a chunk of
+  noise; for adapters the noise of all of it; for 4-bit weights one linear layer in 16 bit.
+- activations: the peak of a rehearsed step (see `Rehearsal`) of the whole batch with the loss
+  over every token. zopeft's own tasks make logits for the answers alone and need less.
+
+Adam's own temporary (one more copy of what is trained) is counted where it is larger than
+the activations, which are gone by then. What the driver takes is `CONTEXT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from zopeft.engine.engine import SMALL
+from zopeft.engine.modules import CHUNK
+from zopeft.errors import input_error
+from zopeft.models.adapters import attach
+from zopeft.models.rehearsal import Rehearsal
+from zopeft.models.skeleton import load_config, outline
+from zopeft.models.source import ModelSource, resolve
+
+CONTEXT = 600_000_000
+"""Bytes that a GPU's driver and libraries take before the first tensor, about."""
+
+NOISE_BYTES = 32
+"""Bytes that each element of noise takes while it is made, at most."""
+
+
+@dataclass(frozen=True)
+class Need:
+    """The memory of one way to use a model, in bytes.
+
+    Attributes:
+        name: What is done.
+        weights: The model.
+        adapter: The adapter's parameters.
+        state: Gradients, moments, masters.
+        scratch: What is held for a moment while weights are perturbed or unpacked.
+        activations: Peak of what the passes make.
+    """
+
+    name: str
+    weights: int
+    adapter: int = 0
+    state: int = 0
+    scratch: int = 0
+    activations: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it together."""
+        return self.weights + self.adapter + self.state + self.scratch + self.activations
+
+
+def estimate(
+    source: ModelSource | str | None = None,
+    adapter: str = "lora",
+    options: Mapping[str, Any] | None = None,
+    batch_size: int = 16,
+    length: int = 256,
+    dtype: torch.dtype | None = None,
+    bits: int | None = None,
+) -> list[Need]:
+    """Estimates what inference, zeroth-order and first-order training of a model need.
+
+    No weights are read: the configuration says the shapes, and a step is rehearsed.
+
+    Args:
+        source: What `resolve` returns, or what it takes.
+        adapter: A PEFT type.
+        options: Its options.
+        batch_size: Examples B of a step.
+        length: Tokens T of an example.
+        dtype: Torch dtype of the weights; None for the configuration's own.
+        bits: 8 or 4 for a model that is quantised while loading; None for one that is not.
+
+    Returns:
+        Inference, zeroth-order with an adapter and on full weights, adapter with Adam,
+        the same with gradient checkpointing, full Adam; without those that cannot be: a
+        quantised model has no full training.
+
+    Raises:
+        InputError: There is no configuration, the adapter does not fit, or a number is out
+            of range.
+    """
+    for name, count in (("--batch-size", batch_size), ("--length", length)):
+        if count < 1:
+            raise input_error(name, "must be 1 or more", count)
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    config = load_config(source)
+    name = source.path
+    bare = outline(config, name, dtype)
+    plain = Plan(bare, batch_size, length, bits)
+    # On the meta device a prefix cannot start from activations, and has the same shape.
+    settings = {**dict(options or {}), **({"real": False} if adapter == "prefix" else {})}
+    tuned = Plan(attach(outline(config, name, dtype), adapter, settings), batch_size, length, bits)
+    needs = [plain.inference(), tuned.zeroth_order(adapter)]
+    if bits is None:
+        needs.append(plain.zeroth_order())
+    needs += tuned.adam(adapter)
+    if bits is None:
+        needs += plain.adam()[:1]
+    return needs
+
+
+class Plan:
+    """What one model, bare or with an adapter, takes in each use.
+
+    Args:
+        model: The model on the meta device.
+        batch_size: Examples B of a step.
+        length: Tokens T of an example.
+        bits: 8 or 4 where the weights are to be quantised.
+    """
+
+    def __init__(self, model: Any, batch_size: int, length: int, bits: int | None) -> None:
+        self.size = (batch_size, length)
+        base = model.get_base_model() if hasattr(model, "peft_config") else model
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.trained = sum(p.numel() for p in trained)
+        self.trained_bytes = sum(p.nbytes for p in trained)
+        self.in_adapter = base is not model
+        self.tensors = len(trained)
+        own = {id(p) for p in trained} if self.in_adapter else set()
+        kept = [p for p in (*model.parameters(), *model.buffers()) if id(p) not in own]
+        saved, unpacked = _quantised(base, own, bits)
+        self.weights = sum(p.nbytes for p in kept) - saved
+        self.unpacked = unpacked
+        self.half = max((p.element_size() for p in kept), default=4)
+        self.whole = _largest_unchunked(base)
+        self.rehearsal = Rehearsal(model)
+
+    def inference(self) -> Need:
+        """A forward pass with its loss."""
+        return Need(
+            "inference",
+            self.weights,
+            scratch=self.unpacked,
+            activations=self.rehearsal.forward(*self.size),
+        )
+
+    def zeroth_order(self, adapter: str = "full") -> Need:
+        """MeZO, and ZO Fine-tuner, whose networks take 2 kB a tensor."""
+        in_master = self.in_adapter or (self.half == 4 and self.trained <= SMALL)
+        if in_master:
+            state, scratch = 4 * self.trained, NOISE_BYTES * self.trained
+        else:
+            state = 0
+            scratch = max(self.whole, CHUNK * self.half) + NOISE_BYTES * CHUNK
+        return Need(
+            f"zeroth-order, {adapter}",
+            self.weights,
+            self.trained_bytes if self.in_adapter else 0,
+            state + 4 * 449 * self.tensors,
+            scratch + self.unpacked,
+            self.rehearsal.forward(*self.size),
+        )
+
+    def adam(self, adapter: str = "full") -> list[Need]:
+        """Adam, and Adam with gradient checkpointing, which PEFT's prefixes do not work with."""
+        found = []
+        ways = (("Adam", False), ("Adam, checkpointing", True))
+        for name, saving in ways[:1] if adapter == "prefix" else ways:
+            peak = self.rehearsal.backward(*self.size, checkpointing=saving)
+            # The peak has the gradients in it; the step's own temporary comes after.
+            activations = max(peak - self.trained_bytes, self.trained_bytes)
+            found.append(
+                Need(
+                    f"{name}, {adapter}",
+                    self.weights,
+                    self.trained_bytes if self.in_adapter else 0,
+                    3 * self.trained_bytes,
+                    self.unpacked,
+                    activations,
+                )
+            )
+        return found
+
+
+def _quantised(base: nn.Module, own: set[int], bits: int | None) -> tuple[int, int]:
+    """Returns the bytes that quantising the linear layers saves, and those of the widest one."""
+    if bits is None:
+        return 0, 0
+    head = getattr(base, "get_output_embeddings", lambda: None)()
+    saved = widest = 0
+    for module in base.modules():
+        weight = getattr(module, "weight", None)
+        linear = isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D"
+        if not linear or module is head or not isinstance(weight, nn.Parameter):
+            continue
+        if id(weight) in own or not weight.is_floating_point():
+            continue
+        count = weight.numel()
+        packed = count + 4 * weight.shape[0] if bits == 8 else count // 2 + 4 * (-(-count // 64))
+        saved += weight.nbytes - packed
+        widest = max(widest, weight.nbytes)
+    return saved, widest if bits == 4 else 0
+
+
+def _largest_unchunked(base: nn.Module) -> int:
+    """Returns the bytes of the largest tensor that is perturbed in one piece."""
+    pieces = [0]
+    for module in base.modules():
+        # Of an embedding only the rows of the batch are; a linear layer goes in chunks.
+        if isinstance(module, nn.Embedding | nn.Linear):
+            continue
+        pieces += [p.nbytes for p in module.parameters(recurse=False)]
+    return max(pieces)

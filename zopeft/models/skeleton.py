@@ -1,0 +1,99 @@
+"""Skeletons: a model as its configuration describes it, on the meta device, without weights."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zopeft import hub
+from zopeft.errors import InputError, input_error
+from zopeft.models.quiet import quiet
+from zopeft.models.source import ModelSource, resolve
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CONFIG = "config.json"
+
+
+def load_config(source: ModelSource | str | None = None) -> Any:
+    """Returns the configuration of a model; of the hub's models it alone is fetched.
+
+    Args:
+        source: What `resolve` returns, or what it takes.
+
+    Raises:
+        InputError: There is no configuration, or it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    if source.local and not (Path(source.path) / CONFIG).is_file():
+        raise input_error(source.path, f"no {CONFIG} in this folder", do="give a model's folder")
+    offline = not source.local and not hub.reachable()
+    try:
+        with quiet(), hub.cache_only(offline):
+            return AutoConfig.from_pretrained(source.path)
+    except Exception as error:  # the hub's client raises its own, httpx's and the system's
+        raise _unavailable(source, error) from None
+
+
+def skeleton(source: ModelSource | str | None = None, dtype: Any = None) -> PreTrainedModel:
+    """Returns the model of a configuration on the meta device: shapes, names and ties only.
+
+    Args:
+        source: What `resolve` returns, or what it takes.
+        dtype: Torch dtype of the weights; None for the configuration's own.
+
+    Raises:
+        InputError: There is no configuration, or it is not one of a causal language model.
+    """
+    if not isinstance(source, ModelSource):
+        source = resolve(source)
+    return outline(load_config(source), source.path, dtype)
+
+
+def outline(config: Any, name: str, dtype: Any = None) -> PreTrainedModel:
+    """Returns the meta-device model of a configuration.
+
+    Args:
+        config: A transformers configuration.
+        name: What the model is called in messages and in its own ``_name_or_path``.
+        dtype: Torch dtype of the weights; None for the configuration's own.
+
+    Raises:
+        InputError: It is not the configuration of a causal language model.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet(), torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype or config.dtype or torch.float32
+            )
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise input_error(
+            name,
+            f"not the configuration of a causal language model ({line[:120]})",
+            do="zopeft tunes decoder models (AutoModelForCausalLM)",
+        ) from None
+    model.config._name_or_path = name
+    model.tie_weights()
+    return model.eval()
+
+
+def _unavailable(source: ModelSource, error: Exception) -> InputError:
+    name = source.alias or source.path
+    if source.local:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if isinstance(error, json.JSONDecodeError):
+            line = "not JSON"
+        return input_error(f"{source.path}/{CONFIG}", f"cannot be read ({line[:120]})")
+    do = f"give a folder that holds its {CONFIG}"
+    if source.gated:
+        do += ", or accept its licence on its hub page and log in with `hf auth login`"
+    return input_error(name, f"the {CONFIG} of {source.path} is neither here nor to be had", do=do)
