@@ -15,10 +15,12 @@ from rich.table import Table
 from rows import RESULTS
 
 KEYS = {
+    "learning": ("hardware", "task", "space", "seed"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
+    "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
     "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),
 }

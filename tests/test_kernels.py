@@ -26,7 +26,8 @@ def test_exact_numbers_stay(dtype):
 @pytest.mark.parametrize("value", [1.0003, -0.1234567, 3.1e-5, -7.7e-7, 1234.567])
 def test_the_mean_is_kept_and_only_neighbours_are_used(dtype, value):
     count = 200_000
-    rounded = plain.stochastic_round(torch.full((count,), value), rounding_words(5, 3, 0, count), dtype)
+    words = rounding_words(5, 3, 0, count)
+    rounded = plain.stochastic_round(torch.full((count,), value), words, dtype)
     levels = rounded.unique().double()
     assert len(levels) == 2
     low, high = levels.tolist()
