@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from zopeft.meta import meta_train
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
-    from zopeft.training import ZOTrainer, ZOTrainingArguments
+    from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
 
 __version__ = "0.1.0"
 
@@ -29,6 +29,7 @@ _HOMES = {
     "MeZO": "zopeft.methods.mezo",
     "ZOFineTuner": "zopeft.methods.zo_finetuner",
     "ZOTrainer": "zopeft.training",
+    "ZOTrainerMixin": "zopeft.training",
     "ZOTrainingArguments": "zopeft.training",
     "discover": "zopeft.blocks",
     "meta_train": "zopeft.meta",
@@ -43,6 +44,7 @@ __all__ = [
     "RunError",
     "ZOFineTuner",
     "ZOTrainer",
+    "ZOTrainerMixin",
     "ZOTrainingArguments",
     "ZopeftError",
     "__version__",

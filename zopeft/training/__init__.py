@@ -7,6 +7,7 @@ from typing import Any
 
 _HOMES = {
     "ZOTrainer": "zopeft.training.trainer",
+    "ZOTrainerMixin": "zopeft.training.trainer",
     "ZOTrainingArguments": "zopeft.training.arguments",
     "newest_checkpoint": "zopeft.training.checkpoints",
     "save_result": "zopeft.training.result",

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 from torch.utils.data import IterableDataset
-from transformers import Trainer, TrainerState
+from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks, discover
@@ -20,9 +20,16 @@ from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
 
+if TYPE_CHECKING:
+    from transformers import Trainer as Beneath
+else:
+    Beneath = object
 
-class ResumableTrainer(Trainer):
-    """A `transformers.Trainer` that keeps a journal and marks checkpoints that are whole.
+
+class Resumable(Beneath):
+    """Makes a trainer keep a journal and mark checkpoints that are whole.
+
+    Stands before `transformers.Trainer`, or a class made from it, among the bases.
 
     Resuming is: the newest whole checkpoint, then the steps that the journal holds beyond
     it, taken through the Trainer's usual loop but without forward passes, so that data
@@ -31,7 +38,7 @@ class ResumableTrainer(Trainer):
     Args:
         args: The arguments.
         blocks: What to train; None for what `zopeft.discover` finds.
-        options: Further arguments of `transformers.Trainer`.
+        options: Further arguments of the trainer beneath.
     """
 
     args: ZOTrainingArguments

@@ -12,21 +12,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import PrinterCallback
+from transformers import PrinterCallback, Trainer
 
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.training.arguments import ZOTrainingArguments
-from zopeft.training.resumable import ResumableTrainer
+from zopeft.training.resumable import Resumable
 
 logger = logging.getLogger(__name__)
 
 LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
 
 
-class ZOTrainer(ResumableTrainer):
-    """A `transformers.Trainer` for zeroth-order methods.
+class ZOTrainerMixin(Resumable):
+    """Makes a trainer one for zeroth-order methods.
+
+    Stands first among the bases, before `transformers.Trainer` or a class made from it; the
+    arguments are then both classes' too::
+
+        class ZOSFTTrainer(ZOTrainerMixin, trl.SFTTrainer): ...
+
+        @dataclass
+        class ZOSFTConfig(ZOTrainingArguments, trl.SFTConfig): ...
 
     `training_step` estimates (two forward passes, dropout off), ``optimizer.step()``
     applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
@@ -53,7 +61,7 @@ class ZOTrainer(ResumableTrainer):
             `args.finetuner`.
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``.
-        **options: Further arguments of `transformers.Trainer`.
+        **options: Further arguments of the trainer beneath.
 
     Raises:
         InputError: An argument is missing or makes no sense with the others.
@@ -272,3 +280,7 @@ class ZOTrainer(ResumableTrainer):
     @functools.cached_property
     def _weights(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
+
+
+class ZOTrainer(ZOTrainerMixin, Trainer):
+    """A `transformers.Trainer` for zeroth-order methods; see `ZOTrainerMixin`."""
