@@ -19,7 +19,13 @@ Memory = Annotated[
     float | None,
     typer.Option("--memory", metavar="GB", help="Memory to fit in; without it, the GPU's."),
 ]
-_PARTS = ("weights", "adapter", "state", "scratch", "activations", "total")
+_COLUMNS = {
+    "weights": ("weights",),
+    "training": ("adapter", "state"),
+    "passes": ("scratch", "activations"),
+    "total": ("total",),
+}
+"""Columns of the table, and which parts of a need each one adds up."""
 
 
 def estimate(
@@ -38,10 +44,11 @@ def estimate(
 ) -> None:
     """Estimate what inference, zeroth-order training and Adam need, without the weights.
 
-    weights: parameters x bytes (4 bit: half a byte + 4 bytes a block of 64). state: Adam's
-    gradient and two moments; for zeroth-order an adapter's fp32 master, none for full
-    weights in 16 bit. activations: the peak of a step, rehearsed on tensors without values,
-    with the loss over every token.
+    weights: parameters x bytes; in 4 bit half a byte and 4 bytes a block of 64.
+
+    training: the adapter, Adam's gradient and moments; for zeroth-order a master.
+
+    passes: the peak of a step, rehearsed on tensors without values, and scratch.
     """
     from .output import output, rows_table
 
@@ -67,12 +74,16 @@ def estimate(
             + f", batch {found['batch_size']} x {found['length']} tokens, GB"
         )
         rows = [
-            (need["name"], *(_gb(need[part]) for part in _PARTS), need["fits"])
+            (
+                need["name"],
+                *(_gb(sum(need[part] for part in parts)) for parts in _COLUMNS.values()),
+                need["fits"],
+            )
             for need in found["needs"]
         ]
         room = found["memory_bytes"]
-        fits = "fits" if room is None else f"fits {room / 1e9:.4g} GB"
-        screen.result(found, rows_table(title, ("", *_PARTS, fits), rows))
+        fits = "fits" if room is None else f"fits {room / 1e9:.4g}"
+        screen.result(found, rows_table(title, ("", *_COLUMNS, fits), rows))
         if not json:
             _notes(screen, found)
 
