@@ -26,15 +26,31 @@ if TYPE_CHECKING:
 Families = tuple[tuple[str, ...], ...]
 
 
-def _targets(model: nn.Module, options: dict[str, Any], *families: Families) -> dict[str, Any]:
-    """Target modules for `families`, unless the user names their own."""
+def targets_for(model: nn.Module, options: dict[str, Any], *families: Families) -> dict[str, Any]:
+    """Returns the ``target_modules`` for `families`, unless the user names their own.
+
+    Args:
+        model: The base model.
+        options: The user's options.
+        *families: Kinds of layers, each as `find_targets` takes it.
+    """
     if "targets" in options or "target_modules" in options:
         return {}
     found = [name for family in families for name in find_targets(model, family)]
     return {"target_modules": found or "all-linear"}
 
 
-def _wrap(model: Any, name: str, config: Any) -> PeftModel:
+def wrap(model: Any, name: str, config: Any) -> PeftModel:
+    """Returns the model wrapped as the config says.
+
+    Args:
+        model: The base model.
+        name: The PEFT type, for messages.
+        config: PEFT's config.
+
+    Raises:
+        InputError: PEFT refuses; the line says why.
+    """
     from peft import get_peft_model
 
     try:
@@ -52,19 +68,35 @@ def _conv1d(model: nn.Module) -> dict[str, Any]:
 def lora(model: Any, **options: Any) -> PeftModel:
     """LoRA: ``W + (alpha / r) B A`` with B = 0 at the start.
 
+    The option ``train`` says which of the two matrices are trained: "AB", or "B" alone
+    beside a fixed random A (LoRA-FA), which halves what a direction has to cover.
+
+    Raises:
+        InputError: ``train`` is something else.
+
     References:
         LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021), equation 3.
+        LoRA-FA: Memory-efficient Low-rank Adaptation for Large Language Models
+        Fine-tuning (Zhang et al. 2023), section 3.
     """
     from peft import LoraConfig
 
+    train = options.pop("train", "AB")
+    if train not in ("AB", "B"):
+        raise input_error("peft lora", "train must be AB or B", train)
     defaults: dict[str, Any] = {
         "r": 8,
         "lora_alpha": 16,
         "lora_dropout": 0.0,
         "task_type": "CAUSAL_LM",
     }
-    defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
-    return _wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
+    defaults |= targets_for(model, options, QUERY_VALUE) | _conv1d(model)
+    tuned = wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
+    if train == "B":
+        for name, parameter in tuned.named_parameters():
+            if ".lora_A." in name or ".lora_embedding_A." in name:
+                parameter.requires_grad_(False)
+    return tuned
 
 
 def dora(model: Any, **options: Any) -> PeftModel:
@@ -102,10 +134,10 @@ def ia3(model: Any, **options: Any) -> PeftModel:
     from peft import IA3Config
 
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", **_conv1d(model)}
-    defaults |= _targets(model, options, KEY_VALUE, FEED_FORWARD)
+    defaults |= targets_for(model, options, KEY_VALUE, FEED_FORWARD)
     if "target_modules" in defaults:
         defaults["feedforward_modules"] = find_targets(model, FEED_FORWARD)
-    return _wrap(model, "ia3", build_config("ia3", IA3Config, defaults, options))
+    return wrap(model, "ia3", build_config("ia3", IA3Config, defaults, options))
 
 
 def vera(model: Any, **options: Any) -> PeftModel:
@@ -117,8 +149,8 @@ def vera(model: Any, **options: Any) -> PeftModel:
     from peft import VeraConfig
 
     defaults: dict[str, Any] = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
-    defaults |= _targets(model, options, QUERY_VALUE) | _conv1d(model)
-    return _wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
+    defaults |= targets_for(model, options, QUERY_VALUE) | _conv1d(model)
+    return wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
 
 
 def loha(model: Any, **options: Any) -> PeftModel:
@@ -131,8 +163,8 @@ def loha(model: Any, **options: Any) -> PeftModel:
     from peft import LoHaConfig
 
     defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= _targets(model, options, QUERY_VALUE)
-    return _wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
+    defaults |= targets_for(model, options, QUERY_VALUE)
+    return wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
 
 
 def lokr(model: Any, **options: Any) -> PeftModel:
@@ -145,5 +177,5 @@ def lokr(model: Any, **options: Any) -> PeftModel:
     from peft import LoKrConfig
 
     defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= _targets(model, options, QUERY_VALUE)
-    return _wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))
+    defaults |= targets_for(model, options, QUERY_VALUE)
+    return wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))
