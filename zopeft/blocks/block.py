@@ -111,7 +111,7 @@ class Blocks(Sequence[Block]):
 
     Attributes:
         model: The model they were discovered in.
-        space: ``full`` or ``adapter``.
+        space: ``full``, ``adapter`` or ``scales``.
         num_layers: Number of transformer layers (0 where none were found).
         base_name: ``config._name_or_path`` of the base model ("" if it has none).
         architecture: Class name of the base model, for example ``LlamaForCausalLM``.

@@ -8,11 +8,12 @@ from torch import nn
 
 from zopeft.blocks.block import Block, Blocks, address_of
 from zopeft.blocks.peft import active_adapter, is_adapted
+from zopeft.blocks.scales import scale_blocks, scale_names
 from zopeft.blocks.selection import chooser
 from zopeft.blocks.survey import Survey, held_parameters
 from zopeft.errors import InputError, close_matches, input_error
 
-_SPACES = ("auto", "full", "adapter")
+_SPACES = ("auto", "full", "adapter", "scales")
 _SHOWN = 8
 
 
@@ -25,7 +26,8 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
 
     Args:
         model: A bare model, or one that PEFT has wrapped.
-        space: ``full`` (weights of a bare model), ``adapter`` (what PEFT left trainable), or
+        space: ``full`` (weights of a bare model), ``adapter`` (what PEFT left trainable),
+            ``scales`` (of a quantised model's layers, whatever its parameters' grad flags), or
             ``auto``: ``adapter`` if PEFT has wrapped the model, else ``full``.
         select: Roles (``q_proj``; several joined by commas) or a regular expression searched in
             the names. It states which blocks are meant; the other parameters must be frozen
@@ -43,8 +45,12 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     if space == "full" and select is None:
         _refuse_quantised(base)
     held = held_parameters(model)
+    if space == "scales":
+        names = [entry.name for entry in held] + list(scale_names(model))
+        blocks = scale_blocks(survey, _salts(names))
+        return _blocks(blocks, survey, space, select)
     salts = _salts(entry.name for entry in held)
-    blocks: list[Block] = []
+    blocks = []
     outside: list[str] = []
     for entry in held:
         if not entry.parameter.requires_grad:
@@ -57,17 +63,25 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
         raise _uncovered(outside, "freeze them: only floating-point tensors can be perturbed")
     if not blocks:
         raise input_error("model", "no trainable parameter", do=_nothing(space))
-    if select is not None:
+    return _blocks(blocks, survey, space, select)
+
+
+def _blocks(blocks: Sequence[Block], survey: Survey, space: str, select: str | None) -> Blocks:
+    if select is not None and space == "scales":
+        # Nothing else would be trained by mistake: scales have no flag to forget.
+        choice = chooser(select, blocks)
+        blocks = [block for block in blocks if choice(block)]
+    elif select is not None:
         blocks = _selected(blocks, select)
-    config = getattr(base, "config", None)
+    config = getattr(survey.base, "config", None)
     return Blocks(
         blocks,
-        model,
+        survey.model,
         space,
         survey.num_layers,
         str(getattr(config, "_name_or_path", "") or ""),
-        type(base).__name__,
-        active_adapter(model) if space == "adapter" else None,
+        type(survey.base).__name__,
+        active_adapter(survey.model) if space == "adapter" else None,
     )
 
 
@@ -81,7 +95,7 @@ def _space(model: nn.Module, space: str) -> str:
         raise input_error(
             "space", "the model has no adapter", space, "wrap it with peft.get_peft_model first"
         )
-    if space == "full" and adapted:
+    if space in ("full", "scales") and adapted:
         raise input_error(
             "space", "the model carries a PEFT adapter", space, "use space='adapter' or unload it"
         )

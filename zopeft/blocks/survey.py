@@ -65,6 +65,10 @@ class Survey:
                 return int(parts[end])
         return None
 
+    def role_of(self, key: str, owner: nn.Module) -> str:
+        """Returns the role of the tensor that the bare model calls `key`."""
+        return role_of(key, owner, self.family)
+
     def blocks(self, held: Held, salt: int) -> list[Block]:
         """Returns the blocks of a parameter: one, or two a layer for a prefix tensor."""
         owner = held.owners[0]

@@ -12,6 +12,7 @@ from zopeft.blocks import Block, Blocks
 from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import CHUNK, ModuleWeights
+from zopeft.engine.scales import ScaleTensors
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise
@@ -26,7 +27,8 @@ class Engine:
 
     Adapters, and full fp32 weights of at most `SMALL` elements, are carried by a
     `FlatBuffer`; other full weights by `ModuleWeights`. Both give the same direction for
-    the same address.
+    the same address. The scales of quantised layers are carried by `ScaleTensors`, for
+    which a step is relative: ``theta (1 + step u)``.
 
     Args:
         blocks: The blocks to train, [N].
@@ -52,7 +54,10 @@ class Engine:
         self.noise = Noise(noise)
         devices = {block.parameter.device for block in blocks}
         self.kernels = kernels_for(backend, self.noise, devices)
-        self.carriers: list[FlatBuffer | ModuleWeights] = []
+        self.carriers: list[FlatBuffer | ModuleWeights | ScaleTensors] = []
+        if blocks.space == "scales":
+            self.carriers.append(ScaleTensors(range(len(blocks)), blocks, self.kernels))
+            return
         flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         modular: list[int] = []
         small = sum(blocks.numels) <= SMALL

@@ -1,0 +1,98 @@
+"""Quantisation scales: written in place for a probe, and put back from a copy.
+
+A step is relative: with z the addressed noise and s the block's own multiplier, a probe
+shows ``Delta * (1 + step * s * z)``, and an update writes ``Delta * max(decay + c * s * z,
+0)``. So every scale moves in proportion to its size, none changes its sign, and eps and
+the learning rate mean the same for any quantisation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block
+from zopeft.blocks.scales import ScaleHolder
+from zopeft.engine.direction import Direction
+from zopeft.kernels.plain import stochastic_round
+from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.noise.address import rounding_words
+
+
+class ScaleTensors:
+    """The scales of some quantised layers.
+
+    The paper adds ``step * z`` to the scales as they are; here z is in units of the scales.
+
+    Args:
+        indices: Where the blocks stand among all blocks of the engine, [n].
+        blocks: The blocks, [n].
+        kernels: What makes noise.
+
+    References:
+        Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et
+        al. 2025), section 3.
+    """
+
+    def __init__(
+        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+    ) -> None:
+        self.indices = list(indices)
+        self.blocks = list(blocks)
+        self.kernels = kernels
+        self._kept = [block.data.clone() for block in self.blocks]
+
+    @contextmanager
+    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+        """Shows ``Delta * (1 + step * u)`` to the forwards inside."""
+        live = self._live()
+        for kept, scales in zip(self._kept, live, strict=True):
+            kept.copy_(scales)
+        try:
+            for number, scales in enumerate(live):
+                factor = self._direction(direction, number).mul_(step).add_(1.0)
+                scales.copy_(factor.mul_(scales.float()))
+            yield
+        finally:
+            for kept, scales in zip(self._kept, live, strict=True):
+                scales.copy_(kept)
+
+    def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
+        """Writes ``Delta * max(decay + coefficient * u, 0)``; both [N], float64."""
+        for number, scales in enumerate(self._live()):
+            index = self.indices[number]
+            coefficient, decay = float(coefficients[index]), float(decays[index])
+            if coefficient == 0.0 and decay == 1.0:
+                continue
+            factor = self._direction(direction, number).mul_(coefficient).add_(decay)
+            target = factor.clamp_(min=0.0).mul_(scales.float())
+            if scales.dtype != torch.float32:
+                address = self.blocks[number].address
+                words = rounding_words(direction.seed, address, 0, target.numel(), target.device)
+                target = stochastic_round(target.reshape(-1), words, scales.dtype)
+            scales.copy_(target.view(scales.shape))
+
+    def statistics(self) -> Statistics:
+        """Returns mean and unbiased variance of each block's scales, float64 [n]."""
+        found = [self.kernels.statistics(scales) for scales in self._live()]
+        return torch.stack([mean for mean, _ in found]), torch.stack([v for _, v in found])
+
+    def _direction(self, direction: Direction, number: int) -> Tensor:
+        """Returns ``scale * z`` of a block, fp32, in the block's shape."""
+        block, scales = self.blocks[number], self._kept[number]
+        noise = self.kernels.noise.at_elements(
+            direction.seed, block.address, 0, scales.numel(), scales.device
+        )
+        if direction.scales is not None:
+            noise = noise.mul_(direction.scales[self.indices[number]].to(noise.device))
+        return noise.view(scales.shape)
+
+    def _live(self) -> list[Tensor]:
+        for block in self.blocks:
+            holder = block.owners[0].module
+            assert isinstance(holder, ScaleHolder)
+            holder.check()
+        return [block.data for block in self.blocks]
