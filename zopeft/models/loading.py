@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from zopeft import hub
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.models.checkpoint import check_folder
-from zopeft.models.quantization import quantization_config
+from zopeft.models.quantization import keep_unpacked, quantization_config
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
 
@@ -73,6 +73,7 @@ def load_model(
     with quiet(), hub.cache_only(offline):
         tokenizer = _tokenizer(source, offline)
         model = _model(source, offline, options)
+    keep_unpacked(model)
     return model.eval(), tokenizer
 
 

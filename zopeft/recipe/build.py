@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 from zopeft.errors import input_error
 from zopeft.recipe.names import registry
 from zopeft.recipe.progress import Listener, Progress
-from zopeft.recipe.schema import FULL, Recipe
+from zopeft.recipe.schema import BITFIT, FULL, SCALES, Recipe
 
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
     from zopeft.finetuner import FineTuner
     from zopeft.models import ModelSource
 
+BIASES = r"(^|\.)bias$"
 EMBEDDED_NOTE = "no MODEL given: using the embedded model (small, made for trying things out)"
 
 
@@ -46,11 +47,20 @@ def wrap(recipe: Recipe, model: Any) -> Blocks:
     Raises:
         InputError: The adapter does not fit, or no block is left.
     """
-    from zopeft.blocks import discover
+    from zopeft.blocks import discover, keep_trainable
 
     section = recipe.peft
     if section.name == FULL:
         return discover(model, "full", section.select)
+    if section.name == SCALES:
+        if registry("method")[method_name(recipe)].order:
+            raise input_error("--method", "scales have no gradient", recipe.method.name, "use mezo")
+        return discover(model, "scales", section.select)
+    if section.name == BITFIT:
+        if not any(name.endswith("bias") for name, _ in model.named_parameters()):
+            raise input_error("--peft bitfit", "the model has no biases", do="use --lora")
+        keep_trainable(model, section.select or BIASES)
+        return discover(model, "full", section.select or BIASES)
     from zopeft.models import attach
 
     tuned = attach(model, str(section.name), section.options, recipe.training.seed)

@@ -15,7 +15,7 @@ from typing import Any, get_type_hints
 from zopeft.errors import InputError, close_matches, explain
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.names import unknown
-from zopeft.recipe.schema import FULL, SECTIONS, Recipe
+from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
 
 _TOP = ("job", "about", "spaces", "tasks")
 
@@ -188,10 +188,14 @@ def _conflicts(recipe: Recipe) -> list[str]:
     if quantised and recipe.peft.name == FULL and recipe.job != "eval":
         found.append(
             "--load-in-8bit/4bit: quantised weights cannot be trained in full; "
-            "use --lora, --prefix or --peft NAME"
+            "use --lora, --prefix or --peft NAME (scales: the quantisation scales themselves)"
         )
-    if recipe.peft.name == FULL and recipe.peft.options:
-        found.append("peft.options: full tuning takes none; remove them or choose a PEFT type")
+    if recipe.peft.name in BARE and recipe.peft.options:
+        found.append(
+            f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
+        )
+    if recipe.peft.name == SCALES and recipe.job == "meta-train":
+        found.append("--peft scales: meta-train needs gradients; use --full or --lora")
     return found
 
 

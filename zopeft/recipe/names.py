@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import close_matches
-from zopeft.recipe.schema import FULL
+from zopeft.recipe.schema import BARE
 
 _REGISTRIES = {
     "method": ("zopeft.methods", "METHODS"),
@@ -33,7 +33,7 @@ def unknown(kind: str, name: str) -> str | None:
         kind: The registry's kind.
         name: The name; for a task also the path of a YAML file.
     """
-    known = list(registry(kind)) + ([FULL] if kind == "peft" else [])
+    known = list(registry(kind)) + (list(BARE) if kind == "peft" else [])
     if name in known:
         return None
     if kind == "task" and name.endswith((".yaml", ".yml")):

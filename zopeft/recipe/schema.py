@@ -13,6 +13,16 @@ from typing import Any, Literal
 JOBS = ("tune", "meta-train", "eval")
 FULL = "full"
 """The name that stands in ``peft.name`` for tuning the model's own weights."""
+BITFIT = "bitfit"
+"""The name for tuning the model's own biases alone."""
+SCALES = "scales"
+"""The name for tuning the scales of a quantised model."""
+BARE = {
+    FULL: "the model's own weights",
+    BITFIT: "the model's own biases",
+    SCALES: "the scales of a quantised model's layers",
+}
+"""Names that put no adapter on the model, and what they train; the result is a model."""
 
 
 def _number(default: Any, low: float | None = None, above: float | None = None) -> Any:
@@ -49,8 +59,9 @@ class PeftSection:
     """Which weights are trained.
 
     Attributes:
-        name: A PEFT type, or "full" for the model's own weights; None is lora for tune and
-            full for meta-train.
+        name: A PEFT type, or "full" for the model's own weights, "bitfit" for its biases,
+            "scales" for the scales of its quantised layers; None is lora for tune and full
+            for meta-train.
         options: Arguments of the PEFT type (``r``, ``target_modules``, ...).
         select: Keeps only the blocks whose names match this expression.
     """

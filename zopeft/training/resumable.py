@@ -19,6 +19,7 @@ from zopeft.journal.start import fingerprint
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
+from zopeft.training.scales import admitted, is_scales, load_scales
 
 if TYPE_CHECKING:
     from transformers import Trainer as Beneath
@@ -50,7 +51,8 @@ class Resumable(Beneath):
     def __init__(
         self, args: ZOTrainingArguments, blocks: Blocks | None, options: dict[str, Any]
     ) -> None:
-        super().__init__(args=args, **options)
+        with admitted(options.get("model"), blocks):
+            super().__init__(args=args, **options)
         self.blocks = blocks
         self._given_optimizer = self.optimizer
         self._resumed: tuple[Path | None, str] | None = None
@@ -162,11 +164,20 @@ class Resumable(Beneath):
         return TrainOutput(state.global_step, mean, {"train_loss": mean})
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer, but 16-bit adapters stay so: PEFT would load them as fp32."""
+        """As the Trainer, but 16-bit adapters stay so: PEFT would load them as fp32.
+
+        Scales are read by name, since a loaded 4-bit layer would pass over them.
+        """
+        if self.blocks is not None and is_scales(self.blocks):
+            load_scales(self.blocks, resume_from_checkpoint)
+            return
         with _dtypes_kept(self.model if model is None else model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self) -> None:
+        if self.blocks is not None and is_scales(self.blocks):
+            load_scales(self.blocks, str(self.state.best_model_checkpoint))
+            return
         with _dtypes_kept(self.model):
             super()._load_best_model()
 
