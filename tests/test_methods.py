@@ -278,12 +278,12 @@ def test_auto_lr_is_share_over_curvature_on_a_quadratic():
     blocks = zopeft.discover(model)
     method = zopeft.MeZO(blocks, lr="auto", eps=1e-3)
     rate = method.calibrate(lambda: model.weight.square().sum())
-    assert rate == pytest.approx(0.15 / (2 * 600), rel=0.1)
-    assert method.lr_reason.startswith("lr 1.2") and "over curvature" in method.lr_reason
+    assert rate == pytest.approx(0.05 / (2 * 600), rel=0.1)
+    assert method.lr_reason.startswith("lr 4.") and "over curvature" in method.lr_reason
     first = float(model.weight.square().sum())
     for _ in range(1000):
         method.step(lambda: model.weight.square().sum())
-    assert float(model.weight.square().sum()) < 0.8 * first
+    assert float(model.weight.square().sum()) < 0.95 * first
 
 
 def test_auto_lr_falls_back_where_nothing_bends():
