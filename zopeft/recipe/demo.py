@@ -19,8 +19,6 @@ from zopeft.recipe.tune import tune
 TASK = "squad"
 METRIC = "f1"
 STEPS = 300
-LR = {"zo_finetuner": 1e-3, "mezo": 3e-3}
-"""Each method's own best of a small grid on this model: a shared rate would favour one."""
 META_STEPS = 60
 EXAMPLES = 100
 """Validation examples of each score: few, so that the demo stays short."""
@@ -90,7 +88,6 @@ def _tuned(
     overrides = [
         f"training.steps={steps}",
         f"task.eval_examples={examples}",
-        f"method.lr={LR[method]}",
     ]
     flags = {
         "task.name": ("--task", TASK),
