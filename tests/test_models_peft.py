@@ -110,7 +110,9 @@ def test_attach(name, family):
     assert all(p.dtype == torch.float32 for p in one.values())
     assert all(torch.equal(p, two[n]) for n, p in one.items())
     # IA3, VeRA and norms start at constants: there is nothing to draw.
-    assert name in ("ia3", "vera", "layernorm") or any(not torch.equal(p, other[n]) for n, p in one.items())
+    assert name in ("ia3", "vera", "layernorm") or any(
+        not torch.equal(p, other[n]) for n, p in one.items()
+    )
 
 
 def test_attach_leaves_the_generator():
