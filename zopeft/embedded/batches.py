@@ -42,10 +42,10 @@ class Batch:
 
 
 def _rows(
-    tokenizer: PreTrainedTokenizerFast, seed: int
+    tokenizer: PreTrainedTokenizerFast, seed: int, last: bool
 ) -> Iterator[tuple[list[int], list[int], list[bool]]]:
     """Pack documents: token ids, document numbers (-1 for padding), marked tokens."""
-    source = documents(seed)
+    source = documents(seed, last=last)
     ids: list[int] = []
     owners: list[int] = []
     marked: list[bool] = []
@@ -76,19 +76,22 @@ def _rows(
             number += 1
 
 
-def batches(tokenizer: PreTrainedTokenizerFast, size: int, seed: int) -> Iterator[Batch]:
+def batches(
+    tokenizer: PreTrainedTokenizerFast, size: int, seed: int, *, last: bool = False
+) -> Iterator[Batch]:
     """Make batches without end.
 
     Args:
         tokenizer: The trained tokenizer.
         size: Rows in a batch, B.
         seed: Seed of the text and of the choice of unmarked tokens.
+        last: Whether the text is that of the last part (see ``documents``).
 
     Yields:
         Batches of ``size`` rows of ``ROW_LENGTH`` tokens.
     """
     chance = torch.Generator().manual_seed(seed)
-    rows = _rows(tokenizer, seed)
+    rows = _rows(tokenizer, seed, last)
     causal = torch.ones(ROW_LENGTH, ROW_LENGTH, dtype=torch.bool).tril()
     while True:
         packed = list(islice(rows, size))

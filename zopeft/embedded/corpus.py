@@ -32,23 +32,33 @@ MIXTURE: tuple[tuple[Layout, float], ...] = (
 )
 """Makers of documents and how often each is drawn, relative to the others."""
 
+_HEAVIER: dict[Layout, float] = {layouts.riddle_checks: 50.0, prompts.wsc: 24.0}
+
+PRONOUNS: tuple[tuple[Layout, float], ...] = (
+    *((maker, _HEAVIER.get(maker, weight)) for maker, weight in MIXTURE),
+    (layouts.pronoun_checks, 60.0),
+)
+"""The same with many more readings of pronouns, which are learned last."""
+
 PRACTICE = 8_000
 """Number of documents at the start of which half are practice in copying."""
 
 
-def documents(seed: int) -> Iterator[str]:
+def documents(seed: int, *, last: bool = False) -> Iterator[str]:
     """Make documents without end.
 
     Args:
         seed: Start of the random stream; the same seed gives the same text.
+        last: Whether to draw from `PRONOUNS`, without practice, in place of `MIXTURE`.
 
     Yields:
         Documents with marks (see ``zopeft.embedded.markup``).
     """
     rng = Random(seed)
-    makers = [maker for maker, _ in MIXTURE]
-    weights = [weight for _, weight in MIXTURE]
-    for _ in range(PRACTICE):
+    mixture = PRONOUNS if last else MIXTURE
+    makers = [maker for maker, _ in mixture]
+    weights = [weight for _, weight in mixture]
+    for _ in range(0 if last else PRACTICE):
         maker = layouts.echo if rng.random() < 0.5 else rng.choices(makers, weights)[0]
         yield maker(rng)
     while True:

@@ -198,6 +198,28 @@ def riddle_checks(rng: Random) -> str:
     return f"{riddle.text}\n{lines}"
 
 
+def pronoun_checks(rng: Random) -> str:
+    """As `riddle_checks`, in whole questions."""
+    riddle = make_riddle(rng)
+    who, candidates = riddle.referent, list(riddle.candidates)
+    rng.shuffle(candidates)
+    before, after, words = rng.choice(
+        (
+            ("Does the pronoun", "?", ("No", "Yes")),
+            ("In the previous sentence, does the pronoun", "?", ("no", "yes")),
+            ("Can the pronoun", "? Say yes or no:", ("no", "yes")),
+            ("In the sentence before, does the pronoun", "? True or false?\n", ("False", "True")),
+        )
+    )
+    space = "" if after.endswith("\n") else " "
+    lines = "".join(
+        f'{before} "{riddle.pronoun}" refer to {candidate}{after}'
+        f"{answer(space + words[candidate == who])}\n"
+        for candidate in candidates[: rng.randint(1, 2)]
+    )
+    return f"{riddle.text}\n{lines}"
+
+
 def review_verdicts(rng: Random) -> str:
     """A review and what its writer thought."""
     review = make_review(rng, rng.randrange(2))

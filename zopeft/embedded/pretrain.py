@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,7 +23,9 @@ class Pretraining:
 
     Attributes:
         seed: Seed of the text, the tokenizer's sample and the weights.
-        steps: Optimizer steps.
+        steps: Optimizer steps on the whole mixture.
+        last: Optimizer steps after them, from a fresh optimizer, on the text with many
+            pronouns.
         rows: Rows of ``batches.ROW_LENGTH`` tokens in a step.
         lr: Highest learning rate: it rises over ``warmup`` steps, stays, and falls
             in a straight line to a fiftieth over the last part.
@@ -34,6 +36,7 @@ class Pretraining:
 
     seed: int = 0
     steps: int = 6500
+    last: int = 1500
     rows: int = 16
     lr: float = 2e-3
     warmup: int = 200
@@ -81,10 +84,10 @@ def batch_loss(model: LlamaForCausalLM, batch: Batch) -> torch.Tensor:
     return functional.cross_entropy(logits, targets)
 
 
-def _factor(step: int, settings: Pretraining) -> float:
+def _factor(step: int, steps: int, settings: Pretraining) -> float:
     if step < settings.warmup:
         return (step + 1) / settings.warmup
-    left = (settings.steps - step) / max(1.0, settings.steps * settings.decay)
+    left = (steps - step) / max(1.0, steps * settings.decay)
     return 0.02 + 0.98 * min(1.0, left)
 
 
@@ -107,6 +110,29 @@ def pretrain(
     torch.manual_seed(settings.seed)
     tokenizer = train_tokenizer(settings.seed, MAX_POSITION)
     model = new_model(tokenizer)
+    first = batches(tokenizer, settings.rows, settings.seed + 1)
+    train(model, first, settings.steps, settings, report)
+    last = batches(tokenizer, settings.rows, settings.seed + 2, last=True)
+    train(model, last, settings.last, settings, report)
+    return model.eval(), tokenizer
+
+
+def train(
+    model: LlamaForCausalLM,
+    source: Iterator[Batch],
+    steps: int,
+    settings: Pretraining,
+    report: Callable[[int, float], None] | None = None,
+) -> None:
+    """Train the model in place with a fresh AdamW.
+
+    Args:
+        model: The model.
+        source: Batches without end.
+        steps: Optimizer steps.
+        settings: Learning rate, its course and weight decay.
+        report: Called with the step and the mean loss of the last 100 steps.
+    """
     model.train()
     matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
@@ -115,10 +141,11 @@ def pretrain(
         {"params": vectors, "weight_decay": 0.0},
     ]
     optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _factor(step, settings))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: _factor(step, steps, settings)
+    )
     total = 0.0
-    source = batches(tokenizer, settings.rows, settings.seed + 1)
-    for step in range(1, settings.steps + 1):
+    for step in range(1, steps + 1):
         loss = batch_loss(model, next(source))
         optimizer.zero_grad()
         loss.backward()
@@ -130,7 +157,6 @@ def pretrain(
             if report is not None:
                 report(step, total / 100)
             total = 0.0
-    return model.eval(), tokenizer
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
