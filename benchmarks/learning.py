@@ -1,6 +1,7 @@
 """Whether zeroth-order tuning learns each task of the embedded model.
 
-Runs ``zopeft tune --recipe embedded`` (MeZO) for every task in LoRA and in full, and prints one JSON row a run and the README's table in Markdown.
+Runs ``zopeft tune --recipe embedded`` (MeZO) for every task, in LoRA and in full, and
+prints one JSON row a run and the README's table in Markdown.
 
     python benchmarks/learning.py --keep
     python benchmarks/learning.py --tasks squad drop --spaces lora --seeds 0 1 2

@@ -48,4 +48,8 @@ def _rows(kind: str) -> list[tuple[str, str]]:
     known_names = registry(KINDS[kind])
     assert isinstance(known_names, Registry)
     rows = [(name, known_names.about(name)) for name in known_names]
-    return [("full", "the model's own weights"), *rows] if kind == "peft" else rows
+    if kind == "peft":
+        from zopeft.recipe.schema import BARE
+
+        return [*BARE.items(), *rows]
+    return rows
