@@ -155,7 +155,8 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     assert prefix["needs"][1]["adapter"] == 7 * 2 * 2 * 8 * 4
     code, out, err = zopeft_command(*words, "--load-in-4bit")
     assert code == 0, err
-    assert "(4 bit)" in out and "Adam, full" not in out
+    title = " ".join(out.split())  # a long folder name wraps it
+    assert "(4 bit)" in title and "Adam, full" not in title
     if not torch.cuda.is_available():
         assert "--memory GB" in err
 

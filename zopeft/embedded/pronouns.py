@@ -56,6 +56,18 @@ THING_PATTERNS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], str, str], ..
 """As above, between the things that can be the first and those that can be the second."""
 
 
+OWNER_PATTERNS: tuple[tuple[str, str], ...] = (
+    ("{a} carried {b} home because {p} was", "new"),
+    ("{a} lost {b} because {p} was so", "small"),
+    ("{a} did not buy {b} because {p} was too", "big"),
+    ("{a} gave {b} away because {p} was", "old"),
+    ("{a} cleaned {b} because {p} was", "dirty"),
+    ("{a} liked {b} because {p} was so", "soft"),
+)
+"""Pattern of a person and a thing, and the ending that means the thing."""
+
+OWNED = words("ball book lamp box bag basket glass vase knife cloth curtain hammer", "the ")
+
 PEOPLE_SHARE = 0.9
 """Share of sentences about a woman and a man, where the pronoun alone tells who is meant."""
 
@@ -107,6 +119,24 @@ def _draw(rng: Random) -> Riddle:
     clause = pattern.format(a=names[FIRST], b=names[SECOND], p=pronoun)
     text = f"{clause[0].upper()}{clause[1:]} {endings[meant]}."
     return Riddle(text, names, pronoun, endings[meant], meant)
+
+
+def make_thing_riddle(rng: Random, *, for_validation: bool = False) -> Riddle:
+    """Make a sentence about a person and a thing, in which "it" means the thing.
+
+    These are the samples' own: easier than what `make_riddle` makes for the pretraining text.
+
+    Args:
+        rng: Source of chance.
+        for_validation: Whether the sentence must be one that training never sees.
+    """
+    while True:
+        pattern, ending = rng.choice(OWNER_PATTERNS)
+        person, thing = rng.choice(WOMEN + MEN).name, rng.choice(OWNED)
+        clause = pattern.format(a=person, b=thing, p="it")
+        riddle = Riddle(f"{clause} {ending}.", (person, thing), "it", ending, SECOND)
+        if held_out(riddle.text) == for_validation:
+            return riddle
 
 
 def make_riddle(rng: Random, *, for_validation: bool = False) -> Riddle:

@@ -12,7 +12,7 @@ from zopeft.embedded import TASKS
 from zopeft.embedded.chains import distractor, make_chain
 from zopeft.embedded.counts import make_count
 from zopeft.embedded.days import make_day
-from zopeft.embedded.pronouns import make_riddle
+from zopeft.embedded.pronouns import make_thing_riddle
 from zopeft.embedded.reviews import make_review
 from zopeft.embedded.scenes import make_scene
 
@@ -64,7 +64,7 @@ def _boolq(rng: Random, index: int, validation: bool) -> Row:
 
 
 def _wsc(rng: Random, index: int, validation: bool) -> Row:
-    riddle = make_riddle(rng, for_validation=validation)
+    riddle = make_thing_riddle(rng, for_validation=validation)
     label = index % 2
     candidate = riddle.referent if label else riddle.other
     return {
