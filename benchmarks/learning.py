@@ -1,10 +1,10 @@
 """Whether zeroth-order tuning learns each task of the embedded model.
 
-Runs ``zopeft tune --recipe embedded`` (MeZO) for every task, in LoRA and in full, and
-prints one JSON row a run and the README's table in Markdown.
+Runs ``zopeft tune`` with its defaults (MeZO, ``--lr auto``) for every task, in LoRA and in
+full, and prints one JSON row a run and the README's table in Markdown.
 
     python benchmarks/learning.py --keep
-    python benchmarks/learning.py --tasks squad drop --spaces lora --seeds 0 1 2
+    python benchmarks/learning.py --spaces full --tasks wsc --steps 1000 method.lr=6e-4
 """
 
 from __future__ import annotations
