@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = commands.add_parser("data", help="write the samples of the seven tasks")
     data.add_argument("--out", type=Path, default=DATA_DIR)
     training = commands.add_parser(
-        "pretrain", help="train the tokenizer and the model (about half an hour)"
+        "pretrain", help="train the tokenizer and the model (about 25 minutes)"
     )
     training.add_argument("--out", type=Path, default=MODEL_DIR)
     training.add_argument("--steps", type=int, default=None, help="fewer steps, to try it out")
