@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zopeft.blocks import Block, Blocks, discover
     from zopeft.finetuner import FineTuner
     from zopeft.meta import meta_train
+    from zopeft.methods.batch_loss import BatchLoss
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
     from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "BatchLoss": "zopeft.methods.batch_loss",
     "Block": "zopeft.blocks",
     "Blocks": "zopeft.blocks",
     "FineTuner": "zopeft.finetuner",
@@ -36,6 +38,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "BatchLoss",
     "Block",
     "Blocks",
     "FineTuner",

@@ -56,6 +56,11 @@ class Survey:
         self._layer_lists = _layer_lists(self.base)
         self.num_layers = len(self._layer_lists[0]) if self._layer_lists else 0
 
+    @property
+    def layers(self) -> nn.ModuleList | None:
+        """The list of transformer layers; None where there is none, or more than one."""
+        return self._layer_lists[0] if len(self._layer_lists) == 1 else None
+
     def layer_of(self, name: str) -> int | None:
         """Returns the index of the layer that the dotted name runs through, None outside."""
         parts = name.split(".")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -13,6 +13,7 @@ from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import CHUNK, ModuleWeights
 from zopeft.engine.scales import ScaleTensors
+from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise
@@ -54,6 +55,7 @@ class Engine:
         self.noise = Noise(noise)
         devices = {block.parameter.device for block in blocks}
         self.kernels = kernels_for(backend, self.noise, devices)
+        self.stacking = StackedModules(blocks)
         self.carriers: list[FlatBuffer | ModuleWeights | ScaleTensors] = []
         if blocks.space == "scales":
             self.carriers.append(ScaleTensors(range(len(blocks)), blocks, self.kernels))
@@ -89,6 +91,32 @@ class Engine:
         with ExitStack() as stack:
             for carrier in self.carriers:
                 stack.enter_context(carrier.perturbed(direction, step))
+            yield
+
+    @property
+    def unstackable(self) -> str:
+        """Why `stacked` cannot be used for these blocks; "" if it can."""
+        if all(isinstance(carrier, FlatBuffer) for carrier in self.carriers):
+            return self.stacking.reason
+        return "the weights are not held flat"
+
+    @contextmanager
+    def stacked(self, direction: Direction, steps: Sequence[float]) -> Iterator[None]:
+        """Shows ``theta + step * u`` for several steps at once to the forwards inside.
+
+        The batch must be repeated once a step along its rows: copy p sees step p. Only for
+        blocks for which `unstackable` is empty.
+
+        Args:
+            direction: The direction.
+            steps: Finite-difference steps with their signs, [P].
+
+        Raises:
+            UnstackableError: By a forward inside, if a trained layer does not see the batch so.
+        """
+        flats = [carrier for carrier in self.carriers if isinstance(carrier, FlatBuffer)]
+        stacks = [flat.stacks(direction, steps) for flat in flats]
+        with self.stacking.shown({key: s for found in stacks for key, s in found.items()}):
             yield
 
     def settle(self) -> bool:

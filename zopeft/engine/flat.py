@@ -109,6 +109,19 @@ class FlatBuffer:
             with torch.no_grad():
                 self.work.copy_(self.master)
 
+    def stacks(self, direction: Direction, steps: Sequence[float]) -> dict[int, Tensor]:
+        """Returns ``master + step * u`` for each of some steps, [P, ...], by parameter's id."""
+        rows = self.work.new_empty((len(steps), self.work.numel()))
+        with torch.no_grad():
+            for row, step in zip(rows, steps, strict=True):
+                self.kernels.shift_layout(
+                    self.layout, direction.seed, self.master, step, direction.scales, row
+                )
+        return {
+            id(parameter): rows[:, offset : offset + parameter.numel()].view(-1, *parameter.shape)
+            for parameter, offset in zip(self.parameters, self.offsets, strict=True)
+        }
+
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * master + coefficient * u``; both [N] over all blocks, float64."""
         with torch.no_grad():

@@ -17,6 +17,7 @@ from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps
 from zopeft.methods.learning_rate import Proposal, propose
 from zopeft.methods.pending import Pending
+from zopeft.methods.probing import Probing
 from zopeft.methods.record import StepRecord
 from zopeft.noise import step_seed
 
@@ -49,6 +50,9 @@ class ZerothOrder(torch.optim.Optimizer):
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before (`RunningClip`); 0 for no clipping.
         carrier: How weights are held, see `zopeft.engine.Engine`.
+        probes: "stacked" runs both probes in one forward, which needs a closure such as
+            `zopeft.BatchLoss` and twice the memory for activations; "separate" in two;
+            "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -72,6 +76,7 @@ class ZerothOrder(torch.optim.Optimizer):
         max_bad_steps: int = 10,
         clip: float = 0.0,
         carrier: str = "auto",
+        probes: str = "auto",
     ) -> None:
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
@@ -79,6 +84,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.auto = lr == "auto"
         self.blocks = blocks
         self.engine = Engine(blocks, noise, carrier)
+        self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)
         self.clip = RunningClip(float(clip))
@@ -141,7 +147,8 @@ class ZerothOrder(torch.optim.Optimizer):
         """Runs the two probes of this step, or of one more micro-batch of it.
 
         Args:
-            closure: Returns the loss of the batch as a 0-dim tensor; called twice.
+            closure: Returns the loss of the batch as a 0-dim tensor; called twice, both
+                times for the same batch. A `zopeft.BatchLoss` may be called once for both.
 
         Returns:
             0-dim fp32, the mean of loss_plus and loss_minus.
@@ -157,19 +164,11 @@ class ZerothOrder(torch.optim.Optimizer):
             direction = Direction(step_seed(self.seed, self.steps), self._scales())
             self._pending = Pending(direction, self.eps)
         pending = self._pending
-        losses = torch.stack([self._probe(pending, closure, sign) for sign in (1.0, -1.0)])
+        losses, passes = self.probing.pair(pending.direction, pending.eps, closure)
+        self.forward_passes += passes
         plus, minus = losses.tolist()
         pending.add(plus, minus)
         return losses.mean()
-
-    def _probe(self, pending: Pending, closure: Closure, sign: float) -> Tensor:
-        for _ in range(2):
-            with self.engine.perturbed(pending.direction, sign * pending.eps):
-                loss = closure()
-            self.forward_passes += 1
-            if not self.engine.settle():
-                break
-        return loss.detach().float()
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -284,6 +283,7 @@ class ZerothOrder(torch.optim.Optimizer):
             "lr_reason": self.lr_reason,
             "engine": self.engine.state_dict(),
             "clip": self.clip.state_dict(),
+            "probing": self.probing.state_dict(),
             **self._own_state(),
         }
         return {**super().state_dict(), "zopeft": own}
@@ -300,6 +300,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.engine.adopt()
         self.engine.load_state_dict(own.pop("engine"))
         self.clip.load_state_dict(own.pop("clip"))
+        self.probing.load_state_dict(own.pop("probing", None))
         self._load_own_state(own)
 
     def _own_state(self) -> dict[str, Any]:

@@ -60,6 +60,19 @@ class CountedLoss:
         self.last = loss.detach()
         return loss
 
+    @property
+    def stacked(self) -> Callable[[nn.Module, Any, int], Tensor]:
+        """The function's own ``stacked``, counted; missing where it has none."""
+        stacked: Callable[[nn.Module, Any, int], Tensor] = self.function.stacked  # type: ignore[attr-defined]
+
+        def counted(model: nn.Module, batch: Any, count: int) -> Tensor:
+            losses = stacked(model, batch, count)
+            self.calls += count
+            self.last = losses.detach().mean()
+            return losses
+
+        return counted
+
 
 class Follower(TrainerCallback):
     """Keeps each step's loss and tells the listener.
@@ -175,6 +188,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,
         clip=method.clip,
+        probes=method.probes,
         journal=training.journal,
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,

@@ -108,6 +108,8 @@ class MethodSection:
         weight_decay: Decay of the weights, as a share of lr.
         clip: Largest projected gradient, in multiples of its running size; 0 for none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
+        probes: "stacked" runs both probes in one forward (adapters that allow it),
+            "separate" in two; "auto" chooses by the size of the batch.
     """
 
     name: str | None = _name(None, "method")
@@ -118,6 +120,7 @@ class MethodSection:
     weight_decay: float = _number(0.0, low=0.0)
     clip: float = _number(0.0, low=0.0)
     max_bad_steps: int = _number(10, low=1)
+    probes: Literal["auto", "stacked", "separate"] = "auto"
 
 
 @dataclass(frozen=True)

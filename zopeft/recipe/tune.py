@@ -133,7 +133,9 @@ def _check_same(recipe: Recipe, earlier: dict[str, Any]) -> None:
         InputError: A setting differs from the run's.
     """
     free = ("training.steps", "training.save_steps", "training.eval_batch_size")
-    before, now = _flat(earlier["recipe"]), _flat(recipe.to_dict())
+    # A run of an earlier version lacks what has been added since, and had the default.
+    before = {**_flat(Recipe().to_dict()), **_flat(earlier["recipe"])}
+    now = _flat(recipe.to_dict())
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}"
         for key in sorted({*before, *now} - {*free, "about"})

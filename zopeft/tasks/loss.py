@@ -17,29 +17,55 @@ from torch import Tensor
 from zopeft.tasks.dataset import IGNORED
 
 
-def task_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
-    """Returns the loss of a batch that `Collator` made.
+class TaskLoss:
+    """The loss of a batch that `Collator` made.
 
     "answer" batches: the mean of ``-log p(token)`` over all answer tokens, which is what
     ``model(**batch).loss`` returns. "choice" batches: the mean over examples of the
     cross-entropy over options, the score of an option being the mean log-probability of
     its tokens (MeZO's length normalisation).
 
-    Args:
-        model: A causal language model, with or without a PEFT adapter.
-        batch: A batch on the model's device.
-
-    Returns:
-        The loss, a float32 scalar. Runs under autograd as well as without.
-
     References:
         Fine-Tuning Language Models with Just Forward Passes (Malladi et al. 2023),
         appendix E.2.
     """
-    if "option_table" in batch:
-        scores = option_scores(model, batch)
-        return torch.nn.functional.cross_entropy(scores, batch["option_label"])
-    return answer_losses(model, batch)[0].mean()
+
+    def __call__(self, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+        """Returns the loss of a batch.
+
+        Args:
+            model: A causal language model, with or without a PEFT adapter.
+            batch: A batch on the model's device.
+
+        Returns:
+            The loss, a float32 scalar. Runs under autograd as well as without.
+        """
+        return self.stacked(model, batch, 1)[0]
+
+    def stacked(self, model: Any, batch: Mapping[str, Tensor], count: int) -> Tensor:
+        """Runs the model once on copies of a batch and returns the loss of each.
+
+        Args:
+            model: A causal language model, whose layers may treat each copy in another way.
+            batch: A batch on the model's device.
+            count: Number of copies P, one below the other along the rows.
+
+        Returns:
+            float32 [P].
+        """
+        choice = "option_table" in batch
+        places = batch["predictors"] if choice else _answer_places(batch)[0]
+        logits = narrow_logits(model, batch, places, count)
+        copies = logits.unflatten(0, (count, len(places)))
+        if not choice:
+            return torch.stack([_token_losses(copy, batch).mean() for copy in copies])
+        right = batch["option_label"]
+        scores = (_scores(copy, batch) for copy in copies)
+        return torch.stack([torch.nn.functional.cross_entropy(one, right) for one in scores])
+
+
+task_loss = TaskLoss()
+"""The loss that tasks are trained with; a function of model and batch."""
 
 
 def option_scores(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
@@ -52,7 +78,10 @@ def option_scores(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     Returns:
         float32 [B, C]; -inf where an example has fewer than C options.
     """
-    logits = narrow_logits(model, batch, batch["predictors"])
+    return _scores(narrow_logits(model, batch, batch["predictors"]), batch)
+
+
+def _scores(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
     slot, option = batch["target_predictor"], batch["target_option"]
     picked = logits[slot, batch["target_token"]] - logits.logsumexp(-1)[slot]
     table = batch["option_table"]
@@ -75,25 +104,41 @@ def answer_losses(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tens
     Returns:
         float32 [M] and row numbers [M], in reading order.
     """
+    places, rows = _answer_places(batch)
+    return _token_losses(narrow_logits(model, batch, places), batch), rows
+
+
+def _answer_places(batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The flat places [M] that predict the answer tokens, and their rows [M]."""
     labels = batch["labels"]
-    rows, places = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
-    logits = narrow_logits(model, batch, rows * labels.shape[1] + places)
-    targets = labels[rows, places + 1]
-    return torch.nn.functional.cross_entropy(logits, targets, reduction="none"), rows
+    rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
+    return rows * labels.shape[1] + positions, rows
 
 
-def narrow_logits(model: Any, batch: Mapping[str, Tensor], places: Tensor) -> Tensor:
+def _token_losses(logits: Tensor, batch: Mapping[str, Tensor]) -> Tensor:
+    following = batch["labels"][:, 1:]
+    targets = following[following != IGNORED]
+    return torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+
+
+def narrow_logits(
+    model: Any, batch: Mapping[str, Tensor], places: Tensor, count: int = 1
+) -> Tensor:
     """Runs the model and returns its logits at some places.
 
     Args:
         model: A causal language model.
         batch: ``input_ids`` and ``attention_mask`` [R, T].
         places: Flat places ``row * T + position`` [U].
+        count: Number of copies P of the batch to run, one below the other.
 
     Returns:
-        float32 logits [U, V].
+        float32 logits [P U, V].
     """
-    ids = batch["input_ids"]
+    ids, mask = batch["input_ids"], _mask(batch)
+    if count > 1:
+        places = torch.cat([places + copy * ids.numel() for copy in range(count)])
+        ids, mask = ids.repeat(count, 1), None if mask is None else mask.repeat(count, 1)
     narrowed = []
 
     def narrow(hidden: Tensor) -> Tensor:
@@ -111,7 +156,7 @@ def narrow_logits(model: Any, batch: Mapping[str, Tensor], places: Tensor) -> Te
     head = bare.get_output_embeddings()
     hook = head.register_forward_pre_hook(before_head) if head is not None else None
     try:
-        output = model(input_ids=ids, attention_mask=_mask(batch), use_cache=False)
+        output = model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         if hook is not None:
             hook.remove()

@@ -32,6 +32,8 @@ class ZOTrainingArguments(TrainingArguments):
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before; 0 for no clipping.
+        probes: "stacked" for both probes in one forward, "separate" for two, "auto" by the
+            size of the batch, see `zopeft.methods.probing.Probing`.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
         journal_sync_steps: Steps between two waits for the disk.
         overwrite: Whether a journal that is in the output folder may be replaced.
@@ -47,6 +49,7 @@ class ZOTrainingArguments(TrainingArguments):
     noise: str = "gaussian"
     max_bad_steps: int = 10
     clip: float = 0.0
+    probes: str = "auto"
     journal: bool = True
     journal_sync_steps: int = 100
     overwrite: bool = False

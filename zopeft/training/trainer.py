@@ -17,7 +17,9 @@ from transformers import PrinterCallback, Trainer
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
+from zopeft.methods.batch_loss import BatchLoss
 from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.resumable import Resumable
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ class ZOTrainerMixin(Resumable):
         @dataclass
         class ZOSFTConfig(ZOTrainingArguments, trl.SFTConfig): ...
 
-    `training_step` estimates (two forward passes, dropout off), ``optimizer.step()``
+    `training_step` estimates (two forward passes or one of both, dropout off), ``optimizer.step()``
     applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
     is the Trainer's own. Micro-batches of one step share their direction and their losses
     are averaged. In a distributed run every process draws the same noise and only losses
@@ -60,7 +62,8 @@ class ZOTrainerMixin(Resumable):
         finetuner: A `FineTuner`, its folder or hub id, for methods that need one; None for
             `args.finetuner`.
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
-            None for ``model(**batch).loss``.
+            None for ``model(**batch).loss``. With a method ``stacked``, as
+            `zopeft.methods.batch_loss.BatchLoss` describes it, its probes can be stacked.
         **options: Further arguments of the trainer beneath.
 
     Raises:
@@ -138,6 +141,7 @@ class ZOTrainerMixin(Resumable):
                 seed=args.seed,
                 max_bad_steps=args.max_bad_steps,
                 clip=args.clip,
+                probes=args.probes,
             )
         if kind.needs_finetuner:
             options["finetuner"] = self._find_finetuner()
@@ -146,6 +150,8 @@ class ZOTrainerMixin(Resumable):
         if proposed and journal is not None:
             options["lr"] = journal.header.learning_rate
         self.optimizer = kind(self._find_blocks(), **options)
+        if journal is not None:
+            self.optimizer.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
         if proposed:
             self.optimizer.lr_reason = "as in the journal"
         elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
@@ -175,7 +181,7 @@ class ZOTrainerMixin(Resumable):
         """
         batch = self._prepare_inputs(self._first_batch())
         self.model.eval()
-        rate = method.calibrate(functools.partial(self._loss, self.model, batch))
+        rate = method.calibrate(BatchLoss(self.model, batch, ProcessLoss(self, ZOTrainerMixin)))
         logger.info("learning rate %g: %s", rate, method.lr_reason)
 
     def _first_batch(self) -> dict[str, Any]:
@@ -205,20 +211,11 @@ class ZOTrainerMixin(Resumable):
             loss = method.recall(record)
         else:
             batch = self._prepare_inputs(inputs)
-            loss = method.estimate(functools.partial(self._loss, model, batch))
+            loss = method.estimate(BatchLoss(model, batch, ProcessLoss(self, ZOTrainerMixin)))
         loss = loss.to(self.args.device)
         # A bad step is skipped by the method; in the running mean the last good loss stands in.
         self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
         return self._last_loss / self.current_gradient_accumulation_steps
-
-    def _loss(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
-        """The loss of a batch, averaged over processes: 0-dim, the same on each of them."""
-        with self.accelerator.autocast():
-            loss = self.compute_loss(model, batch)
-        if self.args.world_size > 1:
-            # Gathered and then averaged by each, so that all have the same bits.
-            loss = self.accelerator.gather(loss.detach().float().reshape(1)).mean()
-        return loss
 
     def compute_loss(
         self,

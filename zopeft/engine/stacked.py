@@ -1,0 +1,146 @@
+"""Several probes in one forward: each part of the batch runs with weights of its own.
+
+An adapter's layers are small beside the base weights, which a forward over a small batch
+mostly waits for. So the batch is repeated P times, the base weights are read once, and
+each trained layer of the adapter applies its P perturbed weights to its P parts of the
+batch. The weights themselves are not written at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.blocks import Block, Blocks
+
+LORA_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
+"""PEFT's LoRA layers that are known to read A and B by their forward alone."""
+
+
+class UnstackableError(Exception):
+    """A forward that cannot be run for several probes at once.
+
+    Args:
+        reason: Why not.
+        always: Whether that is so for every batch.
+    """
+
+    def __init__(self, reason: str, always: bool) -> None:
+        super().__init__(reason)
+        self.always = always
+
+
+class StackedModules:
+    """The linear layers of a LoRA adapter, to be run with P weights at once.
+
+    The model's first input tensor says how many rows the repeated batch has; a layer whose
+    input is not these rows in this order is refused, not guessed at.
+
+    Args:
+        blocks: The blocks to train, [N].
+
+    Attributes:
+        reason: Why these blocks cannot be stacked; "" if they can.
+    """
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.model = blocks.model
+        self.reason = _why_not(blocks)
+        self._owners: dict[nn.Module, dict[str, int]] = {}
+        for block in blocks if not self.reason else ():
+            for owner in block.owners:
+                self._owners.setdefault(owner.module, {})[owner.leaf] = id(block.parameter)
+        self._size = (0, 0)
+
+    @contextmanager
+    def shown(self, stacks: Mapping[int, Tensor]) -> Iterator[None]:
+        """Runs each layer with stacked weights inside; afterwards all is as before.
+
+        Args:
+            stacks: The P weights [P, ...] of each parameter, by its ``id``.
+        """
+        swapped: list[tuple[nn.Module, str, Any]] = []
+        self._size = (0, 0)
+        hook = self.model.register_forward_pre_hook(self._look, with_kwargs=True)
+        try:
+            for module, leaves in self._owners.items():
+                weights = {leaf: stacks[found] for leaf, found in leaves.items()}
+                slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+                swapped.append((module, slot, module.__dict__.get(slot)))
+                setattr(module, slot, self._forward(module, weights))
+            yield
+        finally:
+            hook.remove()
+            for module, slot, before in swapped:
+                if before is None:
+                    delattr(module, slot)
+                else:
+                    setattr(module, slot, before)
+
+    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
+        """Takes note of rows and length of the batch that the model is given."""
+        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
+        first = next((tensor for tensor in given if tensor.dim() >= 2), None)
+        self._size = (0, 0) if first is None else (first.shape[0], first.shape[1])
+
+    def _forward(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Callable[..., Tensor]:
+        weight, bias = weights.get("weight"), weights.get("bias")
+        some = next(iter(weights.values()))
+        count = some.shape[0]
+
+        def forward(inputs: Tensor) -> Tensor:
+            self._check(inputs, count)
+            parts = inputs.reshape(count, -1, inputs.shape[-1])
+            own, offset = module.weight if weight is None else weight, module.bias
+            assert isinstance(own, Tensor) and isinstance(offset, Tensor | None)
+            turned = own.transpose(-1, -2).expand(count, -1, -1)
+            if bias is not None:
+                outputs = torch.baddbmm(bias.unsqueeze(1), parts, turned)
+            elif offset is not None:
+                outputs = torch.baddbmm(offset, parts, turned)
+            else:
+                outputs = torch.bmm(parts, turned)
+            return outputs.view(*inputs.shape[:-1], -1)
+
+        return forward
+
+    def _check(self, inputs: Tensor, count: int) -> None:
+        rows, length = self._size
+        by_row = inputs.dim() == 3 and inputs.shape[0] == rows
+        # OPT, for one, lays all tokens of all rows in a line before its second half.
+        in_line = inputs.dim() == 2 and inputs.shape[0] == rows * length
+        if not (rows and rows % count == 0 and (by_row or in_line)):
+            raise UnstackableError("a trained layer does not see the batch row by row", True)
+
+
+def _why_not(blocks: Blocks) -> str:
+    if blocks.space != "adapter":
+        return "only adapters can be stacked"
+    modules = dict(blocks.model.named_modules())
+    for block in blocks:
+        reason = _why_not_block(block, modules, blocks.adapter)
+        if reason:
+            return f"{block.name}: {reason}"
+    return ""
+
+
+def _why_not_block(block: Block, modules: Mapping[str, Any], adapter: str | None) -> str:
+    if block.layer is None:
+        return "it is outside the layers"
+    for owner in block.owners:
+        parts = owner.module_name.split(".")
+        if len(parts) < 3 or parts[-2] not in ("lora_A", "lora_B") or parts[-1] != adapter:
+            return "it is no LoRA matrix of a linear layer"
+        layer = modules[".".join(parts[:-2])]
+        known = type(layer).__name__ in LORA_LAYERS
+        if not known or not type(layer).__module__.startswith("peft.tuners.lora."):
+            return f"its layer is a {type(layer).__name__}"
+        if type(owner.module) is not nn.Linear or getattr(layer, "lora_variant", None):
+            return "its layer is a variant of LoRA"
+        if sum(part.isdigit() for part in parts[:-2]) > 1:
+            return "its layer is one of several experts"
+    return ""
