@@ -3,7 +3,7 @@
 An adapter's layers are small beside the base weights, which a forward over a small batch
 mostly waits for. So the batch is repeated P times, the base weights are read once, and
 each trained layer of the adapter applies its P perturbed weights to its P parts of the
-batch. The weights themselves are not written at all.
+batch; prompts and prefixes are made P times. The weights themselves are not written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 
+ENCODER = "prompt_encoder."
 LORA_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
 """PEFT's LoRA layers that are known to read A and B by their forward alone."""
 
@@ -34,8 +35,12 @@ class UnstackableError(Exception):
         self.always = always
 
 
+PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
+"""PEFT's types whose prompts are made by linear layers and embeddings alone."""
+
+
 class StackedModules:
-    """The linear layers of a LoRA adapter, to be run with P weights at once.
+    """The linear layers of a LoRA adapter, or a prompt's encoder, with P weights at once.
 
     The model's first input tensor says how many rows the repeated batch has; a layer whose
     input is not these rows in this order is refused, not guessed at.
@@ -51,6 +56,7 @@ class StackedModules:
         self.model = blocks.model
         self.reason = _why_not(blocks)
         self._owners: dict[nn.Module, dict[str, int]] = {}
+        self._prompts = blocks[0].owners[0].module_name.startswith(ENCODER)
         for block in blocks if not self.reason else ():
             for owner in block.owners:
                 self._owners.setdefault(owner.module, {})[owner.leaf] = id(block.parameter)
@@ -67,11 +73,9 @@ class StackedModules:
         self._size = (0, 0)
         hook = self.model.register_forward_pre_hook(self._look, with_kwargs=True)
         try:
-            for module, leaves in self._owners.items():
-                weights = {leaf: stacks[found] for leaf, found in leaves.items()}
-                slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+            for module, slot, forward in self._replacements(stacks):
                 swapped.append((module, slot, module.__dict__.get(slot)))
-                setattr(module, slot, self._forward(module, weights))
+                setattr(module, slot, forward)
             yield
         finally:
             hook.remove()
@@ -80,6 +84,18 @@ class StackedModules:
                     delattr(module, slot)
                 else:
                     setattr(module, slot, before)
+
+    def _replacements(
+        self, stacks: Mapping[int, Tensor]
+    ) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+        """Yields modules, names of their methods, and what stands in for these."""
+        if self._prompts:
+            yield self.model, "get_prompt", self._get_prompt(stacks)
+            return
+        for module, leaves in self._owners.items():
+            slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
+            weights = {leaf: stacks[found] for leaf, found in leaves.items()}
+            yield module, slot, self._forward(module, weights)
 
     def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
         """Takes note of rows and length of the batch that the model is given."""
@@ -108,6 +124,35 @@ class StackedModules:
 
         return forward
 
+    def _get_prompt(self, stacks: Mapping[int, Tensor]) -> Callable[..., Any]:
+        own: Any = self.model.get_prompt
+        count = len(next(iter(stacks.values())))
+
+        def get_prompt(batch_size: int, *args: Any, **kwargs: Any) -> Any:
+            if batch_size != self._size[0] or batch_size % count:
+                raise UnstackableError("a prompt is not made for the whole batch", True)
+            copies = []
+            for copy in range(count):
+                with self._held({key: stack[copy] for key, stack in stacks.items()}):
+                    copies.append(own(batch_size // count, *args, **kwargs))
+            return _joined(copies)
+
+        return get_prompt
+
+    @contextmanager
+    def _held(self, weights: Mapping[int, Tensor]) -> Iterator[None]:
+        """Has the modules hold other weights for a while."""
+        kept: list[tuple[nn.Module, str, Any]] = []
+        try:
+            for module, leaves in self._owners.items():
+                for leaf, key in leaves.items():
+                    kept.append((module, leaf, module._parameters[leaf]))
+                    module._parameters[leaf] = weights[key]  # type: ignore[assignment]
+            yield
+        finally:
+            for module, leaf, own in kept:
+                module._parameters[leaf] = own
+
     def _check(self, inputs: Tensor, count: int) -> None:
         rows, length = self._size
         by_row = inputs.dim() == 3 and inputs.shape[0] == rows
@@ -117,20 +162,41 @@ class StackedModules:
             raise UnstackableError("a trained layer does not see the batch row by row", True)
 
 
+def _joined(copies: list[Any]) -> Any:
+    """Returns prompts, or caches of keys and values, one below the other."""
+    whole = copies[0]
+    if isinstance(whole, Tensor):
+        return torch.cat(copies)
+    for layer, *others in zip(*(copy.layers for copy in copies), strict=True):
+        layer.keys = torch.cat([layer.keys, *(other.keys for other in others)])
+        layer.values = torch.cat([layer.values, *(other.values for other in others)])
+    return whole
+
+
 def _why_not(blocks: Blocks) -> str:
     if blocks.space != "adapter":
         return "only adapters can be stacked"
+    prompted = {block.owners[0].module_name.startswith(ENCODER) for block in blocks}
+    if prompted == {True}:
+        return _why_not_prompt(blocks)
     modules = dict(blocks.model.named_modules())
     for block in blocks:
-        reason = _why_not_block(block, modules, blocks.adapter)
+        reason = _why_not_lora(block, modules, blocks.adapter)
         if reason:
             return f"{block.name}: {reason}"
     return ""
 
 
-def _why_not_block(block: Block, modules: Mapping[str, Any], adapter: str | None) -> str:
-    if block.layer is None:
-        return "it is outside the layers"
+def _why_not_prompt(blocks: Blocks) -> str:
+    config: Any = getattr(blocks.model, "active_peft_config", None)
+    kind = getattr(getattr(config, "peft_type", None), "name", "unknown type")
+    owners = [owner.module for block in blocks for owner in block.owners]
+    if kind not in PROMPTS or any(type(owner) not in (nn.Linear, nn.Embedding) for owner in owners):
+        return f"its prompts, of {kind}, are made in another way"
+    return ""
+
+
+def _why_not_lora(block: Block, modules: Mapping[str, Any], adapter: str | None) -> str:
     for owner in block.owners:
         parts = owner.module_name.split(".")
         if len(parts) < 3 or parts[-2] not in ("lora_A", "lora_B") or parts[-1] != adapter:
@@ -143,4 +209,6 @@ def _why_not_block(block: Block, modules: Mapping[str, Any], adapter: str | None
             return "its layer is a variant of LoRA"
         if sum(part.isdigit() for part in parts[:-2]) > 1:
             return "its layer is one of several experts"
+        if block.layer is None:
+            return "it is outside the layers"
     return ""

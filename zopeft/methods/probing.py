@@ -18,7 +18,7 @@ from zopeft.errors import input_error
 logger = logging.getLogger(__name__)
 
 PROBES = ("auto", "stacked", "separate")
-MOST_TOKENS = {"cpu": 256, "cuda": 512}
+MOST_TOKENS = {"cpu": 128, "cuda": 512}
 """Tokens of a forward up to which "auto" stacks, by type of device; none on others.
 
 cpu: measured (benchmarks/stacked.py). cuda: a guess, not measured: about where reading
