@@ -90,7 +90,8 @@ class ModelLoss:
         with _apart(base_of(model), count) as losses:
             output = model(**copies)
         found = output["loss"] if isinstance(output, dict) else output[0]
-        if len(losses) != count + 1 or found is not losses[-1]:
+        # Some models add to the loss in place, which its version tells.
+        if len(losses) != count + 1 or found is not losses[-1] or found._version:
             raise UnstackableError("the model's loss is more than its loss function's", True)
         return torch.stack(losses[:-1])
 
@@ -108,6 +109,8 @@ def repeated(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
             if name not in BY_ROW or value.dim() != 2 or value.shape[0] != rows:
                 raise UnstackableError(f"{name!r} does not have one row for each text", False)
             value = value.repeat(count, 1)
+        elif not isinstance(value, (bool, int, float, str, type(None))):
+            raise UnstackableError(f"{name!r} is neither a tensor nor a single value", False)
         copies[name] = value
     return copies
 
