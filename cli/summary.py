@@ -20,7 +20,7 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "steps": summary["steps"],
         "loss": change(summary["loss_first"], summary["loss_last"]),
         **_metric_changes(summary["metrics"]),
-        "lr": f"{shown(summary['lr'])} ({summary['lr_reason']})",
+        "lr": _rates(summary),
         "skipped steps": summary["skipped"] or None,
         "forward passes": summary["forward_passes"],
         "seconds": summary["seconds"],
@@ -28,6 +28,11 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "out": summary["out"],
     }
     return facts_table("tuned", facts)
+
+
+def _rates(summary: Mapping[str, Any]) -> str:
+    first, last = shown(summary["lr"]), shown(summary["lr_last"])
+    return f"{first if first == last else f'{first} -> {last}'} ({summary['lr_reason']})"
 
 
 def meta_table(summary: Mapping[str, Any]) -> Table:

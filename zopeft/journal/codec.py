@@ -2,9 +2,10 @@
 
 Layout, little-endian: kind u8, flags u8, three array modes packed in u8, number of losses
 u8, number of projected gradients u8, step u64, seed u64, eps f64, decay f64, losses f64 *,
-projected gradients f64 *, then lr (f64), scales (f32) and memory (f32), each as a mode:
-absent, the same as in the record before, or inline with its shape. Arrays that stay as
-they were cost nothing, so a run of MeZO takes about a hundred bytes a step.
+projected gradients f64 *, the loss at the weights f64 where a flag says so, then lr (f64),
+scales (f32) and memory (f32), each as a mode: absent, the same as in the record before, or
+inline with its shape. Arrays that stay as they were cost nothing, so a run of MeZO takes
+about a hundred bytes a step.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ STEP = 1
 """Kind of a step's payload; other kinds are left to later versions of the format."""
 FIXED = struct.Struct("<BBBBBQQdd")
 ABSENT, SAME, INLINE = 0, 1, 2
-SKIPPED = 1
+SKIPPED, CENTRE = 1, 2
 
 
 def encode(record: StepRecord, before: StepRecord | None) -> bytes:
@@ -38,11 +39,12 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
         (_single(record.scales), None if before is None else _single(before.scales)),
         (_single(record.memory), None if before is None else _single(before.memory)),
     )
+    centre = () if record.centre is None else (record.centre,)
     modes = [_mode(now, then) for now, then in arrays]
     parts = [
         FIXED.pack(
             STEP,
-            SKIPPED if record.skipped else 0,
+            (SKIPPED if record.skipped else 0) | (0 if record.centre is None else CENTRE),
             modes[0] | modes[1] << 2 | modes[2] << 4,
             len(record.losses),
             len(record.projected_grads),
@@ -51,7 +53,7 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
             record.eps,
             record.decay,
         ),
-        np.asarray(record.losses + record.projected_grads, dtype="<f8").tobytes(),
+        np.asarray(record.losses + record.projected_grads + centre, dtype="<f8").tobytes(),
     ]
     for mode, (now, _) in zip(modes, arrays, strict=True):
         if mode == INLINE and now is not None:
@@ -74,8 +76,9 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         if kind != STEP:
             raise ValueError(f"record of unknown kind {kind}")
         at = FIXED.size
-        numbers = np.frombuffer(payload, "<f8", losses + grads, at).tolist()
-        at += 8 * (losses + grads)
+        count = losses + grads + bool(flags & CENTRE)
+        numbers = np.frombuffer(payload, "<f8", count, at).tolist()
+        at += 8 * count
         lr, at = _array(payload, at, modes & 3, "<f8", _before(before, "lr"))
         scales, at = _array(payload, at, modes >> 2 & 3, "<f4", _before(before, "scales"))
         memory, at = _array(payload, at, modes >> 4 & 3, "<f4", _before(before, "memory"))
@@ -87,13 +90,14 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         step=step,
         seed=seed,
         losses=tuple(numbers[:losses]),
-        projected_grads=tuple(numbers[losses:]),
+        projected_grads=tuple(numbers[losses : losses + grads]),
         lr=tuple(np.asarray(lr).tolist()),
         eps=eps,
         decay=decay,
         scales=None if scales is None else scales.astype(np.float32, copy=False),
         memory=None if memory is None else memory.astype(np.float32, copy=False),
         skipped=bool(flags & SKIPPED),
+        centre=numbers[-1] if flags & CENTRE else None,
     )
 
 

@@ -26,6 +26,7 @@ class JournalHeader:
         space: "full" or "adapter".
         base_model: Hub id or folder of the base model ("" if unknown).
         learning_rate: The learning rate that the run began with (proposed or given).
+        rate: Where a running learning rate began (`RunningRate.start`); None for others.
         start: File beside the journal with the start weights of an adapter; None for full
             weights, which start from `base_model`.
         fingerprint: Fingerprint of the blocks' weights at the first step.
@@ -42,6 +43,7 @@ class JournalHeader:
     space: str = "full"
     base_model: str = ""
     learning_rate: float = 0.0
+    rate: dict[str, float] | None = None
     start: str | None = None
     fingerprint: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
@@ -133,6 +135,7 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
         space=blocks.space,
         base_model=blocks.base_name,
         learning_rate=float(group.get("initial_lr", group["lr"])),
+        rate=None if optimizer.rate is None else dict(optimizer.rate.start),
         **fields,
     )
 

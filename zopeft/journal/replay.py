@@ -37,6 +37,8 @@ def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = N
     goal = journal.next_step if until is None else until
     if optimizer.steps == 0 and journal.first_step == 0:
         to_start(journal, optimizer.blocks)
+        if optimizer.auto:
+            optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
     if not journal.first_step <= optimizer.steps <= goal <= journal.next_step:
         raise input_error(
             where,

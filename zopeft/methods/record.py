@@ -23,6 +23,7 @@ class StepRecord:
         scales: fp32 [N], scales as used; None for ones.
         memory: fp32, whatever the method itself needs to go on from here; None if nothing.
         skipped: Whether the losses were not finite, so that the weights stayed as they were.
+        centre: Loss at the weights themselves, of steps that have taken it; else None.
     """
 
     step: int
@@ -35,3 +36,9 @@ class StepRecord:
     scales: NDArray[np.float32] | None = None
     memory: NDArray[np.float32] | None = None
     skipped: bool = False
+    centre: float | None = None
+
+    @property
+    def loss(self) -> float:
+        """The mean of the probes' losses."""
+        return sum(self.losses) / len(self.losses)

@@ -11,20 +11,24 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 from zopeft.engine import Direction, Engine
-from zopeft.errors import input_error, run_error
+from zopeft.errors import run_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.clipping import RunningClip
-from zopeft.methods.defaults import default_eps
-from zopeft.methods.learning_rate import Proposal, propose
+from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
+from zopeft.methods.learning_rate import DIRECTIONS, first_look
 from zopeft.methods.pending import Pending
 from zopeft.methods.probing import Probing
+from zopeft.methods.rate import SHARE, RunningRate
 from zopeft.methods.record import StepRecord
+from zopeft.methods.restorable import Restorable
 from zopeft.noise import step_seed
 
 Closure = Callable[[], Tensor]
+AUTO_CLIP = 2.0
+"""Clipping that goes with lr="auto": the tails of the projected gradient are long."""
 
 
-class ZerothOrder(torch.optim.Optimizer):
+class ZerothOrder(Restorable):
     """Two-point estimate along one random direction a step.
 
     ``u_i = scale_i z_i``; ``projected_grad = (L(theta + eps u) - L(theta - eps u)) / (2
@@ -40,7 +44,7 @@ class ZerothOrder(torch.optim.Optimizer):
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
         lr: Learning rate in the units of the weights, or "auto" to have `calibrate`
-            propose it from the first batch.
+            propose it from the first batch and `RunningRate` keep it fitting.
         eps: Finite-difference step in the units of the weights, > 0; None for the
             space's default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1, as MeZO).
         weight_decay: Decoupled weight decay, >= 0; not applied to vectors (biases, norms).
@@ -48,7 +52,7 @@ class ZerothOrder(torch.optim.Optimizer):
         seed: Seed of the run's directions.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         clip: Largest projected gradient, in multiples of the running root mean square of
-            those before (`RunningClip`); 0 for no clipping.
+            those before (`RunningClip`); 0 for no clipping; None for 2 with lr="auto", else 0.
         carrier: How weights are held, see `zopeft.engine.Engine`.
         probes: "stacked" runs both probes in one forward, which needs a closure such as
             `zopeft.BatchLoss` and twice the memory for activations; "separate" in two;
@@ -74,14 +78,17 @@ class ZerothOrder(torch.optim.Optimizer):
         noise: str = "gaussian",
         seed: int = 0,
         max_bad_steps: int = 10,
-        clip: float = 0.0,
+        clip: float | None = None,
         carrier: str = "auto",
         probes: str = "auto",
     ) -> None:
+        if clip is None:
+            clip = AUTO_CLIP if lr == "auto" else 0.0
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
         self.auto = lr == "auto"
+        self.rate: RunningRate | None = None
         self.blocks = blocks
         self.engine = Engine(blocks, noise, carrier)
         self.probing = Probing(self.engine, probes)
@@ -116,31 +123,46 @@ class ZerothOrder(torch.optim.Optimizer):
     def _finish(self, record: StepRecord) -> None:
         """Takes note of a step that has been applied (or replayed)."""
 
+    def _share(self, scales: Tensor | None) -> float:
+        """Returns the signal share that a running learning rate begins with."""
+        return SHARE
+
     @torch.no_grad()
     def calibrate(self, closure: Closure) -> float:
         """Proposes the learning rate from the loss's curvature along random directions.
 
-        See `zopeft.methods.learning_rate`. Does nothing where an lr was given.
+        See `zopeft.methods.rate`. Does nothing where an lr was given.
 
         Args:
             closure: Returns the loss of one batch as a 0-dim tensor.
 
         Returns:
-            The learning rate in use.
-        """
-        if self.auto:
-            proposal = propose(self.engine, closure, self._scales(), self.eps, self.seed)
-            self._take(proposal)
-        return float(self.param_groups[0]["lr"])
+            The learning rate that the run begins with.
 
-    def _take(self, proposal: Proposal) -> None:
-        for group in self.param_groups:
-            group["lr"] = proposal.lr
-            if "initial_lr" in group:
-                group["initial_lr"] = proposal.lr
+        Raises:
+            RunError: The loss of the unperturbed model is not finite.
+        """
+        if not self.auto:
+            return float(self.param_groups[0]["lr"])
+        self.engine.adopt()
+        scales = self._scales()
+        look = first_look(self.engine, closure, scales, self.eps, self.seed)
+        share, fallback = self._share(scales), fallback_lr(self.blocks)
+        reach = self.eps * default_reach(self.blocks)
+        self.rate = RunningRate(look.curvature, look.energy, reach, share, fallback)
+        self._set_lr(self.rate.first)
         self.auto = False
-        self.lr_reason = proposal.reason
-        self.forward_passes += proposal.forward_passes
+        self.forward_passes += look.forward_passes
+        self.lr_reason = self._reason(look.curvature, look.energy, share)
+        return self.rate.first
+
+    def _reason(self, curvature: float, energy: float, share: float) -> str:
+        if not curvature and not energy:
+            return "published default, since the loss does not change along any direction"
+        bounds = [f"signal share {share:.2g} over curvature {curvature:.3g}"] if curvature else []
+        bounds += [f"reach over gradient {math.sqrt(energy):.3g}"] if energy else []
+        least = "the lesser of " if len(bounds) == 2 else ""
+        return f"{least}{' and '.join(bounds)} ({DIRECTIONS} directions), then as the run shows"
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> Tensor:
@@ -164,6 +186,9 @@ class ZerothOrder(torch.optim.Optimizer):
             direction = Direction(step_seed(self.seed, self.steps), self._scales())
             self._pending = Pending(direction, self.eps)
         pending = self._pending
+        if self.rate is not None and self.rate.due():
+            pending.add_centre(float(closure()))
+            self.forward_passes += 1
         losses, passes = self.probing.pair(pending.direction, pending.eps, closure)
         self.forward_passes += passes
         plus, minus = losses.tolist()
@@ -191,7 +216,8 @@ class ZerothOrder(torch.optim.Optimizer):
         plus, minus = pending.losses()
         bad = not (math.isfinite(plus) and math.isfinite(minus))
         grad = 0.0 if bad else self.clip.clipped((plus - minus) / (2.0 * pending.eps))
-        rates = [float(group["lr"]) for group in self.param_groups]
+        factor = 1.0 if self.rate is None else self.rate.factor
+        rates = [float(group["lr"]) * factor for group in self.param_groups]
         scales, memory = pending.direction.scales, self._memory()
         return StepRecord(
             step=self.steps,
@@ -204,6 +230,7 @@ class ZerothOrder(torch.optim.Optimizer):
             scales=None if scales is None else scales.detach().float().cpu().numpy(),
             memory=None if memory is None else memory.detach().float().cpu().numpy(),
             skipped=bad,
+            centre=pending.centre(),
         )
 
     def _skip(self, record: StepRecord) -> None:
@@ -211,6 +238,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self._bad_in_a_row += 1
         self.last_record = record
         self.steps += 1
+        if self.rate is not None:
+            self.rate.note(record)
         if self._bad_in_a_row >= self.max_bad_steps:
             raise run_error(
                 "loss",
@@ -224,6 +253,8 @@ class ZerothOrder(torch.optim.Optimizer):
         self.steps += 1
         plus, minus = record.losses
         self.clip.note((plus - minus) / (2.0 * record.eps))
+        if self.rate is not None:
+            self.rate.note(record)
         self._finish(record)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
@@ -239,72 +270,7 @@ class ZerothOrder(torch.optim.Optimizer):
         self.apply()
         return loss
 
-    def recall(self, record: StepRecord) -> Tensor:
-        """Takes a recorded step in place of `estimate`; `apply` then repeats it bit for bit.
-
-        Args:
-            record: The record of the step that is due.
-
-        Returns:
-            0-dim fp32, the mean of the recorded losses.
-
-        Raises:
-            InputError: The record is of another step, or of a run with another seed.
-        """
-        seed = step_seed(self.seed, self.steps)
-        if (record.step, record.seed) != (self.steps, seed):
-            raise input_error(
-                "journal",
-                f"step {self.steps} of this run has another address than the record's",
-                f"step {record.step}, seed {record.seed}",
-                "use the journal of this run",
-            )
-        device = self.blocks[0].parameter.device
-        scales = None if record.scales is None else torch.tensor(record.scales, device=device)
-        self.engine.adopt()
-        self._pending = Pending(Direction(record.seed, scales), record.eps, record)
-        if self.auto:
-            self._take(Proposal(record.lr[0], "as in the journal", 0))
-        return torch.tensor(sum(record.losses) / len(record.losses), dtype=torch.float32)
-
     def replay(self, record: StepRecord) -> None:
         """Repeats a recorded step without a forward pass."""
         self.recall(record)
         self.apply()
-
-    def state_dict(self) -> dict[str, Any]:
-        """Returns step counters and the method's own state; never noise."""
-        own = {
-            "steps": self.steps,
-            "skipped": self.skipped,
-            "bad_in_a_row": self._bad_in_a_row,
-            "forward_passes": self.forward_passes,
-            "auto": self.auto,
-            "lr_reason": self.lr_reason,
-            "engine": self.engine.state_dict(),
-            "clip": self.clip.state_dict(),
-            "probing": self.probing.state_dict(),
-            **self._own_state(),
-        }
-        return {**super().state_dict(), "zopeft": own}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes what `state_dict` gave; weights must have been loaded already."""
-        state = dict(state_dict)
-        own = dict(state.pop("zopeft"))
-        super().load_state_dict(state)
-        self.steps, self.skipped = own.pop("steps"), own.pop("skipped")
-        self._bad_in_a_row = own.pop("bad_in_a_row")
-        self.forward_passes = own.pop("forward_passes")
-        self.auto, self.lr_reason = own.pop("auto"), own.pop("lr_reason")
-        self.engine.adopt()
-        self.engine.load_state_dict(own.pop("engine"))
-        self.clip.load_state_dict(own.pop("clip"))
-        self.probing.load_state_dict(own.pop("probing", None))
-        self._load_own_state(own)
-
-    def _own_state(self) -> dict[str, Any]:
-        return {}
-
-    def _load_own_state(self, state: dict[str, Any]) -> None:
-        pass

@@ -29,6 +29,7 @@ class Run:
         seconds: Time of the steps.
         losses: Loss of each step.
         lr: Learning rate at the start.
+        lr_last: Learning rate of the last step.
         lr_reason: Where it came from.
     """
 
@@ -38,6 +39,7 @@ class Run:
     seconds: float
     losses: list[float]
     lr: float
+    lr_last: float
     lr_reason: str
 
 
@@ -92,11 +94,12 @@ class Follower(TrainerCallback):
         method = self.trainer.method if self.trainer is not None else None
         record = getattr(method, "last_record", None)
         if record is not None:
-            loss, grad = sum(record.losses) / len(record.losses), record.projected_grads[0]
+            loss, grad = record.loss, record.projected_grads[0]
         else:
             loss, grad = float("nan") if self.loss.last is None else float(self.loss.last), None
         self.losses[state.global_step] = loss
         lr = None if method is None else float(method.param_groups[0]["lr"])
+        lr = lr if record is None else record.lr[0]
         self.listener(Progress("tune", state.global_step, args.max_steps, loss, grad, lr))
 
 
@@ -152,6 +155,7 @@ def _told(
     first = method.param_groups[0]
     losses = journaled_losses(out) if recipe.training.journal and trainer.args.order == 0 else {}
     losses = {**follower.losses, **losses}
+    last = getattr(method, "last_record", None)
     reason = "given" if recipe.method.lr != "auto" else "the method's default"
     return Run(
         steps=int(trainer.state.global_step),
@@ -160,6 +164,7 @@ def _told(
         seconds=seconds,
         losses=[losses[step] for step in sorted(losses)],
         lr=float(first.get("initial_lr", first["lr"])),
+        lr_last=float(first["lr"] if last is None else last.lr[0]),
         lr_reason=str(getattr(method, "lr_reason", reason)),
     )
 
@@ -172,7 +177,7 @@ def journaled_losses(out: Path) -> dict[int, float]:
     if not file.exists():
         return {}
     records = Journal.open(file).records()
-    return {r.step + 1: sum(r.losses) / len(r.losses) for r in records}
+    return {r.step + 1: r.loss for r in records}
 
 
 def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:

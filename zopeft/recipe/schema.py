@@ -106,7 +106,8 @@ class MethodSection:
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
         noise: Family of the random directions.
         weight_decay: Decay of the weights, as a share of lr.
-        clip: Largest projected gradient, in multiples of its running size; 0 for none.
+        clip: Largest projected gradient, in multiples of its running size; 0 for none; null
+            for 2 with lr "auto", else none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
         probes: "stacked" runs both probes in one forward (adapters that allow it),
             "separate" in two; "auto" chooses by the size of the batch.
@@ -118,7 +119,7 @@ class MethodSection:
     eps: float | None = _number(None, above=0.0)
     noise: str = _name("gaussian", "noise")
     weight_decay: float = _number(0.0, low=0.0)
-    clip: float = _number(0.0, low=0.0)
+    clip: float | None = _number(None, low=0.0)
     max_bad_steps: int = _number(10, low=1)
     probes: Literal["auto", "stacked", "separate"] = "auto"
 

@@ -109,6 +109,7 @@ def tune(
         **ends(run.losses),
         "metrics": metrics,
         "lr": run.lr,
+        "lr_last": run.lr_last,
         "lr_reason": run.lr_reason,
         "peak_bytes": peak_bytes(),
         "status": "done",

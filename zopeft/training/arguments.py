@@ -31,7 +31,7 @@ class ZOTrainingArguments(TrainingArguments):
         noise: Noise family.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         clip: Largest projected gradient, in multiples of the running root mean square of
-            those before; 0 for no clipping.
+            those before; 0 for no clipping; None for 2 with "auto", else 0.
         probes: "stacked" for both probes in one forward, "separate" for two, "auto" by the
             size of the batch, see `zopeft.methods.probing.Probing`.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
@@ -48,7 +48,7 @@ class ZOTrainingArguments(TrainingArguments):
     eps: float | None = None
     noise: str = "gaussian"
     max_bad_steps: int = 10
-    clip: float = 0.0
+    clip: float | None = None
     probes: str = "auto"
     journal: bool = True
     journal_sync_steps: int = 100

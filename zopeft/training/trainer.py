@@ -147,13 +147,11 @@ class ZOTrainerMixin(Resumable):
             options["finetuner"] = self._find_finetuner()
         journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
         proposed = journal is not None and args.learning_rate == "auto"
-        if proposed and journal is not None:
-            options["lr"] = journal.header.learning_rate
         self.optimizer = kind(self._find_blocks(), **options)
         if journal is not None:
             self.optimizer.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
-        if proposed:
-            self.optimizer.lr_reason = "as in the journal"
+        if proposed and journal is not None:
+            self.optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
         elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
             self._calibrate(self.optimizer)
         return self.optimizer
@@ -255,6 +253,8 @@ class ZOTrainerMixin(Resumable):
             if record is not None:
                 squares = [g * g for g in record.projected_grads]
                 logs["grad_norm"] = (sum(squares) / len(squares)) ** 0.5
+                if self.method.rate is not None:
+                    logs["learning_rate"] = record.lr[0]
             logs.update(self._speed())
         logger.info("step %d: %s", self.state.global_step, logs)
         super().log(logs, start_time)

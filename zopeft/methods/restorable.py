@@ -1,0 +1,125 @@
+"""A method's state: saved, loaded, and made again from the records of its steps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from zopeft.engine import Direction
+from zopeft.errors import input_error
+from zopeft.methods.pending import Pending
+from zopeft.methods.rate import RunningRate
+from zopeft.methods.record import StepRecord
+from zopeft.noise import step_seed
+
+if TYPE_CHECKING:
+    from zopeft.blocks import Blocks
+    from zopeft.engine import Engine
+    from zopeft.methods.clipping import RunningClip
+    from zopeft.methods.probing import Probing
+
+
+class Restorable(torch.optim.Optimizer):
+    """What `ZerothOrder` needs to go on from a saved state, or from a journal."""
+
+    blocks: Blocks
+    engine: Engine
+    probing: Probing
+    clip: RunningClip
+    rate: RunningRate | None
+    auto: bool
+    seed: int
+    steps: int
+    skipped: int
+    forward_passes: int
+    lr_reason: str
+    _bad_in_a_row: int
+    _pending: Pending | None
+
+    def recall(self, record: StepRecord) -> Tensor:
+        """Takes a recorded step in place of an estimate; ``apply`` then repeats it bit for bit.
+
+        Args:
+            record: The record of the step that is due.
+
+        Returns:
+            0-dim fp32, the mean of the recorded losses.
+
+        Raises:
+            InputError: The record is of another step, or of a run with another seed.
+        """
+        seed = step_seed(self.seed, self.steps)
+        if (record.step, record.seed) != (self.steps, seed):
+            raise input_error(
+                "journal",
+                f"step {self.steps} of this run has another address than the record's",
+                f"step {record.step}, seed {record.seed}",
+                "use the journal of this run",
+            )
+        device = self.blocks[0].parameter.device
+        scales = None if record.scales is None else torch.tensor(record.scales, device=device)
+        self.engine.adopt()
+        self._pending = Pending(Direction(record.seed, scales), record.eps, record)
+        if self.auto and self.rate is None:
+            self._set_lr(record.lr[0])
+            self.auto, self.lr_reason = False, "as in the journal"
+        return torch.tensor(record.loss, dtype=torch.float32)
+
+    def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
+        """Takes up the learning rate of a run that began elsewhere.
+
+        Args:
+            start: What ``rate.start`` was there; None where the rate was not a running one.
+            lr: The learning rate that the run began with.
+        """
+        self.rate = None if start is None else RunningRate(**start)
+        self._set_lr(lr)
+        self.auto, self.lr_reason = False, "as in the journal"
+
+    def _set_lr(self, lr: float) -> None:
+        for group in self.param_groups:
+            group["lr"] = lr
+            if "initial_lr" in group:
+                group["initial_lr"] = lr
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns step counters and the method's own state; never noise."""
+        own = {
+            "steps": self.steps,
+            "skipped": self.skipped,
+            "bad_in_a_row": self._bad_in_a_row,
+            "forward_passes": self.forward_passes,
+            "auto": self.auto,
+            "rate": None if self.rate is None else self.rate.state_dict(),
+            "lr_reason": self.lr_reason,
+            "engine": self.engine.state_dict(),
+            "clip": self.clip.state_dict(),
+            "probing": self.probing.state_dict(),
+            **self._own_state(),
+        }
+        return {**super().state_dict(), "zopeft": own}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave; weights must have been loaded already."""
+        state = dict(state_dict)
+        own = dict(state.pop("zopeft"))
+        super().load_state_dict(state)
+        self.steps, self.skipped = own.pop("steps"), own.pop("skipped")
+        self._bad_in_a_row = own.pop("bad_in_a_row")
+        self.forward_passes = own.pop("forward_passes")
+        self.auto, self.lr_reason = own.pop("auto"), own.pop("lr_reason")
+        rate = own.pop("rate", None)
+        self.rate = None if rate is None else RunningRate.from_state(rate)
+        self.engine.adopt()
+        self.engine.load_state_dict(own.pop("engine"))
+        self.clip.load_state_dict(own.pop("clip"))
+        self.probing.load_state_dict(own.pop("probing", None))
+        self._load_own_state(own)
+
+    def _own_state(self) -> dict[str, Any]:
+        return {}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:
+        pass
