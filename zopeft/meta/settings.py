@@ -42,7 +42,8 @@ class MetaSettings:
         sharing: "block", one PertNN a block, or "layer", one a layer.
         normalise: Keep ``sum d scale^2 = sum d``.
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
-        noise: Noise family.
+        noise: Name of the noise (`zopeft.noise.NOISES`).
+        rank: Rank of low_rank noise.
         seed: Seed of directions, batches and the PertNNs' start.
 
     Raises:
@@ -66,6 +67,7 @@ class MetaSettings:
     normalise: bool = True
     optimizer: str = "sgd"
     noise: str = "gaussian"
+    rank: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -73,6 +75,7 @@ class MetaSettings:
             ("steps", 1, math.inf),
             ("batch_size", 1, math.inf),
             ("hidden", 1, math.inf),
+            ("rank", 1, 64),
             ("reset_every", 0, math.inf),
             ("reset_below", 0.0, 1.0),
             ("momentum", 0.0, 0.999),

@@ -17,6 +17,7 @@ from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.statistics import BlockStatistics
 from zopeft.meta.trajectory import LossFunction, Trajectory
+from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
 
 LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
@@ -54,7 +55,8 @@ class SignalTrainer:
     ) -> None:
         self.model, self.batches, self.settings = model, batches, settings
         self.draw_labels, self.finetuner, self.blocks = draw_labels, finetuner, blocks
-        self.engine = Engine(blocks, settings.noise)
+        found = directions_of("meta-training", blocks, settings.noise, settings.rank)
+        self.engine = Engine(blocks, found.family, shapes=found.shapes)
         self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings)
         self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))
         self.history: list[dict[str, Any]] = []

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
-from zopeft.engine import Direction, Engine
+from zopeft.engine import Direction, Engine, Shape
 from zopeft.errors import run_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
+from zopeft.methods.directions import directions_of
 from zopeft.methods.learning_rate import DIRECTIONS, first_look
 from zopeft.methods.pending import Pending
 from zopeft.methods.probing import Probing
@@ -48,7 +49,8 @@ class ZerothOrder(Restorable):
         eps: Finite-difference step in the units of the weights, > 0; None for the
             space's default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1, as MeZO).
         weight_decay: Decoupled weight decay, >= 0; not applied to vectors (biases, norms).
-        noise: Noise family: "gaussian", "binomial" or "rademacher".
+        noise: A name of `zopeft.noise.NOISES`; "low_rank" is for matrices, and leaves
+            vectors Gaussian.
         seed: Seed of the run's directions.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         clip: Largest projected gradient, in multiples of the running root mean square of
@@ -57,6 +59,9 @@ class ZerothOrder(Restorable):
         probes: "stacked" runs both probes in one forward, which needs a closure such as
             `zopeft.BatchLoss` and twice the memory for activations; "separate" in two;
             "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
+        rank: Rank of low_rank noise, 1 to 64.
+        shapes: Block index to shape, see `zopeft.engine.shapes`; other blocks are as
+            `noise` says.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -81,6 +86,8 @@ class ZerothOrder(Restorable):
         clip: float | None = None,
         carrier: str = "auto",
         probes: str = "auto",
+        rank: int = 4,
+        shapes: Mapping[int, Shape] | None = None,
     ) -> None:
         if clip is None:
             clip = AUTO_CLIP if lr == "auto" else 0.0
@@ -90,7 +97,9 @@ class ZerothOrder(Restorable):
         self.auto = lr == "auto"
         self.rate: RunningRate | None = None
         self.blocks = blocks
-        self.engine = Engine(blocks, noise, carrier)
+        found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
+        self.directions = found
+        self.engine = Engine(blocks, found.family, carrier, shapes=found.shapes)
         self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)

@@ -190,6 +190,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         learning_rate=method.lr,
         eps=method.eps,
         noise=method.noise,
+        rank=method.rank,
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,
         clip=method.clip,

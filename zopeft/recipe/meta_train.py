@@ -139,6 +139,7 @@ def _run(
         blocks=blocks,
         progress=progress,
         noise=recipe.method.noise,
+        rank=recipe.method.rank,
         seed=recipe.training.seed,
         **settings,
     )
