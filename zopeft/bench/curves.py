@@ -1,0 +1,173 @@
+"""A bench's pictures: loss over forward passes, and loss over learning rates."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from zopeft.bench.grid import best_of
+from zopeft.bench.report import CellReport, Standing, grid_losses, reported_runs, smoothed
+from zopeft.bench.rows import Row
+
+COLUMNS = 4
+"""Panels in a row."""
+# Okabe and Ito's colours, told apart by the colour-blind; MeZO is black.
+PALETTE = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6F00")
+STYLES = ("-", "--", ":", "-.")
+
+Panel = Callable[[Any, CellReport, Sequence[Row]], None]
+
+
+def draw_curves(cells: Sequence[CellReport], rows: Sequence[Row], file: Path) -> None:
+    """Draws a panel a cell: each entry's smoothed training loss at its best learning rate.
+
+    The line is the mean over the reported seeds, the band reaches from the lowest to the
+    highest of them.
+
+    Args:
+        cells: What the rows say.
+        rows: The rows.
+        file: The PNG file.
+    """
+    _draw(cells, rows, file, _curves, "forward passes", "training loss")
+
+
+def draw_rates(cells: Sequence[CellReport], rows: Sequence[Row], file: Path) -> None:
+    """Draws a panel a cell: the final training loss over the learning rates of the grid.
+
+    A ring marks the best rate, a triangle on the axis the rates that lr=auto chose.
+    """
+    _draw(cells, rows, file, _rates, "learning rate", "training loss, last tenth")
+
+
+def _draw(
+    cells: Sequence[CellReport],
+    rows: Sequence[Row],
+    file: Path,
+    panel: Panel,
+    xlabel: str,
+    ylabel: str,
+) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    across = min(COLUMNS, len(cells))
+    down = math.ceil(len(cells) / across)
+    names = list(dict.fromkeys(one.entry for cell in cells for one in cell.standings))
+    legend = 0.25 * math.ceil(len(names) / max(1, across)) + 0.2
+    figure = Figure(figsize=(3.6 * across + 0.4, 2.9 * down + legend), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(down, across, squeeze=False)
+    for index, cell in enumerate(cells):
+        axes = grid[index // across][index % across]
+        place = (cell.model, cell.task, cell.space)
+        panel(axes, cell, [r for r in rows if (r["model"], r["task"], r["space"]) == place])
+        axes.set_title(f"{Path(cell.model).name}, {cell.task}, {cell.space}", fontsize=9)
+        axes.grid(alpha=0.25, linewidth=0.6)
+        axes.tick_params(labelsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        if index % across == 0:
+            axes.set_ylabel(ylabel, fontsize=9)
+        if index + across >= len(cells):
+            axes.set_xlabel(xlabel, fontsize=9)
+    for index in range(len(cells), across * down):
+        grid[index // across][index % across].set_visible(False)
+    _legend(figure, cells, names, across)
+    figure.savefig(file, dpi=130)
+
+
+def _legend(figure: Any, cells: Sequence[CellReport], names: Sequence[str], across: int) -> None:
+    from matplotlib.lines import Line2D
+
+    shown = {one.entry: one.name for cell in cells for one in cell.standings}
+    lines = [
+        Line2D([], [], **_style(names.index(entry)), label=_short(shown[entry])) for entry in names
+    ]
+    figure.legend(
+        handles=lines, loc="outside lower center", ncols=max(1, across), frameon=False, fontsize=8
+    )
+
+
+def _short(name: str, most: int = 44) -> str:
+    """Returns a name with its long paths cut to their last part."""
+    words = [word if "/" not in word else Path(word).name for word in name.split()]
+    text = " ".join(words)
+    return text if len(text) <= most else text[: most - 1] + "…"
+
+
+def _style(index: int) -> dict[str, Any]:
+    return {
+        "color": PALETTE[index % len(PALETTE)],
+        "linestyle": STYLES[index // len(PALETTE) % len(STYLES)],
+        "linewidth": 1.8 if index == 0 else 1.4,
+    }
+
+
+def _places(cell: CellReport, rows: Sequence[Row]) -> list[tuple[int, Standing, list[Row]]]:
+    """Returns (colour, standing, rows) of each entry, the colour the same in all cells."""
+    return [
+        (index, one, [row for row in rows if row["entry"] == one.entry])
+        for index, one in enumerate(cell.standings)
+    ]
+
+
+def _curves(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
+    bottoms, tops = [], []
+    for index, one, mine in _places(cell, rows):
+        fresh, _ = reported_runs(mine)
+        lines = [smoothed(row["curve"]) for row in fresh.values() if not row["diverged"]]
+        lines = [line for line in lines if line]
+        if not lines:
+            continue
+        length = min(map(len, lines))
+        at = [statistics.fmean(line[k][0] for line in lines) for k in range(length)]
+        values = [[line[k][1] for line in lines] for k in range(length)]
+        means = [statistics.fmean(group) for group in values]
+        low, high = [min(group) for group in values], [max(group) for group in values]
+        style = _style(index)
+        if len(lines) > 1:
+            axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
+        axes.plot(at, means, **style)
+        finite = [value for value in means if math.isfinite(value)]
+        bottoms += [min(finite)] if finite else []
+        tops += [finite[0]] if finite else []
+    axes.set_xlim(left=0)
+    _limits(axes, bottoms, tops)
+
+
+def _rates(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
+    bottoms, tops = [], []
+    for index, one, mine in _places(cell, rows):
+        tried = {lr: loss for lr, loss in grid_losses(mine).items() if math.isfinite(loss)}
+        style = _style(index)
+        if not tried:
+            continue
+        axes.plot(list(tried), list(tried.values()), marker=".", markersize=5, **style)
+        best, _ = best_of(tried)
+        axes.plot([best], [tried[best]], "o", color=style["color"], fillstyle="none", markersize=9)
+        chosen = [row["lr"] for row in mine if row["role"] == "auto" and row["lr"]]
+        axes.plot(
+            chosen,
+            [0.02] * len(chosen),
+            "^",
+            color=style["color"],
+            markersize=5,
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
+        bottoms.append(min(tried.values()))
+        tops.append(statistics.median(tried.values()))
+    axes.set_xscale("log")
+    _limits(axes, bottoms, tops)
+
+
+def _limits(axes: Any, bottoms: Sequence[float], tops: Sequence[float]) -> None:
+    """Keeps a run that blew up from squeezing all others."""
+    if not bottoms or not tops:
+        return
+    low, high = min(bottoms), max(tops)
+    room = max(high - low, 1e-3 * max(1.0, abs(high)))
+    axes.set_ylim(low - 0.08 * room, high + 0.12 * room)
