@@ -107,9 +107,9 @@ def check(cells: Sequence[Cell], contenders: Sequence[Contender]) -> None:
 
     for name in dict.fromkeys(cell.model for cell in cells):
         resolve(None if name == EMBEDDED else name)
-    for name in dict.fromkeys(c.entry.finetuner for c in contenders):
-        if name:
-            FineTuner.from_pretrained(name)
+    for folder in dict.fromkeys(c.entry.finetuner for c in contenders):
+        if folder:
+            FineTuner.from_pretrained(folder)
     for cell in cells:
         recipe = cell.recipe
         task = load_task(recipe.task.name, recipe.task.loss)

@@ -129,7 +129,8 @@ def batches(body: Body, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
     """
     from zopeft.tasks import Collator
 
-    collate, device = Collator(body.tokenizer), body.blocks.model.device
+    model: Any = body.blocks.model
+    collate, device = Collator(body.tokenizer), model.device
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(body.train), generator=generator).tolist()

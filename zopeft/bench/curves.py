@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.bench.grid import best_of
-from zopeft.bench.report import CellReport, Standing, grid_losses, reported_runs, smoothed
+from zopeft.bench.report import CellReport, grid_losses, reported_runs, smoothed
 from zopeft.bench.rows import Row
 
 COLUMNS = 4
@@ -106,17 +106,17 @@ def _style(index: int) -> dict[str, Any]:
     }
 
 
-def _places(cell: CellReport, rows: Sequence[Row]) -> list[tuple[int, Standing, list[Row]]]:
-    """Returns (colour, standing, rows) of each entry, the colour the same in all cells."""
+def _places(cell: CellReport, rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
+    """Returns each entry's number, which chooses its colour, and its rows."""
     return [
-        (index, one, [row for row in rows if row["entry"] == one.entry])
+        (index, [row for row in rows if row["entry"] == one.entry])
         for index, one in enumerate(cell.standings)
     ]
 
 
 def _curves(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
     bottoms, tops = [], []
-    for index, one, mine in _places(cell, rows):
+    for index, mine in _places(cell, rows):
         fresh, _ = reported_runs(mine)
         lines = [smoothed(row["curve"]) for row in fresh.values() if not row["diverged"]]
         lines = [line for line in lines if line]
@@ -139,29 +139,31 @@ def _curves(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
 
 
 def _rates(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
-    bottoms, tops = [], []
-    for index, one, mine in _places(cell, rows):
-        tried = {lr: loss for lr, loss in grid_losses(mine).items() if math.isfinite(loss)}
-        style = _style(index)
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    grids = {index: grid_losses(mine) for index, mine in _places(cell, rows)}
+    finite = [[loss for loss in tried.values() if math.isfinite(loss)] for tried in grids.values()]
+    finite = [losses for losses in finite if losses]
+    _limits(axes, [min(losses) for losses in finite], list(map(statistics.median, finite)))
+    ceiling = axes.get_ylim()[1]
+    for index, mine in _places(cell, rows):
+        tried, style = grids[index], _style(index)
         if not tried:
             continue
-        axes.plot(list(tried), list(tried.values()), marker=".", markersize=5, **style)
+        # What blew up is drawn at the upper edge.
+        shown = {lr: min(loss, ceiling) for lr, loss in tried.items()}
+        axes.plot(list(shown), list(shown.values()), marker=".", markersize=5, **style)
         best, _ = best_of(tried)
-        axes.plot([best], [tried[best]], "o", color=style["color"], fillstyle="none", markersize=9)
+        axes.plot([best], [shown[best]], "o", color=style["color"], fillstyle="none", markersize=9)
         chosen = [row["lr"] for row in mine if row["role"] == "auto" and row["lr"]]
-        axes.plot(
-            chosen,
-            [0.02] * len(chosen),
-            "^",
-            color=style["color"],
-            markersize=5,
-            transform=axes.get_xaxis_transform(),
-            clip_on=False,
-        )
-        bottoms.append(min(tried.values()))
-        tops.append(statistics.median(tried.values()))
+        floor = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+        axes.plot(chosen, [0.02] * len(chosen), "^", color=style["color"], markersize=5, **floor)
     axes.set_xscale("log")
-    _limits(axes, bottoms, tops)
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
+    )
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _limits(axes: Any, bottoms: Sequence[float], tops: Sequence[float]) -> None:

@@ -125,7 +125,7 @@ def _cell(rows: Sequence[Row]) -> CellReport:
     entries = list(dict.fromkeys(row["entry"] for row in rows))
     entries.sort(key=lambda entry: entry != BASELINE)
     standings = [_standing(entry, rows) for entry in entries]
-    names = {row.get("metric_name") for row in rows} - {None}
+    names = {str(row["metric_name"]) for row in rows if row.get("metric_name")}
     return CellReport(
         rows[0]["model"],
         rows[0]["task"],

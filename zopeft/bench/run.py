@@ -6,9 +6,9 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from zopeft.bench.body import Body, batches
@@ -64,7 +64,7 @@ class Outcome:
         count = min(POINTS, len(self.losses))
         cuts = [round(k * len(self.losses) / count) for k in range(count + 1)] if count else []
         points: list[list[float | None]] = []
-        for first, last in zip(cuts, cuts[1:], strict=False):
+        for first, last in pairwise(cuts):
             part = [loss for loss in self.losses[first:last] if math.isfinite(loss)]
             mean = round(sum(part) / len(part), 6) if part else None
             points.append([self.spent[last - 1], mean])
