@@ -160,9 +160,7 @@ def _rates(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
         axes.plot(chosen, [0.02] * len(chosen), "^", color=style["color"], markersize=5, **floor)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
-    axes.xaxis.set_major_formatter(
-        FuncFormatter(lambda rate, _: f"{rate:.0e}".replace("e-0", "e-"))
-    )
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:.0e}".replace("e-0", "e-")))
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
