@@ -85,13 +85,13 @@ def bench(
 
     overrides = [word for word in words or () if o.is_override(word)]
     models = [word for word in words or () if not o.is_override(word)]
-    entries = [*(method or ()), *(f"finetuner {_quoted(one)}" for one in finetuner or ())]
     flags: o.Flags = {
         **o.model_flags(None, dtype, load_in_8bit, load_in_4bit),
         "bench.models": ("MODEL", models or None),
         "bench.tasks": ("--task", task or None),
         "bench.spaces": ("--space", space or None),
-        "bench.entries": ("--method", entries or None),
+        "bench.entries": ("--method", method or None),
+        "bench.finetuners": ("--finetuner", finetuner or None),
         "bench.seeds": ("--seeds", seeds),
         "bench.tune_seeds": ("--tune-seeds", tune_seeds),
         "bench.forwards": ("--forwards", forwards),
@@ -107,7 +107,7 @@ def bench(
         from zopeft.bench.cells import Request
 
         if report is not None:
-            if models or entries or recipe or out:
+            if words or method or finetuner or recipe or out:
                 raise input_error("--report", "takes no further words", do="leave them out")
             summary = render(report)
         else:
@@ -116,12 +116,6 @@ def bench(
         if not json:
             _show(screen, summary)
         screen.result(summary)
-
-
-def _quoted(path: str) -> str:
-    import shlex
-
-    return shlex.quote(path)
 
 
 def _show(screen: Any, summary: Mapping[str, Any]) -> None:

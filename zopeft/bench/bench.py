@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,11 +84,11 @@ def entries_of(recipe: Recipe) -> list[Entry]:
     Raises:
         InputError: An entry's line is wrong.
     """
-    lines = list(recipe.bench.entries)
-    if recipe.method.name or recipe.method.finetuner:
-        words = [recipe.method.name or ""]
-        words += [f"finetuner {recipe.method.finetuner}"] if recipe.method.finetuner else []
-        lines.append(" ".join(words))
+    bench, method = recipe.bench, recipe.method
+    lines = [*bench.entries, *(f"finetuner {shlex.quote(one)}" for one in bench.finetuners)]
+    if method.name or method.finetuner:
+        own = f"finetuner {shlex.quote(method.finetuner)}" if method.finetuner else ""
+        lines.append(f"{method.name or ''} {own}")
     return with_controls([parse_entry(line) for line in lines])
 
 

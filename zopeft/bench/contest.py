@@ -151,6 +151,7 @@ def _row(contender: Contender, key: str, role: str, seed: int, out: Outcome) -> 
         "train_loss": finite(out.tail),
         "curve": out.curve(),
         "seconds": round(out.seconds, 3),
+        "peak_bytes": out.peak_bytes,
         "versions": versions(),
         "hardware": hardware(),
         "commit": commit(),

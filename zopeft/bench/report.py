@@ -62,7 +62,8 @@ class Standing:
         pairs_auto: Seeds that both have run at lr=auto.
         diverged: Reported runs that diverged, those at lr=auto included.
         runs: Reported runs.
-        seconds: Mean time of a reported run.
+        step_seconds: Mean time of a step, reported runs.
+        peak_bytes: Most GPU memory of a reported run; None on a CPU.
     """
 
     entry: str
@@ -86,7 +87,8 @@ class Standing:
     pairs_auto: int
     diverged: int
     runs: int
-    seconds: float | None
+    step_seconds: float | None
+    peak_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,8 @@ def _standing(entry: str, rows: Sequence[Row]) -> Standing:
         pairs_auto=len(auto.keys() & base_auto.keys()),
         diverged=sum(row["diverged"] for row in reported),
         runs=len(reported),
-        seconds=_mean([row["seconds"] for row in reported]),
+        step_seconds=_mean([row["seconds"] / row["steps"] for row in reported if row["steps"]]),
+        peak_bytes=max((row["peak_bytes"] or 0 for row in reported), default=0) or None,
     )
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from zopeft.bench.body import Body, batches
@@ -40,6 +41,7 @@ class Outcome:
         spent: Forward passes after each step.
         diverged: Whether the run broke off, or its end is not finite.
         seconds: Time of the steps.
+        peak_bytes: Most GPU memory used; None on a CPU, where it cannot be told by run.
     """
 
     lr: float
@@ -51,6 +53,7 @@ class Outcome:
     spent: list[int] = field(default_factory=list)
     diverged: bool = False
     seconds: float = 0.0
+    peak_bytes: int | None = None
 
     @property
     def tail(self) -> float:
@@ -185,9 +188,13 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
         except RunError:
             return Outcome(math.nan, "no finite loss", diverged=True)
     budget = bench.forwards - (out.calibration if bench.count_calibration else 0)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     started = time.perf_counter()
     out.diverged = not _steps(method, loss, feed, budget, out)
     out.seconds = time.perf_counter() - started
+    if torch.cuda.is_available():
+        out.peak_bytes = int(torch.cuda.max_memory_allocated())
     out.steps = len(out.losses)
     out.forwards = out.calibration + loss.forwards
     offset = out.calibration if bench.count_calibration else 0

@@ -19,6 +19,7 @@ NOTES = (
     "validation loss.",
     "auto: training loss at lr=auto within the same budget; ratio: that over the loss at the "
     "best learning rate, same seeds.",
+    "s/step: seconds a step, validation left out; GB: most GPU memory of a run.",
 )
 """What the columns mean."""
 
@@ -37,7 +38,8 @@ def columns(cell: CellReport) -> list[str]:
     metric = [cell.metric_name] if cell.metric_name else []
     return [
         *("entry", "lr", "train loss", "val loss", *metric, "forwards", "saving", "wins"),
-        *("auto lr", "auto", "ratio", "auto wins"),
+        *("auto lr", "auto", "ratio", "auto wins", "s/step"),
+        *(["GB"] if any(one.peak_bytes for one in cell.standings) else []),
     ]
 
 
@@ -59,6 +61,8 @@ def cells_of_row(one: Standing, cell: CellReport) -> list[str]:
         _spread(one.auto),
         "-" if one.auto_ratio is None else _number(one.auto_ratio),
         _share(one.wins_auto, one.pairs_auto),
+        "-" if one.step_seconds is None else f"{one.step_seconds:.3g}",
+        *([] if "GB" not in columns(cell) else [f"{(one.peak_bytes or 0) / 1e9:.1f}"]),
     ]
 
 

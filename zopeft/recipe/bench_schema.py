@@ -19,6 +19,8 @@ class BenchSection:
         entries: Who competes, one line each: a method, a fine-tuner and options, as in
             "mezo clip=1" or "finetuner FOLDER" (see `zopeft.bench.entry`). MeZO and the
             controls of every fine-tuner are added.
+        finetuners: Folders or hub ids of fine-tuners that compete, too; ``{model}`` in them
+            stands for the model's name.
         forwards: Budget of one run in forward passes; a backward pass costs as much as two.
         count_calibration: Whether the forward passes with which lr=auto is found count.
         grid: Learning rates of an entry's grid, around the one that it proposes.
@@ -36,6 +38,7 @@ class BenchSection:
     tasks: tuple[str, ...] = named((), "task")
     spaces: tuple[str, ...] = named((), "peft")
     entries: tuple[str, ...] = ()
+    finetuners: tuple[str, ...] = ()
     forwards: int = number(1000, low=4)
     count_calibration: bool = True
     grid: int = number(5, low=1)

@@ -17,7 +17,7 @@ from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
 
-_TOP = ("job", "about", "spaces", "tasks", "small")
+_TOP = ("job", "about", "models", "spaces", "tasks", "small")
 
 
 @dataclass(frozen=True)

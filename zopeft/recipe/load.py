@@ -1,7 +1,7 @@
 """Recipe files, overrides and flags, read into one checked `Recipe`.
 
-Later sources win: the defaults, the recipe file, the file's settings for the chosen task and
-space, those for its small twin, ``key.sub=value`` overrides, flags.
+Later sources win: the defaults, the recipe file, the file's settings for the chosen
+model, task and space, those for its small twin, ``key.sub=value`` overrides, flags.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ from zopeft.recipe.check import Setting, check_settings, flatten
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import Recipe
 
-CHOICES = {"tasks": "task.name", "spaces": "peft.name"}
-"""Parts of a recipe that hold settings for one choice, and the key that chooses; a space's
-settings go over a task's."""
+CHOICES = {"models": "model.name", "tasks": "task.name", "spaces": "peft.name"}
+"""Parts of a recipe that hold settings for one choice, and the key that chooses; a task's
+settings go over a model's, a space's over a task's."""
+KINDS = {"models": "model", "tasks": "task", "spaces": "peft"}
+"""The registries of their names."""
 SMALL = "small"
 """The part of a recipe that turns it into its small twin."""
 
@@ -157,7 +159,7 @@ def _late(
 def _chosen_settings(
     layer: Mapping[str, Any], label: str, settings: Sequence[Setting], problems: list[str]
 ) -> list[Setting]:
-    """Returns what the recipe says for the chosen task and the chosen space alone."""
+    """Returns what the recipe says for the chosen model, task and space alone."""
     found: list[Setting] = []
     for top, key in CHOICES.items():
         entries = layer.get(top) or {}
@@ -170,7 +172,7 @@ def _chosen_settings(
             if not isinstance(values, Mapping):
                 problems.append(explain(where, "must hold sections", str(values)))
                 continue
-            wrong = unknown("peft" if top == "spaces" else "task", str(name))
+            wrong = unknown(KINDS[top], str(name))
             problems += [f"{where}: {wrong}"] if wrong else []
             laid = flatten(values, where, problems)
             found += laid if given and given[-1] == name else []
@@ -187,7 +189,7 @@ def _small_settings(layer: Mapping[str, Any], label: str, problems: list[str]) -
 
 
 def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
-    """Checks one recipe: as it stands, and once for each space and task it has settings for.
+    """Checks one recipe: as it stands, and once for each model, task and space it names.
 
     Args:
         recipe: Name or file.

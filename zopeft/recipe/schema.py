@@ -197,6 +197,7 @@ class Recipe:
         training: How long.
         meta: How a fine-tuner is learned.
         bench: Who is compared with whom.
+        models: Settings of single models, laid over the rest when the model is chosen.
         spaces: Settings of single spaces (``full``, ``lora``), laid over the rest when the
             space is chosen.
         tasks: Settings of single tasks, laid over the rest when the task is chosen.
@@ -212,6 +213,7 @@ class Recipe:
     training: TrainingSection = field(default_factory=TrainingSection)
     meta: MetaSection = field(default_factory=MetaSection)
     bench: BenchSection = field(default_factory=BenchSection)
+    models: dict[str, Any] = field(default_factory=dict)
     spaces: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
@@ -220,7 +222,7 @@ class Recipe:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
         plain["meta"]["tasks"] = list(self.meta.tasks)
-        for overlay in ("spaces", "tasks", "small"):
+        for overlay in ("models", "spaces", "tasks", "small"):
             plain.pop(overlay)
         bench = plain.pop("bench")
         if self.job == "bench":
