@@ -1,15 +1,17 @@
 """Runs of a bench: budgets, pairing, rows, resuming, workers and the command."""
 
 import json
+import queue
 from dataclasses import replace
 
 import pytest
 import torch
 
-from zopeft.bench import contest
+from zopeft.bench import contest, pool
 from zopeft.bench.bench import bench
 from zopeft.bench.body import Bodies, batches
 from zopeft.bench.cells import Request, cells_of
+from zopeft.bench.contest import Contender
 from zopeft.bench.entry import Entry, parse_entry
 from zopeft.bench.rows import read_rows
 from zopeft.bench.run import propose, run
@@ -161,7 +163,7 @@ def test_lr_auto_is_the_centre_of_the_grid(cell):
 
 
 def test_a_run_that_diverges_is_recorded(request_of, tmp_path):
-    overrides = ("bench.lrs=[1e30]", "bench.auto=false", "bench.seeds=1", "method.max_bad_steps=2")
+    overrides = ("bench.lrs=[1e45]", "bench.auto=false", "bench.seeds=1", "method.max_bad_steps=2")
     summary = bench(request_of(*overrides), str(tmp_path / "out"))
     rows = [r for r in read_rows(tmp_path / "out") if r["role"] != "centre"]
     assert len(rows) == 2
@@ -184,11 +186,17 @@ def test_workers_make_the_same_rows(request_of, tmp_path):
     assert found[0] == found[1]
 
 
-def test_a_worker_tells_what_is_wrong(request_of, tmp_path):
-    words = ("bench.workers=2", "bench.seeds=1")
-    request = request_of(*words, bench__entries=["mezo clip=1", "mezo eps=-1"])
-    with pytest.raises(InputError, match="eps: out of range"):
-        bench(request, str(tmp_path / "out"))
+def test_a_worker_tells_what_is_wrong(cell, monkeypatch):
+    monkeypatch.setattr(pool.signal, "signal", lambda *_: None)
+    told = []
+    for entry in (parse_entry("mezo eps=-1"), Entry("nonsense")):
+        todo, heard = queue.Queue(), queue.Queue()
+        todo.put(Contender(cell, entry))
+        pool._work(todo, heard, {})
+        told.append(heard.get())
+    assert told[0][0] == "input"
+    assert "eps: out of range" in told[0][1]
+    assert told[1][0] in ("input", "error")
 
 
 def test_models_tasks_and_spaces_are_crossed(tmp_path):
@@ -212,7 +220,7 @@ def test_the_command(zopeft_command, tiny_model, tiny_data, tmp_path):
     assert (record["status"], record["entries"]) == ("done", ["mezo"])
     code, out, _ = zopeft_command("bench", "--report", tmp_path / "out")
     assert code == 0
-    assert "20 forward passes a run" in out
+    assert "sst2, full: 20 forward passes" in out
     assert "holds files" in zopeft_command.refused(*words)
 
 

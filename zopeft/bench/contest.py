@@ -149,6 +149,9 @@ def _row(contender: Contender, key: str, role: str, seed: int, out: Outcome) -> 
         "calibration": out.calibration,
         "diverged": out.diverged,
         "train_loss": finite(out.tail),
+        "val_loss": None,
+        "metric": None,
+        "metric_name": None,
         "curve": out.curve(),
         "seconds": round(out.seconds, 3),
         "peak_bytes": out.peak_bytes,
@@ -162,14 +165,13 @@ def _scores(cell: Cell, body: Body, out: Outcome, role: str) -> dict[str, Any]:
     """Returns a run's validation loss and, where it is reported, its metric."""
     from zopeft.tasks.evaluation import evaluate, mean_loss
 
-    empty: dict[str, Any] = {"val_loss": None, "metric": None, "metric_name": None}
     if out.diverged or not out.steps:
-        return empty
+        return {}
     recipe, model = cell.recipe, body.blocks.model
     size = recipe.training.eval_batch_size
     if role == "grid" or not recipe.bench.metric:
         loss = mean_loss(model, body.tokenizer, body.task, body.validation, size, body.length)
-        return {**empty, "val_loss": finite(loss)}
+        return {"val_loss": finite(loss)}
     found = evaluate(model, body.tokenizer, body.task, body.validation, size, body.length)
     name = "accuracy" if "accuracy" in found else "f1"
     return {"val_loss": finite(found["loss"]), "metric": found[name], "metric_name": name}

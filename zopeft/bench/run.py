@@ -214,7 +214,7 @@ def _steps(
         try:
             if loss.gradients:
                 method.zero_grad()
-            value = float(method.step(loss))
+            value = float(method.step(loss).detach())
         except RunError:
             return False
         cost = loss.forwards - before
