@@ -139,6 +139,34 @@ def test_numbers_as_yaml_reads_them():
     assert made.method.lr == "auto"
 
 
+def test_lists_of_numbers():
+    made = load_recipe("bench", None, ["bench.lrs=[1e-7, 1.0e-6, 1]"])
+    assert made.bench.lrs == (1e-7, 1e-6, 1.0)
+    assert load_recipe("bench", None, ["bench.lrs=1e-3"]).bench.lrs == (1e-3,)
+    assert "must be a list of numbers" in problem("bench", None, ["bench.lrs=[1, x]"])
+    assert "bench.lrs: must be more than 0, got -1" in problem("bench", None, ["bench.lrs=[1, -1]"])
+
+
+def test_a_small_twin_is_laid_over_the_task(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "tasks: {sst2: {task: {max_length: 9}}}\n"
+        "models: {gpt2: {training: {batch_size: 3}}}\n"
+        "small: {task: {max_length: 8}}\n"
+    )
+    flags = {"task.name": ("--task", "sst2"), "model.name": ("MODEL", "gpt2")}
+    made = load_recipe("bench", str(file), flags=flags)
+    assert (made.task.max_length, made.training.batch_size) == (9, 3)
+    assert load_recipe("bench", str(file), flags=flags, small=True).task.max_length == 8
+    late = load_recipe("bench", str(file), ["task.max_length=10"], flags, small=True)
+    assert late.task.max_length == 10
+    file.write_text("small: {task: {max_lenth: 8}}\n")
+    with pytest.raises(InputError, match="did you mean 'task.max_length'"):
+        check_recipe(str(file), "bench")
+    file.write_text("models: {gpt3: {}}\n")
+    assert "unknown model" in problem("bench", str(file))
+
+
 def test_options_of_the_adapter_are_merged(tmp_path):
     file = tmp_path / "own.yaml"
     file.write_text("peft: {name: lora, options: {r: 4, lora_alpha: 8}}\n")
