@@ -161,7 +161,7 @@ def test_a_small_twin_is_laid_over_the_task(tmp_path):
     late = load_recipe("bench", str(file), ["task.max_length=10"], flags, small=True)
     assert late.task.max_length == 10
     file.write_text("small: {task: {max_lenth: 8}}\n")
-    with pytest.raises(InputError, match="did you mean 'task.max_length'"):
+    with pytest.raises(InputError, match=r"did you mean 'task\.max_length'"):
         check_recipe(str(file), "bench")
     file.write_text("models: {gpt3: {}}\n")
     assert "unknown model" in problem("bench", str(file))
