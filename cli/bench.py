@@ -138,5 +138,7 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) ->
     from .output import rows_table
 
     table = rows_table(title, columns, rows)
-    table.box = box.SIMPLE_HEAD
+    table.box, table.padding = box.SIMPLE_HEAD, (0, 1, 0, 0)
+    for column in table.columns[1:]:
+        column.no_wrap = True
     return table

@@ -11,14 +11,17 @@ from typing import Any
 from zopeft.bench.grid import best_of
 from zopeft.bench.report import CellReport, grid_losses, reported_runs, smoothed
 from zopeft.bench.rows import Row
+from zopeft.bench.tables import short_name
 
 COLUMNS = 4
 """Panels in a row."""
 # Okabe and Ito's colours, told apart by the colour-blind; MeZO is black.
 PALETTE = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6F00")
-STYLES = ("-", "--", ":", "-.")
+CONTROL_LINES = {"shuffled": "--", "untrained": ":"}
 
-Panel = Callable[[Any, CellReport, Sequence[Row]], None]
+Panel = Callable[[Any, "Lines"], None]
+Lines = Sequence[tuple[dict[str, Any], list[Row]]]
+"""Each entry's style and rows."""
 
 
 def draw_curves(cells: Sequence[CellReport], rows: Sequence[Row], file: Path) -> None:
@@ -53,18 +56,22 @@ def _draw(
 ) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
     across = min(COLUMNS, len(cells))
     down = math.ceil(len(cells) / across)
-    names = list(dict.fromkeys(one.entry for cell in cells for one in cell.standings))
-    legend = 0.25 * math.ceil(len(names) / max(1, across)) + 0.2
+    names = {one.entry: one.name for cell in cells for one in cell.standings}
+    styles = _styles(list(names))
+    legend = 0.25 * math.ceil(len(names) / across) + 0.2
     figure = Figure(figsize=(3.6 * across + 0.4, 2.9 * down + legend), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(down, across, squeeze=False)
     for index, cell in enumerate(cells):
         axes = grid[index // across][index % across]
         place = (cell.model, cell.task, cell.space)
-        panel(axes, cell, [r for r in rows if (r["model"], r["task"], r["space"]) == place])
+        own = [r for r in rows if (r["model"], r["task"], r["space"]) == place]
+        entries = [one.entry for one in cell.standings]
+        panel(axes, [(styles[one], [r for r in own if r["entry"] == one]) for one in entries])
         axes.set_title(f"{Path(cell.model).name}, {cell.task}, {cell.space}", fontsize=9)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.tick_params(labelsize=8)
@@ -75,48 +82,35 @@ def _draw(
             axes.set_xlabel(xlabel, fontsize=9)
     for index in range(len(cells), across * down):
         grid[index // across][index % across].set_visible(False)
-    _legend(figure, cells, names, across)
+    lines = [Line2D([], [], **styles[one], label=short_name(names[one], 44)) for one in names]
+    place = {"loc": "outside lower center", "ncols": across, "frameon": False, "fontsize": 8}
+    figure.legend(handles=lines, **place)
     figure.savefig(file, dpi=130)
 
 
-def _legend(figure: Any, cells: Sequence[CellReport], names: Sequence[str], across: int) -> None:
-    from matplotlib.lines import Line2D
-
-    shown = {one.entry: one.name for cell in cells for one in cell.standings}
-    lines = [
-        Line2D([], [], **_style(names.index(entry)), label=_short(shown[entry])) for entry in names
-    ]
-    figure.legend(
-        handles=lines, loc="outside lower center", ncols=max(1, across), frameon=False, fontsize=8
-    )
+def _styles(entries: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Returns each entry's line: a control has its fine-tuner's colour, broken and beneath it."""
+    plain = list(dict.fromkeys(_without_control(entry) for entry in entries))
+    return {entry: _style(entry, plain.index(_without_control(entry))) for entry in entries}
 
 
-def _short(name: str, most: int = 44) -> str:
-    """Returns a name with its long paths cut to their last part."""
-    words = [word if "/" not in word else Path(word).name for word in name.split()]
-    text = " ".join(words)
-    return text if len(text) <= most else text[: most - 1] + "…"
+def _without_control(entry: str) -> str:
+    return " ".join(word for word in entry.split() if word not in CONTROL_LINES)
 
 
-def _style(index: int) -> dict[str, Any]:
+def _style(entry: str, index: int) -> dict[str, Any]:
+    broken = [CONTROL_LINES[word] for word in entry.split() if word in CONTROL_LINES]
     return {
         "color": PALETTE[index % len(PALETTE)],
-        "linestyle": STYLES[index // len(PALETTE) % len(STYLES)],
-        "linewidth": 1.8 if index == 0 else 1.4,
+        "linestyle": broken[0] if broken else "-",
+        "linewidth": 1.2 if broken else 1.7,
+        "zorder": 2.2 if broken else 2.5,
     }
 
 
-def _places(cell: CellReport, rows: Sequence[Row]) -> list[tuple[int, list[Row]]]:
-    """Returns each entry's number, which chooses its colour, and its rows."""
-    return [
-        (index, [row for row in rows if row["entry"] == one.entry])
-        for index, one in enumerate(cell.standings)
-    ]
-
-
-def _curves(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
+def _curves(axes: Any, entries: Lines) -> None:
     bottoms, tops = [], []
-    for index, mine in _places(cell, rows):
+    for style, mine in entries:
         fresh, _ = reported_runs(mine)
         lines = [smoothed(row["curve"]) for row in fresh.values() if not row["diverged"]]
         lines = [line for line in lines if line]
@@ -127,27 +121,25 @@ def _curves(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
         values = [[line[k][1] for line in lines] for k in range(length)]
         means = [statistics.fmean(group) for group in values]
         low, high = [min(group) for group in values], [max(group) for group in values]
-        style = _style(index)
         if len(lines) > 1:
             axes.fill_between(at, low, high, color=style["color"], alpha=0.12, linewidth=0)
         axes.plot(at, means, **style)
-        finite = [value for value in means if math.isfinite(value)]
-        bottoms += [min(finite)] if finite else []
-        tops += [finite[0]] if finite else []
+        finite = sorted(value for value in means if math.isfinite(value))
+        bottoms += finite[:1]
+        tops += finite[-1 - len(finite) // 20 :][:1]
     axes.set_xlim(left=0)
     _limits(axes, bottoms, tops)
 
 
-def _rates(axes: Any, cell: CellReport, rows: Sequence[Row]) -> None:
+def _rates(axes: Any, entries: Lines) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-    grids = {index: grid_losses(mine) for index, mine in _places(cell, rows)}
-    finite = [[loss for loss in tried.values() if math.isfinite(loss)] for tried in grids.values()]
+    grids = [grid_losses(mine) for _, mine in entries]
+    finite = [[loss for loss in tried.values() if math.isfinite(loss)] for tried in grids]
     finite = [losses for losses in finite if losses]
     _limits(axes, [min(losses) for losses in finite], list(map(statistics.median, finite)))
     ceiling = axes.get_ylim()[1]
-    for index, mine in _places(cell, rows):
-        tried, style = grids[index], _style(index)
+    for tried, (style, mine) in zip(grids, entries, strict=True):
         if not tried:
             continue
         # What blew up is drawn at the upper edge.

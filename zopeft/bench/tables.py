@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from zopeft.bench.report import CellReport, Spread, Standing, totals
@@ -67,16 +68,23 @@ def cells_of_row(one: Standing, cell: CellReport) -> list[str]:
 
 
 def brief(cell: CellReport) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows that fit a terminal: means alone, and fewer of them."""
+    """Returns columns and rows that fit a terminal: fewer of them, and short."""
     metric = [cell.metric_name] if cell.metric_name else []
-    head = ["entry", "lr", "train loss", "val loss", *metric, "saving", "wins", "auto"]
+    head = ["entry", "lr", "train loss", *metric, "saving", "wins", "auto"]
     rows = []
     for one in cell.standings:
         full = dict(zip(columns(cell), cells_of_row(one, cell), strict=True))
-        short = {key: full[key].partition(" ")[0] for key in ("val loss", "auto", *metric)}
-        short |= {"wins": _share(one.wins, one.pairs)}
+        short = {key: full[key].partition(" ")[0] for key in ("auto", *metric)}
+        short["entry"] = short_name(one.name, 60)
+        short["train loss"] = full["train loss"].replace(" ± ", "±").partition(" ")[0]
         rows.append([{**full, **short}[name] for name in head])
     return head, rows
+
+
+def short_name(name: str, most: int) -> str:
+    """Returns a name with its paths cut to their last part, `most` letters at most."""
+    text = " ".join(word if "/" not in word else Path(word).name for word in name.split())
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def total_columns() -> list[str]:
