@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import typer
 
+from .bench import bench
 from .blocks import blocks
 from .demo import demo
 from .estimate import estimate
@@ -35,6 +36,7 @@ app = typer.Typer(
 app.command("meta-train")(meta_train)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
+app.command("bench")(bench)
 app.command("blocks")(blocks)
 app.command("estimate")(estimate)
 app.add_typer(finetuner_app, name="finetuner")

@@ -90,8 +90,8 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
     Raises:
         InputError: There is more than one model.
     """
-    overrides = [word for word in words or () if _is_override(word)]
-    models = [word for word in words or () if not _is_override(word)]
+    overrides = [word for word in words or () if is_override(word)]
+    models = [word for word in words or () if not is_override(word)]
     if len(models) > 1:
         raise input_error(
             "MODEL", "one model at a time", ", ".join(models), "overrides are key.sub=value"
@@ -99,7 +99,8 @@ def split_words(words: Sequence[str] | None) -> tuple[str | None, list[str]]:
     return (models[0] if models else None), overrides
 
 
-def _is_override(word: str) -> bool:
+def is_override(word: str) -> bool:
+    """Tells an override from a model: it has an = and is no file."""
     return "=" in word and not Path(word).exists()
 
 

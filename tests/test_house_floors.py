@@ -22,6 +22,7 @@ FLOORS = {
     "training": 4,
     "meta": 4,
     "recipe": 5,
+    "bench": 5,
     "recipes": 5,
     "cli": 6,
 }
@@ -29,6 +30,7 @@ NEIGHBOURS = {
     ("kernels", "noise"),
     ("registry", "errors"),
     ("training", "journal"),
+    ("bench", "recipe"),
 }
 # The embedded model's own scripts (its __init__ only says where the files lie) use any room
 # below the recipes.

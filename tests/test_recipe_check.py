@@ -5,6 +5,8 @@ import json
 import pytest
 import yaml
 
+from zopeft.bench.bench import entries_of
+from zopeft.bench.cells import Request, cells_of
 from zopeft.errors import InputError
 from zopeft.recipe.load import check_recipe, load_recipe, recipe_path, shipped_recipes
 from zopeft.recipe.schema import Recipe
@@ -28,8 +30,11 @@ def test_defaults_of_each_job():
 @pytest.mark.parametrize("name", sorted(shipped_recipes()))
 def test_shipped_recipes_are_right(name):
     made = check_recipe(name)
-    job = name.rpartition("/")[2]
-    assert made[0].job == job
+    folder, _, job = name.rpartition("/")
+    if folder == "bench":
+        assert made[0].job == ("meta-train" if job == "paper-table8" else "bench")
+    else:
+        assert made[0].job == job
     assert made[0].about
     if job == "tune":
         assert {r.task.name for r in made} == {
@@ -39,9 +44,51 @@ def test_shipped_recipes_are_right(name):
 
 
 def test_there_are_recipes_for_five_models():
-    folders = {name.partition("/")[0] for name in shipped_recipes()}
+    names = [name for name in shipped_recipes() if not name.startswith("bench/")]
+    folders = {name.partition("/")[0] for name in names}
     assert folders == {*("embedded", "llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "opt-30b")}
-    assert len(shipped_recipes()) == 10
+    assert len(names) == 10
+
+
+BENCHES = [
+    *("embedded", "local"),
+    *(f"paper-table{number}" for number in range(1, 9)),
+    *(f"figure{number}" for number in range(2, 7)),
+]
+
+
+def test_there_is_a_bench_for_every_table_and_figure():
+    names = [name.partition("/")[2] for name in shipped_recipes() if name.startswith("bench/")]
+    assert sorted(names) == sorted(BENCHES)
+
+
+@pytest.mark.parametrize("name", [name for name in BENCHES if name != "paper-table8"])
+def test_every_bench_makes_cells_and_has_a_small_twin(name):
+    recipe, cells = cells_of(Request(f"bench/{name}"))
+    assert len(cells) == len(recipe.bench.models or [1]) * len(recipe.bench.tasks)
+    assert entries_of(recipe)[0].line == "mezo"
+    if name.startswith(("paper", "figure")):
+        assert {cell.recipe.model.dtype for cell in cells} <= {"bfloat16", "float16"}
+    small, few = cells_of(Request(f"bench/{name}", small=True))
+    assert {cell.model for cell in few} == {"embedded"}
+    assert {cell.recipe.model.dtype for cell in few} == {"auto"}
+    assert small.bench.lrs == ()
+    assert all(cell.recipe.bench.lrs == () for cell in few)
+    assert small.bench.forwards < 1000
+
+
+def test_a_bench_has_settings_of_single_models():
+    _, cells = cells_of(Request("bench/paper-table1"))
+    assert len(cells) == 28
+    forwards = {cell.model: cell.recipe.bench.forwards for cell in cells}
+    assert forwards == {
+        **{"llama-3.2-1b": 40000, "llama-3.1-8b": 40000},
+        **{"qwen2.5-14b": 20000, "opt-30b": 20000},
+    }
+    batch = {cell.model: cell.recipe.training.batch_size for cell in cells}
+    assert (batch["qwen2.5-14b"], batch["opt-30b"]) == (16, 4)
+    assert {len(cell.recipe.bench.lrs) for cell in cells if cell.task == "wsc"} == {4}
+    assert {len(cell.recipe.bench.lrs) for cell in cells if cell.task != "wsc"} == {3}
 
 
 @pytest.mark.parametrize(
@@ -90,6 +137,34 @@ def test_numbers_as_yaml_reads_them():
     assert made.training.steps == 1000
     assert isinstance(made.training.steps, int)
     assert made.method.lr == "auto"
+
+
+def test_lists_of_numbers():
+    made = load_recipe("bench", None, ["bench.lrs=[1e-7, 1.0e-6, 1]"])
+    assert made.bench.lrs == (1e-7, 1e-6, 1.0)
+    assert load_recipe("bench", None, ["bench.lrs=1e-3"]).bench.lrs == (1e-3,)
+    assert "must be a list of numbers" in problem("bench", None, ["bench.lrs=[1, x]"])
+    assert "bench.lrs: must be more than 0, got -1" in problem("bench", None, ["bench.lrs=[1, -1]"])
+
+
+def test_a_small_twin_is_laid_over_the_task(tmp_path):
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        "tasks: {sst2: {task: {max_length: 9}}}\n"
+        "models: {gpt2: {training: {batch_size: 3}}}\n"
+        "small: {task: {max_length: 8}}\n"
+    )
+    flags = {"task.name": ("--task", "sst2"), "model.name": ("MODEL", "gpt2")}
+    made = load_recipe("bench", str(file), flags=flags)
+    assert (made.task.max_length, made.training.batch_size) == (9, 3)
+    assert load_recipe("bench", str(file), flags=flags, small=True).task.max_length == 8
+    late = load_recipe("bench", str(file), ["task.max_length=10"], flags, small=True)
+    assert late.task.max_length == 10
+    file.write_text("small: {task: {max_lenth: 8}}\n")
+    with pytest.raises(InputError, match=r"did you mean 'task\.max_length'"):
+        check_recipe(str(file), "bench")
+    file.write_text("models: {gpt3: {}}\n")
+    assert "unknown model" in problem("bench", str(file))
 
 
 def test_options_of_the_adapter_are_merged(tmp_path):

@@ -12,7 +12,7 @@ from zopeft.models import attach, load_model
 from zopeft.tasks import evaluate, load_rows, load_task
 from zopeft.tasks.answers import exact_match, f1, normalize
 from zopeft.tasks.encoding import encode_prompts
-from zopeft.tasks.evaluation import fit_length
+from zopeft.tasks.evaluation import fit_length, mean_loss
 from zopeft.tasks.generation import generate
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -134,3 +134,16 @@ def test_normalisation_is_squads():
     assert f1("cat", ["cat cat"]) == pytest.approx(2 / 3)
     assert f1(" France\n", [" in France\n", " France\n"]) == 1.0
     assert f1("The", ["the"]) == 1.0
+
+
+@pytest.mark.parametrize("name", ["sst2", "copa", "squad"])
+def test_the_loss_alone_is_that_of_the_evaluation(tiny_model, name):
+    model, tokenizer = load_model(str(tiny_model))
+    task = replace(load_task(name), max_new_tokens=1)
+    rows = load_rows(task, "validation", embedded=True, limit=7)
+    tasks = [task, replace(task, loss="choice")] if task.kind == "choice" else [task]
+    for one in tasks:
+        whole = evaluate(model, tokenizer, one, rows, 3, 128)["loss"]
+        assert mean_loss(model, tokenizer, one, rows, 4, 128) == pytest.approx(whole, rel=1e-5)
+    with pytest.raises(InputError, match="no rows"):
+        mean_loss(model, tokenizer, task, [])

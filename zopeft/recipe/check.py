@@ -17,7 +17,7 @@ from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
 
-_TOP = ("job", "about", "spaces", "tasks")
+_TOP = ("job", "about", "models", "spaces", "tasks", "small")
 
 
 @dataclass(frozen=True)
@@ -94,14 +94,15 @@ def _field(key: str) -> tuple[type, Field[Any]] | None:
 
 def _problem(setting: Setting, value: Any, metadata: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with a value of the right type: its range or its name."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        low, above, high = (metadata.get(name) for name in ("low", "above", "high"))
-        if low is not None and value < low:
-            return explain(setting.where, f"must be at least {low:g}", value)
-        if above is not None and value <= above:
-            return explain(setting.where, f"must be more than {above:g}", value)
-        if high is not None and value > high:
-            return explain(setting.where, f"must be at most {high:g}", value)
+    for part in value if isinstance(value, tuple) else (value,):
+        if isinstance(part, int | float) and not isinstance(part, bool):
+            low, above, high = (metadata.get(name) for name in ("low", "above", "high"))
+            if low is not None and part < low:
+                return explain(setting.where, f"must be at least {low:g}", part)
+            if above is not None and part <= above:
+                return explain(setting.where, f"must be more than {above:g}", part)
+            if high is not None and part > high:
+                return explain(setting.where, f"must be at most {high:g}", part)
     kind = metadata.get("registry")
     if kind and value:
         for name in value if isinstance(value, tuple) else (value,):

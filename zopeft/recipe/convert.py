@@ -21,8 +21,8 @@ def convert(value: Any, hint: Any) -> Any:
 
     Args:
         value: What YAML gave.
-        hint: The field's annotation: a plain type, a Literal, a union, ``tuple[str, ...]``
-            or ``dict[str, Any]``.
+        hint: The field's annotation: a plain type, a Literal, a union, ``tuple[str, ...]``,
+            ``tuple[float, ...]`` or ``dict[str, Any]``.
 
     Raises:
         MismatchError: `value` cannot be read as `hint`.
@@ -35,7 +35,8 @@ def convert(value: Any, hint: Any) -> Any:
             return value
         raise MismatchError("must be one of " + ", ".join(str(a) for a in get_args(hint)))
     if origin is tuple:
-        return _convert_names(value)
+        kind = get_args(hint)[0]
+        return _convert_names(value) if kind is str else _convert_numbers(value, kind)
     if origin is dict:
         if isinstance(value, dict):
             return dict(value)
@@ -75,6 +76,15 @@ def _convert_names(value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(v, str) for v in value):
         return tuple(value)
     raise MismatchError("must be a list of names")
+
+
+def _convert_numbers(value: Any, kind: type) -> tuple[Any, ...]:
+    """Returns one number or a list of numbers as a tuple."""
+    numbers = value if isinstance(value, list | tuple) else [value]
+    try:
+        return tuple(_convert_plain(number, kind) for number in numbers)
+    except MismatchError:
+        raise MismatchError("must be a list of numbers") from None
 
 
 def _convert_plain(value: Any, hint: Any) -> Any:

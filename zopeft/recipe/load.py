@@ -1,7 +1,7 @@
 """Recipe files, overrides and flags, read into one checked `Recipe`.
 
-Later sources win: the defaults, the recipe file, the file's settings for the chosen task and
-space, ``key.sub=value`` overrides, flags.
+Later sources win: the defaults, the recipe file, the file's settings for the chosen
+model, task and space, those for its small twin, ``key.sub=value`` overrides, flags.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ from zopeft.recipe.check import Setting, check_settings, flatten
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import Recipe
 
-CHOICES = {"tasks": "task.name", "spaces": "peft.name"}
-"""Parts of a recipe that hold settings for one choice, and the key that chooses; a space's
-settings go over a task's."""
+CHOICES = {"models": "model.name", "tasks": "task.name", "spaces": "peft.name"}
+"""Parts of a recipe that hold settings for one choice, and the key that chooses; a task's
+settings go over a model's, a space's over a task's."""
+KINDS = {"models": "model", "tasks": "task", "spaces": "peft"}
+"""The registries of their names."""
+SMALL = "small"
+"""The part of a recipe that turns it into its small twin."""
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -98,15 +102,17 @@ def load_recipe(
     overrides: Sequence[str] = (),
     flags: Mapping[str, tuple[str, Any]] | None = None,
     stored: Mapping[str, Any] | None = None,
+    small: bool = False,
 ) -> Recipe:
     """Returns the checked recipe of one run.
 
     Args:
-        job: "tune", "meta-train" or "eval".
+        job: "tune", "meta-train", "eval" or "bench".
         recipe: Name or file of a recipe; None starts from the defaults.
         overrides: ``key.sub=value`` texts.
         flags: Dotted key to (the flag's name, its value); None values are left out.
         stored: The recipe of an earlier run, to be continued; the lowest layer.
+        small: Whether the recipe's small twin is wanted: its ``small`` sections on top.
 
     Raises:
         InputError: Something is wrong; its one line lists every problem.
@@ -127,8 +133,9 @@ def load_recipe(
         settings += flatten(layer, label, problems)
     late = _late(overrides, flags or {}, problems)
     settings += _chosen_settings(layer, label, [*settings, *late], problems)
+    settings += _small_settings(layer, label, problems) if small else []
     settings += late
-    settings = [s for s in settings if s.key not in ("job", *CHOICES)]
+    settings = [s for s in settings if s.key not in ("job", SMALL, *CHOICES)]
     settings.append(Setting("job", job, "job"))
     return check_settings(settings, problems)
 
@@ -152,7 +159,7 @@ def _late(
 def _chosen_settings(
     layer: Mapping[str, Any], label: str, settings: Sequence[Setting], problems: list[str]
 ) -> list[Setting]:
-    """Returns what the recipe says for the chosen task and the chosen space alone."""
+    """Returns what the recipe says for the chosen model, task and space alone."""
     found: list[Setting] = []
     for top, key in CHOICES.items():
         entries = layer.get(top) or {}
@@ -165,15 +172,24 @@ def _chosen_settings(
             if not isinstance(values, Mapping):
                 problems.append(explain(where, "must hold sections", str(values)))
                 continue
-            wrong = unknown("peft" if top == "spaces" else "task", str(name))
+            wrong = unknown(KINDS[top], str(name))
             problems += [f"{where}: {wrong}"] if wrong else []
             laid = flatten(values, where, problems)
             found += laid if given and given[-1] == name else []
     return found
 
 
+def _small_settings(layer: Mapping[str, Any], label: str, problems: list[str]) -> list[Setting]:
+    """Returns what the recipe says for its small twin alone."""
+    values, where = layer.get(SMALL), f"{label or '--small'}: {SMALL}"
+    if not isinstance(values, Mapping):
+        problems.append(explain(where, "the recipe has no small twin", do="leave out --small"))
+        return []
+    return flatten(values, where, problems)
+
+
 def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
-    """Checks one recipe: as it stands, and once for each space and task it has settings for.
+    """Checks one recipe: as it stands, and once for each model, task and space it names.
 
     Args:
         recipe: Name or file.
@@ -191,4 +207,6 @@ def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
     for top, key in CHOICES.items():
         for name in layer.get(top) or {}:
             made.append(load_recipe(job, recipe, flags={key: (f"{top}.{name}", name)}))
+    if SMALL in layer:
+        made.append(load_recipe(job, recipe, small=True))
     return made

@@ -10,7 +10,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-JOBS = ("tune", "meta-train", "eval")
+from zopeft.recipe.bench_schema import BenchSection, Job
+from zopeft.recipe.fields import named, number
+
+JOBS = ("tune", "meta-train", "eval", "bench")
 FULL = "full"
 """The name that stands in ``peft.name`` for tuning the model's own weights."""
 BITFIT = "bitfit"
@@ -23,21 +26,6 @@ BARE = {
     SCALES: "the scales of a quantised model's layers",
 }
 """Names that put no adapter on the model, and what they train; the result is a model."""
-
-
-def _number(
-    default: Any,
-    low: float | None = None,
-    above: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """Returns a field with a range: at least `low` or more than `above`, at most `high`."""
-    return field(default=default, metadata={"low": low, "above": above, "high": high})
-
-
-def _name(default: Any, registry: str) -> Any:
-    """Returns a field whose value is a name in a registry (see `zopeft.recipe.names`)."""
-    return field(default=default, metadata={"registry": registry})
 
 
 @dataclass(frozen=True)
@@ -71,7 +59,7 @@ class PeftSection:
         select: Keeps only the blocks whose names match this expression.
     """
 
-    name: str | None = _name(None, "peft")
+    name: str | None = named(None, "peft")
     options: dict[str, Any] = field(default_factory=dict)
     select: str | None = None
 
@@ -91,11 +79,11 @@ class TaskSection:
             option (MeZO's classification loss); None takes the task's own.
     """
 
-    name: str | None = _name(None, "task")
+    name: str | None = named(None, "task")
     data: str | None = None
-    train_examples: int | None = _number(1000, low=1)
-    eval_examples: int | None = _number(200, low=1)
-    max_length: int = _number(512, low=8)
+    train_examples: int | None = number(1000, low=1)
+    eval_examples: int | None = number(200, low=1)
+    max_length: int = number(512, low=8)
     loss: Literal["answer", "choice"] | None = None
 
 
@@ -119,15 +107,15 @@ class MethodSection:
             "separate" in two; "auto" chooses by the size of the batch.
     """
 
-    name: str | None = _name(None, "method")
+    name: str | None = named(None, "method")
     finetuner: str | None = None
-    lr: float | Literal["auto"] = _number("auto", low=0.0)
-    eps: float | None = _number(None, above=0.0)
-    noise: str = _name("gaussian", "noise")
-    rank: int = _number(4, low=1, high=64)
-    weight_decay: float = _number(0.0, low=0.0)
-    clip: float | None = _number(None, low=0.0)
-    max_bad_steps: int = _number(10, low=1)
+    lr: float | Literal["auto"] = number("auto", low=0.0)
+    eps: float | None = number(None, above=0.0)
+    noise: str = named("gaussian", "noise")
+    rank: int = number(4, low=1, high=64)
+    weight_decay: float = number(0.0, low=0.0)
+    clip: float | None = number(None, low=0.0)
+    max_bad_steps: int = number(10, low=1)
     probes: Literal["auto", "stacked", "separate"] = "auto"
 
 
@@ -147,14 +135,14 @@ class TrainingSection:
         journal: Write the journal, from which the weights can be rebuilt.
     """
 
-    steps: int = _number(1000, low=1)
-    batch_size: int = _number(16, low=1)
-    accumulation: int = _number(1, low=1)
+    steps: int = number(1000, low=1)
+    batch_size: int = number(16, low=1)
+    accumulation: int = number(1, low=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    seed: int = _number(0, low=0)
+    seed: int = number(0, low=0)
     eval_before: bool = True
-    eval_batch_size: int = _number(16, low=1)
-    save_steps: int = _number(0, low=0)
+    eval_batch_size: int = number(16, low=1)
+    save_steps: int = number(0, low=0)
     journal: bool = True
 
 
@@ -182,20 +170,20 @@ class MetaSection:
         optimizer: Optimizer of the PertNNs.
     """
 
-    tasks: tuple[str, ...] = _name((), "task")
+    tasks: tuple[str, ...] = named((), "task")
     objective: Literal["paper", "signal"] = "paper"
     rule: Literal["signal", "signal_rms", "signal_twice"] = "signal_rms"
-    steps: int = _number(300, low=1)
-    batch_size: int = _number(8, low=1)
-    eps: float = _number(1e-3, above=0.0)
-    lr_zo: float = _number(1e-6, low=0.0)
-    lr_pertnn: float = _number(1e-2, low=0.0)
-    lr_model: float = _number(1e-2, low=0.0)
-    momentum: float = _number(0.0, low=0.0)
-    clip: float = _number(1.0, low=0.0)
-    reset_every: int = _number(100, low=0)
-    reset_below: float = _number(0.0, low=0.0)
-    hidden: int = _number(64, low=1)
+    steps: int = number(300, low=1)
+    batch_size: int = number(8, low=1)
+    eps: float = number(1e-3, above=0.0)
+    lr_zo: float = number(1e-6, low=0.0)
+    lr_pertnn: float = number(1e-2, low=0.0)
+    lr_model: float = number(1e-2, low=0.0)
+    momentum: float = number(0.0, low=0.0)
+    clip: float = number(1.0, low=0.0)
+    reset_every: int = number(100, low=0)
+    reset_below: float = number(0.0, low=0.0)
+    hidden: int = number(64, low=1)
     sharing: Literal["block", "layer"] = "block"
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -206,7 +194,7 @@ class Recipe:
     """A whole job, checked.
 
     Attributes:
-        job: What is done: "tune", "meta-train" or "eval".
+        job: What is done: "tune", "meta-train", "eval" or "bench".
         about: One line on what the recipe is for.
         model: Which model.
         peft: Which weights.
@@ -214,12 +202,15 @@ class Recipe:
         method: Which optimizer.
         training: How long.
         meta: How a fine-tuner is learned.
+        bench: Who is compared with whom.
+        models: Settings of single models, laid over the rest when the model is chosen.
         spaces: Settings of single spaces (``full``, ``lora``), laid over the rest when the
             space is chosen.
         tasks: Settings of single tasks, laid over the rest when the task is chosen.
+        small: Sections laid over all that for the recipe's small twin.
     """
 
-    job: Literal["tune", "meta-train", "eval"] = "tune"
+    job: Job = "tune"
     about: str = ""
     model: ModelSection = field(default_factory=ModelSection)
     peft: PeftSection = field(default_factory=PeftSection)
@@ -227,15 +218,21 @@ class Recipe:
     method: MethodSection = field(default_factory=MethodSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     meta: MetaSection = field(default_factory=MetaSection)
+    bench: BenchSection = field(default_factory=BenchSection)
+    models: dict[str, Any] = field(default_factory=dict)
     spaces: dict[str, Any] = field(default_factory=dict)
     tasks: dict[str, Any] = field(default_factory=dict)
+    small: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
         plain["meta"]["tasks"] = list(self.meta.tasks)
-        plain.pop("spaces")
-        plain.pop("tasks")
+        for overlay in ("models", "spaces", "tasks", "small"):
+            plain.pop(overlay)
+        bench = plain.pop("bench")
+        if self.job == "bench":
+            plain["bench"] = {k: list(v) if isinstance(v, tuple) else v for k, v in bench.items()}
         if self.job != "meta-train":
             plain.pop("meta")
         else:
@@ -250,4 +247,5 @@ SECTIONS: dict[str, type] = {
     "method": MethodSection,
     "training": TrainingSection,
     "meta": MetaSection,
+    "bench": BenchSection,
 }

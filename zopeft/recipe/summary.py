@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import platform
 import resource
+import subprocess
 import sys
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 _PACKAGES = ("zopeft", "torch", "transformers", "peft", "datasets", "bitsandbytes")
@@ -43,6 +46,23 @@ def hardware() -> dict[str, Any]:
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()
     return found
+
+
+@cache
+def commit() -> str | None:
+    """Returns the commit of zopeft's own source, with a + where files differ from it.
+
+    None where zopeft does not run from a git checkout.
+    """
+    home = Path(__file__).resolve().parents[2]
+    if not (home / ".git").exists():
+        return None
+    words = ["git", "-C", str(home), "describe", "--always", "--dirty=+", "--abbrev=12"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None
 
 
 def peak_bytes() -> int:

@@ -67,6 +67,50 @@ def evaluate(
     return {**result, "examples": len(rows)}
 
 
+def mean_loss(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    batch_size: int = 16,
+    max_length: int = 2048,
+) -> float:
+    """Returns the ``loss`` of `evaluate` alone: one forward a row, nothing is generated.
+
+    Args:
+        model: A causal language model; it is in eval mode meanwhile.
+        tokenizer: Its tokenizer.
+        task: The task.
+        rows: Rows in the hub's columns.
+        batch_size: Examples in one forward.
+        max_length: Most tokens of a text; lowered to what the model can read.
+
+    Raises:
+        InputError: No rows, or a row that can't be encoded.
+    """
+    if not rows:
+        raise input_error(task.name, "no rows to evaluate")
+    data = TaskDataset(task, rows, tokenizer, fit_length(model, max_length)).encoded
+    collate, training = Collator(tokenizer), model.training
+    total, weight = 0.0, 0
+    model.eval()
+    try:
+        for _, group in _batches(data, [len(e) for e in data], batch_size):
+            batch = _to(collate(group), model)
+            with torch.inference_mode():
+                if task.loss == "choice":
+                    scores = option_scores(model, batch).double()
+                    right = scores.gather(1, batch["option_label"][:, None])[:, 0]
+                    losses = scores.logsumexp(-1) - right
+                else:
+                    losses = answer_losses(model, batch)[0].double()
+            total += float(losses.sum())
+            weight += losses.numel()
+    finally:
+        model.train(training)
+    return total / weight
+
+
 def fit_length(model: Any, max_length: int) -> int:
     """Returns `max_length`, lowered to the places that the model has for text.
 

@@ -1,0 +1,253 @@
+"""Runs of a bench: budgets, pairing, rows, resuming, workers and the command."""
+
+import json
+import queue
+from dataclasses import replace
+
+import pytest
+import torch
+
+from zopeft.bench import contest, pool
+from zopeft.bench.bench import bench
+from zopeft.bench.body import Bodies, batches
+from zopeft.bench.cells import Request, cells_of
+from zopeft.bench.contest import Contender
+from zopeft.bench.entry import Entry, parse_entry
+from zopeft.bench.rows import read_rows
+from zopeft.bench.run import propose, run
+from zopeft.errors import InputError
+
+BUDGET = ("bench.forwards=20", "bench.grid=1", "bench.seeds=2", "training.batch_size=4")
+LIMITS = ("task.eval_examples=8", "task.max_length=64", "bench.count_calibration=false")
+
+
+@pytest.fixture
+def request_of(tiny_model, tiny_data):
+    """Makes the request of a bench of the tiny model on the tiny data."""
+
+    def make(*overrides, **flags):
+        given = {
+            "bench.models": ("MODEL", [str(tiny_model)]),
+            "bench.tasks": ("--task", "sst2"),
+            "task.data": ("--data", str(tiny_data)),
+            **{key.replace("__", "."): (key, value) for key, value in flags.items()},
+        }
+        return Request(None, (*BUDGET, *LIMITS, *overrides), given)
+
+    return make
+
+
+@pytest.fixture
+def cell(request_of):
+    return cells_of(request_of())[1][0]
+
+
+@pytest.fixture(scope="module")
+def finetuner(tiny_model, tmp_path_factory):
+    """A folder with an untrained fine-tuner of the tiny model."""
+    from zopeft.blocks import discover
+    from zopeft.finetuner import FineTuner
+    from zopeft.models import load_model
+
+    model, _ = load_model(str(tiny_model))
+    folder = tmp_path_factory.mktemp("bench") / "finetuner"
+    return FineTuner.initial(discover(model, "full"), seed=3).save_pretrained(folder)
+
+
+def test_rows_of_a_bench_and_resuming(request_of, tmp_path, monkeypatch):
+    request = request_of(bench__entries=["mezo clip=1"])
+    summary = bench(request, str(tmp_path / "out"))
+    rows = read_rows(tmp_path / "out")
+    roles = [(r["entry"], r["role"], r["seed"]) for r in rows]
+    for entry in ("mezo", "mezo clip=1"):
+        assert [r[1:] for r in roles if r[0] == entry] == [
+            *(("centre", 0), ("grid", 0), ("fresh", 1), ("fresh", 2), ("auto", 1), ("auto", 2))
+        ]
+    for one in rows:
+        assert one["forwards"] <= 20 + one["calibration"]
+        if one["role"] != "centre":
+            # A run at lr=auto spends a pass on a look at the curvature, every five steps.
+            steps = (10,) if one["role"] != "auto" else (8, 9)
+            assert one["steps"] == len(one["curve"]) and one["steps"] in steps
+            assert one["curve"][-1][0] in (18, 19, 20)
+            assert one["val_loss"] > 0
+            assert (one["metric"] is None) == (one["role"] == "grid")
+            assert one["calibration"] > 0 if one["role"] == "auto" else one["calibration"] == 0
+    assert summary["runs"] == 10
+    assert summary["cells"][0]["standings"][1]["pairs"] == 2
+    written = (tmp_path / "out" / "rows.jsonl").read_text()
+
+    def none(*_):
+        raise AssertionError("a run was made again")
+
+    monkeypatch.setattr(contest, "run", none)
+    monkeypatch.setattr(contest, "propose", none)
+    bench(request, str(tmp_path / "out"), resume=True)
+    assert (tmp_path / "out" / "rows.jsonl").read_text() == written
+    with pytest.raises(InputError, match="other settings"):
+        bench(request_of("training.batch_size=8"), str(tmp_path / "out"), resume=True)
+
+
+def test_a_bench_that_broke_off_goes_on(request_of, tmp_path):
+    out = tmp_path / "out"
+    bench(request_of("bench.auto=false", "bench.seeds=1"), str(out))
+    first = read_rows(out)
+    bench(request_of("bench.auto=false", bench__entries=["mezo clip=1"]), str(out), resume=True)
+    rows = read_rows(out)
+    assert rows[: len(first)] == first
+    assert len(rows) == len(first) + 1 + 4
+
+
+def test_controls_run(request_of, finetuner, tmp_path):
+    request = request_of("bench.auto=false", "bench.seeds=1", bench__finetuners=[str(finetuner)])
+    bench(request, str(tmp_path / "out"))
+    fresh = [r for r in read_rows(tmp_path / "out") if r["role"] == "fresh"]
+    assert [(r["method"], r["control"]) for r in fresh] == [
+        *(("mezo", "scale 1"), ("zo_finetuner", "")),
+        *(("zo_finetuner", "shuffled"), ("zo_finetuner", "untrained")),
+    ]
+    assert len({tuple(map(tuple, r["curve"])) for r in fresh}) == 4
+
+
+def test_the_start_is_put_back(cell):
+    bodies, results = Bodies(), []
+    for _ in range(2):
+        body = bodies.get(cell, 1)
+        start = [block.parameter.detach().clone() for block in body.blocks]
+        results.append((start, run(Entry(), body, 1e-2, cell.recipe, 1).losses))
+    (one, losses), (other, again) = results
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert losses == again
+    changed = [not torch.equal(a, b.parameter) for a, b in zip(one, body.blocks, strict=True)]
+    assert any(changed)
+
+
+def test_an_adapter_starts_from_its_seed(request_of):
+    (cell,) = cells_of(request_of(bench__spaces="lora"))[1]
+    bodies = Bodies()
+    starts = {}
+    for seed in (1, 2, 1):
+        body = bodies.get(cell, seed)
+        start = torch.cat([block.parameter.detach().flatten() for block in body.blocks])
+        assert torch.equal(starts.setdefault(seed, start), start)
+        run(Entry(), body, 1e-2, cell.recipe, seed)
+    assert not torch.equal(starts[1], starts[2])
+
+
+def test_all_entries_see_the_same_batches(cell):
+    body = Bodies().get(cell, 1)
+    feeds = [batches(body, 4, 1), batches(body, 4, 1), batches(body, 4, 2)]
+    one, other, third = ([next(feed)["input_ids"].tolist() for _ in range(6)] for feed in feeds)
+    assert one == other
+    assert one != third
+    epoch = [tuple(row) for batch in one[:4] for row in batch]
+    assert len(epoch) == 16
+
+
+def test_the_budget_counts_what_a_method_costs(cell):
+    body = Bodies().get(cell, 0)
+    out = run(parse_entry("fo_sgd"), body, 1e-3, cell.recipe, 0)
+    assert (out.steps, out.forwards, out.spent[:2]) == (6, 18, [3, 6])
+    bench = replace(cell.recipe.bench, count_calibration=True, forwards=200)
+    recipe = replace(cell.recipe, bench=bench)
+    out = run(Entry(), Bodies().get(cell, 0), "auto", recipe, 0)
+    assert out.calibration > 10
+    assert 198 <= out.forwards <= 200
+    # Every fifth step takes one more, to look at the curvature.
+    looks = -(-out.steps // 5)
+    assert out.forwards == out.calibration + 2 * out.steps + looks
+    assert out.spent[0] == out.calibration + 3
+
+
+def test_lr_auto_is_the_centre_of_the_grid(cell):
+    proposed = propose(Entry(), Bodies().get(cell, 0), cell.recipe, 0)
+    out = run(Entry(), Bodies().get(cell, 0), "auto", cell.recipe, 0)
+    assert proposed.lr == out.lr > 0
+    assert propose(parse_entry("fo_adam"), Bodies().get(cell, 0), cell.recipe, 0).lr == 1e-3
+
+
+def test_a_run_that_diverges_is_recorded(request_of, tmp_path):
+    overrides = ("bench.lrs=[1e45]", "bench.auto=false", "bench.seeds=1", "method.max_bad_steps=2")
+    summary = bench(request_of(*overrides), str(tmp_path / "out"))
+    rows = [r for r in read_rows(tmp_path / "out") if r["role"] != "centre"]
+    assert len(rows) == 2
+    assert all(r["diverged"] and r["train_loss"] is None for r in rows)
+    assert summary["cells"][0]["standings"][0]["diverged"] == 1
+    assert "inf (1/1 diverged)" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_workers_make_the_same_rows(request_of, tmp_path):
+    words = ("bench.auto=false", "bench.seeds=1")
+    request = request_of(*words, bench__entries=["mezo clip=1"])
+    bench(request, str(tmp_path / "one"))
+    more = replace(request, overrides=(*request.overrides, "bench.workers=2"))
+    bench(more, str(tmp_path / "two"))
+    found = [
+        {r["key"]: (r["lr"], r["train_loss"], r["val_loss"]) for r in read_rows(tmp_path / name)}
+        for name in ("one", "two")
+    ]
+    assert len(found[0]) == 6
+    assert found[0] == found[1]
+
+
+def test_a_worker_tells_what_is_wrong(cell, monkeypatch):
+    monkeypatch.setattr(pool.signal, "signal", lambda *_: None)
+    told = []
+    for entry in (parse_entry("mezo eps=-1"), Entry("nonsense")):
+        todo, heard = queue.Queue(), queue.Queue()
+        todo.put(Contender(cell, entry))
+        pool._work(todo, heard, {})
+        told.append(heard.get())
+    assert told[0][0] == "input"
+    assert "eps: out of range" in told[0][1]
+    assert told[1][0] in ("input", "error")
+
+
+def test_models_tasks_and_spaces_are_crossed(tmp_path):
+    for name in ("sst2", "copa"):
+        (tmp_path / name).mkdir()
+    words = ("bench.models=[embedded, llama-3.2-1b]", "bench.tasks=[sst2, copa]")
+    request = Request(None, (*words, "bench.spaces=[full, lora]", f"task.data={tmp_path}"))
+    _, cells = cells_of(request)
+    assert len({(c.model, c.task, c.space) for c in cells}) == len(cells) == 8
+    assert len({c.digest for c in cells}) == 8
+    assert {c.recipe.task.data for c in cells} == {str(tmp_path / "sst2"), str(tmp_path / "copa")}
+    assert {c.recipe.model.name for c in cells} == {None, "llama-3.2-1b"}
+
+
+def test_the_command(zopeft_command, tiny_model, tiny_data, tmp_path):
+    words = (tiny_model, "--task", "sst2", "--data", tiny_data, *BUDGET, *LIMITS)
+    words = ("bench", *words, "--seeds", 1, "--out", tmp_path / "out", "bench.auto=false")
+    summary = zopeft_command.json(*words)
+    assert (summary["job"], summary["runs"]) == ("bench", 2)
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["status"], record["entries"]) == ("done", ["mezo"])
+    code, out, _ = zopeft_command("bench", "--report", tmp_path / "out")
+    assert code == 0
+    assert "sst2, full: 20 forward passes" in " ".join(out.split())
+    assert "holds files" in zopeft_command.refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (("--task", "squat"), "unknown task, got 'squat'; did you mean 'squad'"),
+        ((), "--task: no task given"),
+        (("--task", "sst2", "--method", "mezzo"), "unknown method, got 'mezzo'"),
+        (("--task", "sst2", "--method", "zo_finetuner"), "needs a fine-tuner"),
+        (("--task", "sst2", "--finetuner", "nowhere"), "nowhere"),
+        (("--task", "sst2", "--space", "lorra"), "did you mean 'lora'"),
+        (("--task", "sst2", "--forwards", "1"), "--forwards: must be at least 4"),
+        (("--task", "sst2", "lama-3.2-1b"), "did you mean 'llama-3.2-1b'"),
+        (("--task", "sst2", "embedded", "embedded"), "twice"),
+        (("--task", "sst2", "--small"), "no small twin"),
+        (("--report", "nowhere"), "no rows.jsonl"),
+        (("--report", "nowhere", "--task", "sst2", "llama"), "no further words"),
+        (("--task", "sst2", "--resume"), "needs the run's folder"),
+        (("bench.lrs=[1, x]",), "must be a list of numbers"),
+    ],
+)
+def test_bad_input(zopeft_command, tmp_path, monkeypatch, words, told):
+    monkeypatch.chdir(tmp_path)
+    assert told in zopeft_command.refused("bench", *words)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,177 @@
+"""The runs of one entry in one cell: its grid, its best learning rate, and lr=auto."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from zopeft.bench.body import Bodies, Body
+from zopeft.bench.cells import Cell
+from zopeft.bench.entry import Entry
+from zopeft.bench.grid import search
+from zopeft.bench.rows import Row, finite, key_of
+from zopeft.bench.run import Outcome, propose, run
+from zopeft.errors import RunError
+from zopeft.models.quiet import quiet
+from zopeft.recipe.summary import commit, hardware, versions
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One entry in one cell: a unit of work.
+
+    Attributes:
+        cell: Model, task and space.
+        entry: Who runs.
+    """
+
+    cell: Cell
+    entry: Entry
+
+    @property
+    def seeds(self) -> tuple[range, range]:
+        """The tuning seeds and the reported ones."""
+        recipe = self.cell.recipe
+        first, tuning = recipe.training.seed, recipe.bench.tune_seeds
+        start = first + tuning
+        return range(first, start), range(start, start + recipe.bench.seeds)
+
+    @property
+    def planned(self) -> int:
+        """Runs to be made, if no grid has to grow."""
+        bench = self.cell.recipe.bench
+        tuning, reported = self.seeds
+        grid = len(bench.lrs) or bench.grid
+        return 1 + grid * len(tuning) + len(reported) * (2 if bench.auto else 1)
+
+
+class Contest:
+    """Makes the runs of contenders, but none whose row is known.
+
+    Args:
+        known: Key to row of the runs made before.
+        keep: Called with each new row.
+    """
+
+    def __init__(self, known: Mapping[str, Row], keep: Callable[[Row], None]) -> None:
+        self.known = dict(known)
+        self.keep = keep
+        self.bodies = Bodies()
+
+    def hold(self, contender: Contender) -> None:
+        """Makes all runs of a contender.
+
+        Raises:
+            InputError: The entry cannot be used in its cell.
+        """
+        bench = contender.cell.recipe.bench
+        tuning, reported = contender.seeds
+        centre = self._centre(contender, tuning[0])
+        if centre is None:
+            return
+
+        def score(lr: float) -> float:
+            losses = [self._made(contender, "grid", seed, lr) for seed in tuning]
+            found = [float("inf") if x is None else x for x in losses]
+            return sum(found) / len(found)
+
+        if bench.lrs:
+            tried = {lr: score(lr) for lr in bench.lrs}
+            lr = min(tried, key=lambda rate: tried[rate])
+        else:
+            lr = search(centre, bench.ratio, bench.grid, bench.extensions, score).lr
+        for seed in reported:
+            self._made(contender, "fresh", seed, lr)
+        for seed in reported if bench.auto else ():
+            self._made(contender, "auto", seed, "auto")
+
+    def _centre(self, contender: Contender, seed: int) -> float | None:
+        """Returns the learning rate that a contender's grid is placed around."""
+        cell, entry = contender.cell, contender.entry
+        key = key_of(cell, entry, "centre", seed, "auto")
+        if key not in self.known:
+            with quiet():
+                body = self.bodies.get(cell, seed)
+                try:
+                    out = propose(entry, body, cell.recipe, seed)
+                except RunError as error:
+                    out = Outcome(float("nan"), str(error), diverged=True)
+            self._add(_row(contender, key, "centre", seed, out))
+        lr: float | None = self.known[key]["lr"]
+        return lr
+
+    def _made(self, contender: Contender, role: str, seed: int, lr: float | str) -> float | None:
+        """Makes a run unless it is known; returns its training loss."""
+        cell, entry = contender.cell, contender.entry
+        key = key_of(cell, entry, role, seed, lr)
+        if key not in self.known:
+            started = time.perf_counter()
+            with quiet():
+                body = self.bodies.get(cell, seed)
+                out = run(entry, body, lr, cell.recipe, seed)
+                scores = _scores(cell, body, out, role)
+            row = {**_row(contender, key, role, seed, out), **scores}
+            row["seconds_in_all"] = round(time.perf_counter() - started, 3)
+            self._add(row)
+        loss: float | None = self.known[key]["train_loss"]
+        return loss
+
+    def _add(self, row: Row) -> None:
+        self.known[row["key"]] = row
+        self.keep(row)
+
+
+def _row(contender: Contender, key: str, role: str, seed: int, out: Outcome) -> Row:
+    """Returns what a row says of a run, without its validation."""
+    cell, entry = contender.cell, contender.entry
+    return {
+        "key": key,
+        "model": cell.model,
+        "task": cell.task,
+        "space": cell.space,
+        "settings": cell.digest,
+        "entry": entry.line,
+        "name": entry.name,
+        "method": entry.method,
+        "finetuner": entry.finetuner,
+        "control": entry.control or ("scale 1" if entry.line == "mezo" else ""),
+        "options": dict(entry.options),
+        "seed": seed,
+        "role": role,
+        "lr": finite(out.lr),
+        "lr_reason": out.lr_reason,
+        "budget": cell.recipe.bench.forwards,
+        "batch_size": cell.recipe.training.batch_size,
+        "steps": out.steps,
+        "forwards": out.forwards,
+        "calibration": out.calibration,
+        "diverged": out.diverged,
+        "train_loss": finite(out.tail),
+        "val_loss": None,
+        "metric": None,
+        "metric_name": None,
+        "curve": out.curve(),
+        "seconds": round(out.seconds, 3),
+        "peak_bytes": out.peak_bytes,
+        "versions": versions(),
+        "hardware": hardware(),
+        "commit": commit(),
+    }
+
+
+def _scores(cell: Cell, body: Body, out: Outcome, role: str) -> dict[str, Any]:
+    """Returns a run's validation loss and, where it is reported, its metric."""
+    from zopeft.tasks.evaluation import evaluate, mean_loss
+
+    if out.diverged or not out.steps:
+        return {}
+    recipe, model = cell.recipe, body.blocks.model
+    size = recipe.training.eval_batch_size
+    if role == "grid" or not recipe.bench.metric:
+        loss = mean_loss(model, body.tokenizer, body.task, body.validation, size, body.length)
+        return {"val_loss": finite(loss)}
+    found = evaluate(model, body.tokenizer, body.task, body.validation, size, body.length)
+    name = "accuracy" if "accuracy" in found else "f1"
+    return {"val_loss": finite(found["loss"]), "metric": found[name], "metric_name": name}
