@@ -91,6 +91,8 @@ class SharedLayers:
             self._current = None
 
     def _enter(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            return
         run, self._runs = self._runs, self._runs + 1
         if self._reusing:
             record = self._records[run] if run < len(self._records) else None
