@@ -99,6 +99,8 @@ class Probing:
         self, direction: Direction, eps: float, closure: Callable[[], Tensor]
     ) -> tuple[Tensor, int]:
         sharing, losses, count = self.sharing, [], 0
+        if sharing is not None and sharing.compiled:
+            sharing = None
         try:
             for sign in (1.0, -1.0):
                 for _ in range(2):
