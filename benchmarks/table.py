@@ -17,11 +17,13 @@ from rows import RESULTS
 KEYS = {
     "learning": ("hardware", "task", "space", "seed"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
+    "stacked": ("hardware", "threads", "model", "space", "batch", "dtype", "case"),
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
     "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
+    "stacked": ("value", "ratio_median", "ratio_of_minima", "clock", "commit"),
     "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),
 }
 

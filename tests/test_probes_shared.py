@@ -286,3 +286,22 @@ def test_nothing_is_kept_and_all_is_as_before(failing):
     assert [ref() for ref in seen] == [None] * len(seen)
     assert [(set(m.__dict__), len(m._forward_hooks)) for m in model.modules()] == dress
     assert equal(bits(model), before)
+
+
+def test_a_compiled_model_is_left_alone_once_it_is_known(monkeypatch):
+    method, model, calls = tuned()
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.compiler, "is_compiling", lambda: True)
+        found = losses(method, lambda: loss_of(model))
+    assert calls == [2] * 4 and method.probing.sharing.compiled
+    layer, swapped = model.model.layers[0], []
+
+    def closure():
+        swapped.append("forward" in layer.__dict__)
+        return loss_of(model)
+
+    other, twin, _ = tuned(sharing=False)
+    assert found == losses(other, lambda: loss_of(twin))
+    method.apply()
+    method.estimate(closure)
+    assert swapped == [False, False]

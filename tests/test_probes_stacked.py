@@ -233,6 +233,8 @@ def test_full_weights_and_other_carriers_run_apart():
 def test_plain_closures_and_odd_batches_run_apart():
     model = adapted()
     batch = padded()
+    with pytest.raises(UnstackableError, match="the model is compiled"):
+        zopeft.BatchLoss(torch.compile(model, backend="eager"), batch).stacked(2)
     rows = forwards(model)
     method = zopeft.MeZO(zopeft.discover(model), lr=1e-3, eps=1e-2, probes="stacked")
     method.step(lambda: model(**batch).loss)

@@ -38,12 +38,15 @@ class SharedLayers:
 
     Attributes:
         share: Part of the layers that lies below the first perturbed one, in (0, 1].
+        compiled: Whether the decoder has been seen to be compiled. Then nothing is shared
+            any more: each change of its layers would have it compiled anew.
     """
 
     def __init__(self, decoder: nn.Module, layers: nn.ModuleList, first: int) -> None:
         self.decoder = decoder
         self.layers = list(layers)[:first]
         self.share = first / len(layers)
+        self.compiled = False
         self._inside = [module for layer in self.layers for module in layer.modules()]
         self._records: list[_Record] = []
         self._current: _Record | None = None
@@ -91,6 +94,9 @@ class SharedLayers:
             self._current = None
 
     def _enter(self, decoder: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if torch.compiler.is_compiling():
+            self.compiled = True
+            return
         run, self._runs = self._runs, self._runs + 1
         if self._reusing:
             record = self._records[run] if run < len(self._records) else None

@@ -65,8 +65,14 @@ class BatchLoss:
         stacked = getattr(self.loss_function, "stacked", None)
         if stacked is None or not self.tokens:
             raise UnstackableError("the loss function is for one batch at a time", False)
+        if _compiled(self.model):
+            raise UnstackableError("the model is compiled, and would be so at every step", True)
         losses: Tensor = stacked(self.model, self.batch, count)
         return losses
+
+
+def _compiled(model: Any) -> bool:
+    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
 
 
 class ModelLoss:

@@ -245,7 +245,7 @@ class Resumable(Beneath):
             settings["examples"] = len(self.train_dataset)
         settings["eps"] = self.method.eps
         settings["clip"] = self.method.clip.factor
-        settings["probes"] = self.method.probing.probes
+        settings["probes"] = args.probes
         settings["stacked_tokens"] = self.method.probing.most_tokens
         settings["finetuner"] = finetuner_digest(getattr(self.method, "finetuner", None))
         return settings
