@@ -26,6 +26,8 @@ from zopeft.blocks.survey import Survey
 from zopeft.errors import input_error, run_error
 
 ROLE = "scales"
+_WEIGHT_MARKS = ("SCB", "quant_state", "qdata", "tensor_impl", "quantized_data", "scale")
+"""What the weights of bitsandbytes and torchao have and a plain parameter has not."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,15 @@ def scale_names(model: nn.Module) -> Iterator[str]:
         found = scales_of(layer, name)
         if found is not None:
             yield f"{name}.{found.leaf}"
+
+
+def quantised_layers(model: nn.Module) -> Iterator[str]:
+    """Yields the names of all layers whose weights are quantised, known scales or not."""
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "_parameters", {}).get("weight")
+        packed = any(hasattr(layer, mark) for mark in ("qweight", "W_q"))
+        if packed or any(hasattr(weight, mark) for mark in _WEIGHT_MARKS):
+            yield name
 
 
 def scales_of(layer: nn.Module, name: str = "") -> Scales | None:
