@@ -32,7 +32,7 @@ CASES = {
     "4bit-scales": ("--peft", "scales", "method.clip=3"),
 }
 """Case, named by base and space, to the words that choose its space."""
-RATES = {"lora": (1e-3, 3e-3, 1e-2), "full": (1e-4, 3e-4, 1e-3), "scales": (1e-3, 3e-3, 1e-2)}
+RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4), "scales": (1e-3, 3e-3, 1e-2)}
 BESIDE = {"lora": "float-lora", "scales": "float-full"}
 """Space to the case of the original that its cut is compared with."""
 

@@ -18,7 +18,6 @@ from rich.table import Table
 
 from zopeft.recipe.progress import Progress
 
-
 _UNBROKEN = 400
 """Columns of a table that no terminal shows."""
 

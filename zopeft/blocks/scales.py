@@ -4,8 +4,9 @@ A quantised weight is ``scale * code``. The codes cannot be nudged; the scales c
 moving them moves the weights with no float copy of any. No package for quantised layers is
 imported here: their layers are told by the attributes that they show.
 
-bitsandbytes (8 bit, NF4, FP4) is tested with its own layers. GPTQ, AWQ, HQQ and torchao are
-tested on stand-ins that have the same attributes, not on their packages.
+bitsandbytes (8 bit, NF4, FP4) is tested with its own layers. torchao, HQQ, AWQ (autoawq) and
+GPTQ (gptqmodel) are tested with their own layers where they are installed, and everywhere on
+stand-ins that have the same attributes.
 
 References:
     Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et al.

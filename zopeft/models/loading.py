@@ -68,9 +68,7 @@ def load_model(
         check_folder(Path(source.path))
     offline = not source.local and not hub.reachable()
     compute = torch.float32 if on_cpu else _half() if chosen == "auto" else chosen
-    quantised = quantization_config(
-        load_in_8bit, load_in_4bit, compute, quant_type, double_quant
-    )
+    quantised = quantization_config(load_in_8bit, load_in_4bit, compute, quant_type, double_quant)
     options: dict[str, Any] = {"dtype": chosen}
     if quantised is not None:
         _refuse_second(source)

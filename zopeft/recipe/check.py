@@ -191,7 +191,9 @@ def _conflicts(recipe: Recipe) -> list[str]:
             "use --lora, --prefix or --peft NAME (scales: the quantisation scales themselves)"
         )
     if not model.load_in_4bit and (model.double_quant or model.quant_type != "nf4"):
-        found.append("model.quant_type, model.double_quant: they shape 4-bit weights; add --load-in-4bit")
+        found.append(
+            "model.quant_type, model.double_quant: they shape 4-bit weights; add --load-in-4bit"
+        )
     if model.double_quant and recipe.peft.name == SCALES:
         found.append(
             "model.double_quant: quantised scales cannot be tuned; leave it out, or use --lora"
