@@ -18,6 +18,9 @@ from rich.table import Table
 
 from zopeft.recipe.progress import Progress
 
+_UNBROKEN = 400
+"""Columns of a table that no terminal shows."""
+
 
 class Output:
     """The terminal of one command; used as a context around its job.
@@ -35,7 +38,9 @@ class Output:
         self._debug = debug
         self._stdout = sys.stdout
         self._notes = Console(stderr=True, highlight=False)
-        self._tables = Console(highlight=False)
+        # In a file or a pipe, a name broken over lines can be found no more.
+        width = None if self._stdout.isatty() else _UNBROKEN
+        self._tables = Console(highlight=False, width=width)
         self._stack = contextlib.ExitStack()
         self._bar: Bar | None = None
         self._stage = ""

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import zopeft
 from zopeft.errors import InputError
+from zopeft.methods.defaults import LORA, PROMPT, defaults
 from zopeft.models import PEFT, attach, load_adapter
 
 SIZES = {
@@ -96,6 +97,18 @@ def test_tuned_saved_and_loaded(name, family, tmp_path):
     if name not in PROMPTS:
         merged = plain.merge_and_unload()
         torch.testing.assert_close(logits_of(merged), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_the_defaults_of_a_type_converge(name):
+    """Without a measured rate: the loss falls by far more than rounding in a few steps."""
+    model = attach(build("llama"), name, {"r": 4} if name == "vera" else {}, seed=1)
+    found = defaults(zopeft.discover(model))
+    if name in ("lora", "dora", "rslora"):
+        assert found == LORA
+    assert (found == PROMPT) == (name in PROMPTS)
+    first, last = tune(model, found.lr, found.eps)
+    assert last < first - 1e-3
 
 
 @pytest.mark.parametrize("family", CONFIGS)

@@ -24,6 +24,19 @@ pytest.importorskip("bitsandbytes")
 
 SCORE = ("--task", "sst2", "training.eval_batch_size=4", "task.eval_examples=4")
 SHORT = (*SCORE, "--batch-size", 2, "task.train_examples=8", "--seed", 1)
+KINDS = {
+    "8bit": (("--load-in-8bit",), {"load_in_8bit": True}),
+    "nf4": (("--load-in-4bit",), {"load_in_4bit": True}),
+    "fp4": (
+        ("--load-in-4bit", "model.quant_type=fp4"),
+        {"load_in_4bit": True, "quant_type": "fp4"},
+    ),
+    "double": (
+        ("--load-in-4bit", "model.double_quant=true"),
+        {"load_in_4bit": True, "double_quant": True},
+    ),
+}
+"""Words of the command line, and the same for `load_model`."""
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11, 12]])
 
 
@@ -68,33 +81,38 @@ def logits(model):
         return model.eval()(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_lora_on_a_quantised_base(bits, run, places, tmp_path):
-    out, flag = tmp_path / "out", f"--load-in-{bits}"
+@pytest.mark.parametrize("kind", KINDS)
+def test_lora_on_a_quantised_base(kind, run, places, tmp_path):
+    out, (flags, options) = tmp_path / "out", KINDS[kind]
     base = places / "llama"
-    words = ("tune", base, "--lora", flag, *SHORT, "--data", places / "data", "--steps", 3)
+    words = ("tune", base, "--lora", *flags, *SHORT, "--data", places / "data", "--steps", 3)
     found = run.json(*words, "--out", out)
     assert found["steps"] == 3
     assert (out / "adapter_model.safetensors").is_file()
-    score = run.json("eval", base, "--adapter", out, flag, *SCORE, "--data", places / "data")
+    score = run.json("eval", base, "--adapter", out, *flags, *SCORE, "--data", places / "data")
     assert score["metrics"]["loss"] == pytest.approx(found["metrics"]["after"]["loss"], abs=1e-4)
-    one, _ = load_model(str(base), load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit")
+    one, _ = load_model(str(base), **options)
+    layer = one.model.layers[0].mlp.up_proj
+    if kind != "8bit":
+        state = layer.weight.quant_state
+        assert (state.quant_type, bool(state.nested)) == (
+            "fp4" if kind == "fp4" else "nf4",
+            kind == "double",
+        )
     tuned = load_adapter(one, out)
     assert {p.dtype for p in zopeft.discover(tuned).parameters()} == {torch.float32}
     assert all(p.dtype != torch.float32 for n, p in tuned.named_parameters() if "base_layer" in n)
 
 
-@pytest.mark.parametrize("bits", ["8bit", "4bit"])
-def test_scales_of_a_quantised_base(bits, run, places, tmp_path):
-    out, flag = tmp_path / "out", f"--load-in-{bits}"
-    words = ("tune", places / "llama", "--peft", "scales", flag, *SHORT)
+@pytest.mark.parametrize("kind", ["8bit", "nf4", "fp4"])
+def test_scales_of_a_quantised_base(kind, run, places, tmp_path):
+    out, (flags, options) = tmp_path / "out", KINDS[kind]
+    words = ("tune", places / "llama", "--peft", "scales", *flags, *SHORT)
     words += ("--data", places / "data", "--lr", "1e-3", "method.clip=3.0")
     found = run.json(*words, "--steps", 3, "--out", out)
     assert (found["steps"], found["peft"], found["blocks"]) == (3, "scales", 14)
     loaded, _ = load_model(str(out))
-    start, _ = load_model(
-        str(places / "llama"), load_in_8bit=bits == "8bit", load_in_4bit=bits == "4bit"
-    )
+    start, _ = load_model(str(places / "llama"), **options)
     after = {b.name: b.data for b in zopeft.discover(loaded, space="scales")}
     before = {b.name: b.data for b in zopeft.discover(start, space="scales")}
     assert after.keys() == before.keys()
@@ -150,6 +168,25 @@ def test_biases_alone(run, places, tmp_path):
     assert not torch.equal(logits(tuned), logits(start))
 
 
+def test_a_base_that_is_quantised_on_disk(run, places, tmp_path):
+    base, out = tmp_path / "base", tmp_path / "out"
+    model, tokenizer = load_model(str(places / "llama"), load_in_8bit=True)
+    model.save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    words = (base, *SHORT, "--data", places / "data")
+    assert run.json("tune", *words, "--lora", "--steps", 3, "--out", out)["steps"] == 3
+    assert type(load_model(str(base))[0].model.layers[0].mlp.up_proj).__name__ == "Linear8bitLt"
+    found = run.json("tune", *words, "--peft", "scales", "--steps", 3, "--out", tmp_path / "s")
+    assert found["blocks"] == 14
+    needs = run.json("estimate", base)
+    assert needs["bits"] == 8
+    assert "zeroth-order, full" not in {need["name"] for need in needs["needs"]}
+    line = run.refused("tune", *words, "--full")
+    assert "the weights are quantised" in line and "use an adapter (--lora)" in line
+    line = run.refused("tune", *words, "--lora", "--load-in-4bit")
+    assert "the model is quantised already; leave --load-in-8bit" in line
+
+
 def test_refusals(run, places):
     data = ("--data", places / "data", "--task", "sst2")
     llama = places / "llama"
@@ -165,3 +202,10 @@ def test_refusals(run, places):
     assert "scales have no gradient" in line
     line = run.refused("tune", llama, "--peft", "scales", "peft.options.r=3", *data)
     assert "scales tuning takes none" in line
+    line = run.refused("tune", llama, "--lora", "model.quant_type=fp4", *data)
+    assert "model.quant_type, model.double_quant: they shape 4-bit weights" in line
+    line = run.refused("tune", llama, "--lora", "--load-in-4bit", "model.quant_type=fp5", *data)
+    assert "model.quant_type" in line and "nf4" in line
+    double = ("--load-in-4bit", "model.double_quant=true")
+    line = run.refused("tune", llama, "--peft", "scales", *double, *data)
+    assert "model.double_quant: quantised scales cannot be tuned" in line

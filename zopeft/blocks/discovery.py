@@ -8,7 +8,7 @@ from torch import nn
 
 from zopeft.blocks.block import Block, Blocks, address_of
 from zopeft.blocks.peft import active_adapter, is_adapted
-from zopeft.blocks.scales import scale_blocks, scale_names
+from zopeft.blocks.scales import quantised_layers, scale_blocks, scale_names
 from zopeft.blocks.selection import chooser
 from zopeft.blocks.survey import Survey, held_parameters
 from zopeft.errors import InputError, close_matches, input_error
@@ -105,7 +105,9 @@ def _space(model: nn.Module, space: str) -> str:
 def _refuse_quantised(base: nn.Module) -> None:
     config = getattr(base, "config", None)
     quantised = getattr(config, "quantization_config", None) is not None
-    odd = next((n for n, p in base.named_parameters() if not _can_move(p)), None)
+    odd = next(quantised_layers(base), None)
+    if odd is None:
+        odd = next((n for n, p in base.named_parameters() if not _can_move(p)), None)
     if quantised or odd is not None:
         raise input_error(
             "space",

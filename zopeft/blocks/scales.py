@@ -4,8 +4,9 @@ A quantised weight is ``scale * code``. The codes cannot be nudged; the scales c
 moving them moves the weights with no float copy of any. No package for quantised layers is
 imported here: their layers are told by the attributes that they show.
 
-bitsandbytes (8 bit, NF4, FP4) is tested with its own layers. GPTQ, AWQ, HQQ and torchao are
-tested on stand-ins that have the same attributes, not on their packages.
+bitsandbytes (8 bit, NF4, FP4) is tested with its own layers. torchao, HQQ, AWQ (autoawq) and
+GPTQ (gptqmodel) are tested with their own layers where they are installed, and everywhere on
+stand-ins that have the same attributes.
 
 References:
     Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et al.
@@ -26,6 +27,8 @@ from zopeft.blocks.survey import Survey
 from zopeft.errors import input_error, run_error
 
 ROLE = "scales"
+_WEIGHT_MARKS = ("SCB", "quant_state", "qdata", "tensor_impl", "quantized_data", "scale")
+"""What the weights of bitsandbytes and torchao have and a plain parameter has not."""
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,15 @@ def scale_names(model: nn.Module) -> Iterator[str]:
         found = scales_of(layer, name)
         if found is not None:
             yield f"{name}.{found.leaf}"
+
+
+def quantised_layers(model: nn.Module) -> Iterator[str]:
+    """Yields the names of all layers whose weights are quantised, known scales or not."""
+    for name, layer in model.named_modules():
+        weight = getattr(layer, "_parameters", {}).get("weight")
+        packed = any(hasattr(layer, mark) for mark in ("qweight", "W_q"))
+        if packed or any(hasattr(weight, mark) for mark in _WEIGHT_MARKS):
+            yield name
 
 
 def scales_of(layer: nn.Module, name: str = "") -> Scales | None:

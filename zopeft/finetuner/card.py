@@ -9,6 +9,14 @@ from typing import Any
 from zopeft.finetuner.config import FineTunerConfig
 
 _LONG = 400
+SCORES = {
+    "loss_first": "loss of the first batch of the run that it watched",
+    "loss_last": "loss of its last batch",
+    "mean_gain": "mean fall of the loss by a zeroth-order step with its scales",
+    "distance_from_start": "distance of the networks from their start, relative",
+    "scores": "scores",
+}
+"""Names in a fine-tuner's training that say how well it went, and what they mean."""
 
 
 def card(config: FineTunerConfig) -> str:
@@ -81,12 +89,17 @@ def _normalised(config: FineTunerConfig) -> str:
 def _training(config: FineTunerConfig) -> str:
     if not config.training:
         return "## Training\n\nNone: the networks stand at their random start.\n"
-    facts = {}
+    facts, scores = {}, {}
     for name, value in config.to_dict()["training"].items():
         text = value if isinstance(value, str) else json.dumps(value)
         # Long tables (a number for each block) stay in the configuration file.
-        facts[name] = text if len(text) <= _LONG else "see `finetuner_config.json`"
-    return "## Training\n\n" + _table(facts)
+        text = text if len(text) <= _LONG else "see `finetuner_config.json`"
+        if name in SCORES:
+            scores[SCORES[name]] = f"{value:.4g}" if isinstance(value, float) else text
+        else:
+            facts[name] = text
+    found = "## Training\n\n" + _table(facts)
+    return found + (f"\n## Scores\n\n{_table(scores)}" if scores else "")
 
 
 def _table(facts: dict[str, str]) -> str:

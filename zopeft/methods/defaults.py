@@ -2,25 +2,68 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from zopeft.blocks import Blocks
 
 
-def default_eps(blocks: Blocks) -> float:
-    """Returns MeZO's published finite-difference step for the blocks' space.
+@dataclass(frozen=True)
+class Defaults:
+    """What a space, or a type of adapter, starts from.
 
-    Full weights 1e-3, LoRA and other weight adapters 1e-2, prefixes and prompts 1e-1. For
-    quantisation scales 1e-2 of each, ours: about what 1e-3 is for weights of a tenth.
+    Attributes:
+        lr: Learning rate where none is given and none can be measured.
+        eps: Finite-difference step.
+    """
+
+    lr: float
+    eps: float
+
+
+FULL = Defaults(1e-6, 1e-3)
+LORA = Defaults(1e-4, 1e-2)
+PROMPT = Defaults(1e-2, 1e-1)
+SCALES = Defaults(1e-4, 1e-2)
+BY_ROLE = {
+    "lora_E": Defaults(1e-1, 1e-1),  # AdaLoRA: a product of three, all small
+    "vera_lambda": Defaults(1e-1, 1e-1),
+    "hada_": Defaults(1e-2, 1e-2),
+    "lokr_": Defaults(1e-3, 1e-2),
+    "ia3": Defaults(1e-2, 1e-2),
+}
+"""Start of an adapter's roles to its type's own defaults. Nobody has published any; these are
+ours, from runs on small models, where 30 steps at LoRA's would leave the loss as it was."""
+NORM = Defaults(1e-3, 1e-2)
+"""An adapter of norms alone, ours as well."""
+
+
+def defaults(blocks: Blocks) -> Defaults:
+    """Returns the defaults of what the blocks are.
+
+    MeZO's published lr and eps: full weights 1e-6 and 1e-3, LoRA 1e-4 and 1e-2, prefixes and
+    other prompts 1e-2 and 1e-1. For other adapters `BY_ROLE`. For quantisation scales 1e-4 and
+    1e-2 of each, ours: about what 1e-3 is for weights of a tenth.
 
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,
         appendix D.
     """
     if blocks.space == "scales":
-        return 1e-2
+        return SCALES
     if blocks.space != "adapter":
-        return 1e-3
-    prompts = any(block.kind == "prompt" for block in blocks)
-    return 1e-1 if prompts else 1e-2
+        return FULL
+    roles = {block.role for block in blocks}
+    if any(block.kind == "prompt" for block in blocks):
+        return PROMPT
+    for start, found in BY_ROLE.items():
+        if any(role.startswith(start) for role in roles):
+            return found
+    return NORM if all(role.removesuffix("_bias").endswith("norm") for role in roles) else LORA
+
+
+def default_eps(blocks: Blocks) -> float:
+    """Returns the finite-difference step of `defaults`."""
+    return defaults(blocks).eps
 
 
 def default_reach(blocks: Blocks) -> float:
@@ -33,14 +76,5 @@ def default_reach(blocks: Blocks) -> float:
 
 
 def fallback_lr(blocks: Blocks) -> float:
-    """Returns MeZO's published learning rate for the blocks' space.
-
-    Full weights 1e-6, LoRA and other weight adapters 1e-4, prefixes and prompts 1e-2;
-    quantisation scales 1e-4, as a share of each, ours.
-    """
-    if blocks.space == "scales":
-        return 1e-4
-    if blocks.space != "adapter":
-        return 1e-6
-    prompts = any(block.kind == "prompt" for block in blocks)
-    return 1e-2 if prompts else 1e-4
+    """Returns the learning rate of `defaults`."""
+    return defaults(blocks).lr

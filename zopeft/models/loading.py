@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft import hub
 from zopeft.errors import InputError, close_matches, input_error
-from zopeft.models.checkpoint import check_folder
+from zopeft.models.checkpoint import check_folder, read_json
 from zopeft.models.quantization import keep_unpacked, quantization_config
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
@@ -33,6 +33,8 @@ def load_model(
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
     device: str | torch.device | None = None,
+    quant_type: Literal["nf4", "fp4"] = "nf4",
+    double_quant: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, ready for evaluation.
 
@@ -41,9 +43,11 @@ def load_model(
         dtype: "auto" (float32 on a CPU, the checkpoint's own elsewhere), "float32",
             "bfloat16", "float16", or a torch dtype.
         load_in_8bit: Quantise the linear layers to int8 (bitsandbytes).
-        load_in_4bit: Quantise the linear layers to nf4 (bitsandbytes).
+        load_in_4bit: Quantise the linear layers to 4 bit (bitsandbytes).
         device: Where to put the model; None is the first GPU, or the CPU without one;
             "auto" spreads it over all devices.
+        quant_type: The 16 values of a 4-bit weight: "nf4" or "fp4".
+        double_quant: Quantise the 4-bit weights' scales, too.
 
     Returns:
         The model in eval mode and its tokenizer. The tokenizer is left as it is: one
@@ -64,9 +68,10 @@ def load_model(
         check_folder(Path(source.path))
     offline = not source.local and not hub.reachable()
     compute = torch.float32 if on_cpu else _half() if chosen == "auto" else chosen
-    quantised = quantization_config(load_in_8bit, load_in_4bit, compute)
+    quantised = quantization_config(load_in_8bit, load_in_4bit, compute, quant_type, double_quant)
     options: dict[str, Any] = {"dtype": chosen}
     if quantised is not None:
+        _refuse_second(source)
         options |= {"quantization_config": quantised, "dtype": compute}
     if quantised is not None or not on_cpu:
         options["device_map"] = "auto" if place == "auto" else {"": str(place)}
@@ -75,6 +80,16 @@ def load_model(
         model = _model(source, offline, options)
     keep_unpacked(model)
     return model.eval(), tokenizer
+
+
+def _refuse_second(source: ModelSource) -> None:
+    """Refuses to quantise a folder's model again: transformers would leave it as it is."""
+    if source.local and "quantization_config" in read_json(Path(source.path) / "config.json"):
+        raise input_error(
+            source.path,
+            "the model is quantised already",
+            do="leave --load-in-8bit and --load-in-4bit out",
+        )
 
 
 def _dtype(dtype: str | torch.dtype, on_cpu: bool) -> Any:

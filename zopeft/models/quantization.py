@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft.errors import input_error
 from zopeft.models.quiet import hush
@@ -13,17 +13,24 @@ if TYPE_CHECKING:
 
 
 def quantization_config(
-    load_in_8bit: bool, load_in_4bit: bool, compute_dtype: torch.dtype
+    load_in_8bit: bool,
+    load_in_4bit: bool,
+    compute_dtype: torch.dtype,
+    quant_type: Literal["nf4", "fp4"] = "nf4",
+    double_quant: bool = False,
 ) -> Any | None:
     """Returns the ``BitsAndBytesConfig`` for the two flags, or None without one.
 
-    4-bit is nf4 without double quantisation, so that every block of 64 weights keeps a
-    float scale of its own that can be tuned.
+    4-bit is without double quantisation unless asked for, so that every block of 64 weights
+    keeps a float scale of its own that can be tuned.
 
     Args:
         load_in_8bit: One int8 per weight, one float scale per output row.
-        load_in_4bit: nf4, one float scale per 64 weights.
+        load_in_4bit: 4 bits per weight, one float scale per 64 weights.
         compute_dtype: Dtype of the matrix products.
+        quant_type: The 16 values of a 4-bit weight: "nf4", quantiles of a normal
+            distribution, or "fp4", a float with 2 exponent bits.
+        double_quant: Quantise the 4-bit weights' scales to 8 bit, too.
 
     Raises:
         InputError: Both flags, or bitsandbytes is not installed.
@@ -45,9 +52,9 @@ def quantization_config(
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
         load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
+        bnb_4bit_quant_type=quant_type,
         bnb_4bit_compute_dtype=compute_dtype,
-        bnb_4bit_use_double_quant=False,
+        bnb_4bit_use_double_quant=double_quant,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,8 +56,18 @@ def skeleton(source: ModelSource | str | None = None, dtype: Any = None) -> PreT
     return outline(load_config(source), source.path, dtype)
 
 
+def bits_of(config: Any) -> int | None:
+    """Returns the bits of a weight that a configuration's quantisation names, None for none."""
+    held = getattr(config, "quantization_config", None) or {}
+    get = held.get if isinstance(held, dict) else lambda name: getattr(held, name, None)
+    if get("load_in_8bit") or get("load_in_4bit"):
+        return 8 if get("load_in_8bit") else 4
+    bits = get("bits") or get("nbits")
+    return int(bits) if bits else None
+
+
 def outline(config: Any, name: str, dtype: Any = None) -> PreTrainedModel:
-    """Returns the meta-device model of a configuration.
+    """Returns the meta-device model of a configuration, as it is before quantisation.
 
     Args:
         config: A transformers configuration.
@@ -69,6 +80,9 @@ def outline(config: Any, name: str, dtype: Any = None) -> PreTrainedModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    if getattr(config, "quantization_config", None) is not None:
+        config = copy.deepcopy(config)
+        del config.quantization_config
     try:
         with quiet(), torch.device("meta"):
             model = AutoModelForCausalLM.from_config(

@@ -193,6 +193,14 @@ def _conflicts(recipe: Recipe) -> list[str]:
             "--load-in-8bit/4bit: quantised weights cannot be trained in full; "
             "use --lora, --prefix or --peft NAME (scales: the quantisation scales themselves)"
         )
+    if not model.load_in_4bit and (model.double_quant or model.quant_type != "nf4"):
+        found.append(
+            "model.quant_type, model.double_quant: they shape 4-bit weights; add --load-in-4bit"
+        )
+    if model.double_quant and recipe.peft.name == SCALES:
+        found.append(
+            "model.double_quant: quantised scales cannot be tuned; leave it out, or use --lora"
+        )
     if recipe.peft.name in BARE and recipe.peft.options:
         found.append(
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"

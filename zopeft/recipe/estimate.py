@@ -30,14 +30,15 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     from zopeft.models import resolve
     from zopeft.models.memory import CONTEXT
     from zopeft.models.memory import estimate as needs_of
-    from zopeft.models.skeleton import load_config
+    from zopeft.models.skeleton import bits_of, load_config
     from zopeft.recipe.build import model_label
 
     section = recipe.model
     source = resolve(section.name)
-    kept = load_config(source).dtype or torch.float32
+    config = load_config(source)
+    kept = config.dtype or torch.float32
     dtype = kept if section.dtype == "auto" else getattr(torch, section.dtype)
-    bits = 8 if section.load_in_8bit else 4 if section.load_in_4bit else None
+    bits = 8 if section.load_in_8bit else 4 if section.load_in_4bit else bits_of(config)
     size = (recipe.training.batch_size, recipe.task.max_length)
     adapter = "lora" if recipe.peft.name in (None, FULL) else str(recipe.peft.name)
     needs = needs_of(source, adapter, recipe.peft.options, *size, dtype, bits)

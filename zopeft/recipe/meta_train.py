@@ -70,6 +70,9 @@ def meta_train(
     }
     history: list[dict[str, Any]] = []
     finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
+    if source.embedded:
+        # Its folder's name says nothing to anybody else.
+        finetuner.config.base_model = "zopeft-embedded"
     finetuner.save_pretrained(folder.path, overwrite=True)
     losses = [float(row["loss"]) for row in history]
     plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")

@@ -36,7 +36,10 @@ class ModelSection:
         name: Alias, hub id or folder; None is the embedded model.
         dtype: Number format of the weights; "auto" takes the file's.
         load_in_8bit: Quantise to 8 bit while loading.
-        load_in_4bit: Quantise to 4 bit (NF4) while loading.
+        load_in_4bit: Quantise to 4 bit while loading.
+        quant_type: The 16 values of a 4-bit weight: "nf4", those of a normal distribution,
+            or "fp4", a 4-bit float's.
+        double_quant: Quantise the 4-bit weights' scales to 8 bit, too.
         device: Device map ("cpu", "cuda", "auto"); None chooses.
     """
 
@@ -44,6 +47,8 @@ class ModelSection:
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     load_in_8bit: bool = False
     load_in_4bit: bool = False
+    quant_type: Literal["nf4", "fp4"] = "nf4"
+    double_quant: bool = False
     device: str | None = None
 
 

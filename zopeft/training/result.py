@@ -28,7 +28,7 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
     try:
-        model.save_pretrained(staged)
+        _save(model, staged)
         if tokenizer is not None:
             tokenizer.save_pretrained(staged)
         # Weights last: a folder with weights has everything that belongs to them.
@@ -42,3 +42,12 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     return out
+
+
+def _save(model: Any, folder: Path) -> None:
+    try:
+        model.save_pretrained(folder)
+    except NotImplementedError:
+        # transformers 5.23 knows no way back for the tensors of a model that it read from a
+        # torchao folder; as they are in memory, they are in the form of that folder.
+        model.save_pretrained(folder, save_original_format=False)
