@@ -122,13 +122,14 @@ def _show(screen: Any, summary: Mapping[str, Any]) -> None:
     """Prints a table a cell, and the wins in all of them."""
     from zopeft.bench.report import report
     from zopeft.bench.rows import read_rows
-    from zopeft.bench.tables import brief, title, total_columns, total_rows
+    from zopeft.bench.tables import brief, short_name, title, total_columns, total_rows
 
     cells = report(read_rows(summary["out"]))
     for cell in cells:
         screen.table(_table(title(cell), *brief(cell)))
     if len(cells) > 1 and total_rows(cells):
-        screen.table(_table("wins over MeZO", total_columns(), total_rows(cells)))
+        body = [[short_name(name, 60), *rest] for name, *rest in total_rows(cells)]
+        screen.table(_table("wins over MeZO", total_columns(), body))
     screen.text(f"spreads and all columns: {summary['out']}/report.md, curves.png, rates.png")
 
 

@@ -83,13 +83,8 @@ def _draw(
     for index in range(len(cells), across * down):
         grid[index // across][index % across].set_visible(False)
     lines = [Line2D([], [], **styles[one], label=short_name(names[one], 44)) for one in names]
-    legend_at: dict[str, Any] = {
-        "loc": "outside lower center",
-        "ncols": across,
-        "frameon": False,
-        "fontsize": 8,
-    }
-    figure.legend(handles=lines, **legend_at)
+    below: dict[str, Any] = {"loc": "outside lower center", "ncols": across, "frameon": False}
+    figure.legend(handles=lines, fontsize=8, **below)
     figure.savefig(file, dpi=130)
 
 

@@ -29,7 +29,7 @@ def title(cell: CellReport) -> str:
     """Returns the heading of a cell."""
     seeds = ", ".join(map(str, cell.seeds))
     return (
-        f"{cell.model}, {cell.task}, {cell.space}: {cell.budget} forward passes a run, "
+        f"{Path(cell.model).name}, {cell.task}, {cell.space}: {cell.budget} forward passes a run, "
         f"reported seeds {seeds or 'none yet'}"
     )
 
