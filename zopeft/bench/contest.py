@@ -44,7 +44,8 @@ class Contender:
         bench = self.cell.recipe.bench
         tuning, reported = self.seeds
         grid = len(bench.lrs) or bench.grid
-        return 1 + grid * len(tuning) + len(reported) * (2 if bench.auto else 1)
+        auto = bench.auto and not self.entry.control
+        return 1 + grid * len(tuning) + len(reported) * (2 if auto else 1)
 
 
 class Contest:
@@ -84,7 +85,8 @@ class Contest:
             lr = search(centre, bench.ratio, bench.grid, bench.extensions, score).lr
         for seed in reported:
             self._made(contender, "fresh", seed, lr)
-        for seed in reported if bench.auto else ():
+        # What a control proposes for itself is no part of the comparison.
+        for seed in reported if bench.auto and not contender.entry.control else ():
             self._made(contender, "auto", seed, "auto")
 
     def _centre(self, contender: Contender, seed: int) -> float | None:
