@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
+from zopeft.blocks.offloaded import Offload
+from zopeft.blocks.offloaded import Offload
 from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import CHUNK, ModuleWeights
@@ -20,14 +22,15 @@ from zopeft.noise import Noise
 SMALL = 1 << 23
 """Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
 CARRIERS = ("auto", "flat", "modules")
+KEPT = "keep it on the device (device_map), or its carrier on auto"
 
 
 class Engine:
     """Perturbs and updates the blocks of a model along addressed directions.
 
     Adapters, and full fp32 weights of at most `SMALL` elements, are carried by a
-    `FlatBuffer`; other full weights by `ModuleWeights`. Both give the same direction for
-    the same address. The scales of quantised layers are carried by `ScaleTensors`, for
+    `FlatBuffer`; other full weights, and what accelerate has offloaded, by `ModuleWeights`.
+    Both give the same direction for the same address. The scales of quantised layers are carried by `ScaleTensors`, for
     which a step is relative: ``theta (1 + step u)``.
 
     Args:
@@ -37,8 +40,12 @@ class Engine:
         backend: A name of `zopeft.kernels.BACKENDS`, or "auto" for the fastest one here;
             the bits are the same.
 
+    Attributes:
+        device: Where scales and statistics are: the first block's, while its module runs.
+
     Raises:
-        InputError: `noise`, `carrier` or `backend` is unknown.
+        InputError: `noise`, `carrier` or `backend` is unknown, or a block's weights are
+            offloaded to where they can't be written.
     """
 
     def __init__(
@@ -52,7 +59,9 @@ class Engine:
             raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
         self.blocks = blocks
         self.noise = Noise(noise)
-        devices = {block.parameter.device for block in blocks}
+        self.offload = Offload(blocks.model)
+        devices = {self.offload.device(owner) for block in blocks for owner in block.owners}
+        self.device = self.offload.device(blocks[0].owners[0])
         self.kernels = kernels_for(backend, self.noise, devices)
         self.carriers: list[FlatBuffer | ModuleWeights | ScaleTensors] = []
         if blocks.space == "scales":
@@ -64,7 +73,11 @@ class Engine:
         for index, block in enumerate(blocks):
             parameter = block.parameter
             is_flat = carrier == "flat" or block.columns is not None
-            if carrier == "auto":
+            self.offload.check(block)
+            if self.offload.holds(block):
+                if is_flat:
+                    raise input_error("model", f"{block.name} is offloaded", do=KEPT)
+            elif carrier == "auto":
                 full_and_small = small and parameter.dtype == torch.float32
                 is_flat = is_flat or blocks.space == "adapter" or full_and_small
             if is_flat:
@@ -74,7 +87,8 @@ class Engine:
         for indices in flat.values():
             self.carriers.append(FlatBuffer(indices, [blocks[i] for i in indices], self.kernels))
         if modular:
-            self.carriers.append(ModuleWeights(modular, [blocks[i] for i in modular], self.kernels))
+            members = [blocks[i] for i in modular]
+            self.carriers.append(ModuleWeights(modular, members, self.kernels, self.offload))
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -133,13 +147,12 @@ class Engine:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean [N] and unbiased variance [N] of the blocks' elements, float64."""
-        device = self.blocks[0].parameter.device
-        mean = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
+        mean = torch.zeros(len(self.blocks), dtype=torch.float64, device=self.device)
         variance = torch.zeros_like(mean)
         for carrier in self.carriers:
             means, variances = carrier.statistics()
-            mean[carrier.indices] = means.to(device)
-            variance[carrier.indices] = variances.to(device)
+            mean[carrier.indices] = means.to(self.device)
+            variance[carrier.indices] = variances.to(self.device)
         return mean, variance
 
     def project(self, block: Block, seed: int, gradient: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
+from zopeft.blocks.offloaded import Offload
 from zopeft.engine.arena import Arena, returns_new_memory
 from zopeft.engine.direction import Direction
 from zopeft.engine.known import Known
@@ -48,12 +49,18 @@ class ModuleWeights:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n]; none of them a slice.
         kernels: What makes noise and adds it.
+        offload: The model's offloaded tensors.
     """
 
     def __init__(
-        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+        self,
+        indices: Sequence[int],
+        blocks: Sequence[Block],
+        kernels: PlainKernels,
+        offload: Offload,
     ) -> None:
         self.kernels = kernels
+        self.offload = offload
         self.indices = list(indices)
         self.blocks = list(blocks)
         self._places: dict[nn.Module, list[Place]] = {}
@@ -120,7 +127,8 @@ class ModuleWeights:
         """Checks after the first probe that each module ran through its own forward.
 
         A module whose parameters are read by its parent instead gets its scratch weights
-        for the whole of each later probe.
+        for the whole of each later probe. Offloaded ones are there in their own forward
+        alone: a module that has not run was not used.
 
         Returns:
             True if the probe just done has missed such weights and must be done again.
@@ -128,7 +136,7 @@ class ModuleWeights:
         if self._settled:
             return False
         self._settled = True
-        self._resident = set(self._places) - self._reached
+        self._resident = self.offload.always_there(set(self._places) - self._reached)
         return bool(self._resident)
 
     @contextmanager
@@ -278,15 +286,17 @@ class ModuleWeights:
                 coefficient, decay = float(coefficients[at]), float(decays[at])
                 if coefficient == 0.0 and decay == 1.0:
                     continue
-                weight = block.parameter
+                weight, *twins = self.offload.writable(block)
                 statistics = self.kernels.update(
                     direction.seed,
                     block.address,
-                    weight.data.view(-1),
+                    weight.view(-1),
                     coefficient,
                     decay,
                     self.scale(index, direction),
                 )
+                for twin in twins:
+                    twin.copy_(weight)
                 known = None if statistics is None else Known(statistics, weight)
                 self._known[index] = known
 
@@ -299,12 +309,14 @@ class ModuleWeights:
         values: list[Statistics] = []
         with torch.no_grad():
             for block, known in zip(self.blocks, self._known, strict=True):
-                weight = block.parameter
+                weight = self.offload.value(block)
                 if known is not None and known.fits(weight):
                     values.append(known.statistics)
                 else:
-                    values.append(self.kernels.statistics(weight.detach()))
-        return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
+                    values.append(self.kernels.statistics(weight))
+        device = values[0][0].device
+        means, variances = ([each.to(device) for each in part] for part in zip(*values, strict=True))
+        return torch.stack(means), torch.stack(variances)
 
 
 def _takes_ids(forward: Callable[..., Any]) -> bool:
