@@ -15,6 +15,7 @@ import zopeft
 from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.engine import Direction, Engine
 from zopeft.errors import InputError
+from zopeft.models import attach
 
 LLAMA = {
     "vocab_size": 97,
@@ -164,3 +165,180 @@ def test_full_weights_train_to_the_same_bits(way, kind, dtype, tmp_path):
 
 def test_there_are_six_ways():
     assert len(WAYS) == 6
+
+
+LORA = {"r": 4, "target_modules": ["q_proj", "v_proj"]}
+
+
+def tuned_adapter(model, folder):
+    """Three steps of LoRA; returns the losses and the bytes of the adapter saved after."""
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            generator = torch.Generator().manual_seed(3)
+            start = torch.randn(parameter.shape, generator=generator) * 0.02
+            parameter.data.copy_(start)
+    losses, optimizer = steps(model)
+    assert len(optimizer.blocks) == 8
+    model.save_pretrained(folder)
+    return losses, (folder / "adapter_model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("way", ["from_pretrained", "all_on_disk", "on_cpu", "on_disk"])
+def test_an_adapter_over_an_offloaded_base_trains_to_the_same_bits(way, dtype, tmp_path):
+    here = attach(made("tied", dtype), "lora", LORA)
+    expected = tuned_adapter(here, tmp_path / "here")
+    base = WAYS[way]("tied", dtype, tmp_path / "there")
+    kept = files(tmp_path / "there")
+    model = attach(base, "lora", LORA)
+    assert sum(p.is_meta for p in model.parameters()) >= 10
+    got = tuned_adapter(model, tmp_path / "saved")
+    assert got == expected
+    assert files(tmp_path / "there") == kept
+
+
+@pytest.mark.parametrize("name", ["ia3", "prefix", "prompt", "adalora", "vera", "layernorm"])
+def test_other_adapters_start_the_same_over_an_offloaded_base(name, tmp_path):
+    results = []
+    for offloaded in (False, True):
+        # Not by a device map: PEFT's prefixes find no GPU in one of CPU and disk alone.
+        model = on_disk("tied", torch.float32, tmp_path) if offloaded else made("tied")
+        model = attach(model, name)
+        results.append(steps(model)[0])
+    assert results[0] == results[1]
+
+
+def test_dora_over_an_offloaded_base_is_refused(tmp_path):
+    model = all_on_disk("tied", torch.float32, tmp_path)
+    with pytest.raises(InputError, match="peft dora: DoRA reads weights outside"):
+        attach(model, "dora")
+
+
+def test_an_adapter_made_by_peft_alone_is_refused(tmp_path):
+    model = get_peft_model(all_on_disk("tied", torch.float32, tmp_path), LoraConfig(**LORA))
+    with pytest.raises(InputError, match="no values; attach adapters to an offloaded model with"):
+        zopeft.MeZO(zopeft.discover(model))
+
+
+def test_an_adapter_may_be_offloaded_itself(tmp_path):
+    results = []
+    for offloaded in (False, True):
+        torch.manual_seed(0)
+        model = get_peft_model(made("tied"), LoraConfig(**LORA))
+        if offloaded:
+            model = dispatch_model(
+                model, half_on_disk("tied", "base_model.model."), offload_dir=tmp_path
+            )
+            assert any(p.is_meta for n, p in model.named_parameters() if "lora" in n)
+        results.append((steps(model)[0], values(model)))
+    assert results[0][0] == results[1][0]
+    assert same(results[0][1], results[1][1])
+
+
+def test_statistics_and_finetuner_scales_are_those_of_weights_in_memory(tmp_path):
+    results = []
+    for offloaded in (False, True):
+        model = made("tied", torch.bfloat16)
+        if offloaded:
+            model = from_pretrained("tied", torch.bfloat16, tmp_path)
+        blocks = zopeft.discover(model)
+        before = Engine(blocks, carrier="auto").statistics()
+        finetuner = zopeft.FineTuner.initial(blocks)
+        losses, optimizer = steps(model, method=zopeft.ZOFineTuner, finetuner=finetuner)
+        results.append((before, losses, values(model), optimizer.engine.statistics()))
+    (early, losses, weights, late), (early2, losses2, weights2, late2) = results
+    assert losses == losses2
+    assert same(weights, weights2)
+    for a, b in zip((*early, *late), (*early2, *late2), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("way", ["from_pretrained", "dispatched"])
+def test_an_exception_inside_a_probe_changes_no_bit(way, tmp_path):
+    model = WAYS[way]("tied", torch.float32, tmp_path)
+    engine = Engine(zopeft.discover(model))
+    before, clean = values(model), loss_of(model).item()
+
+    class Boom(Exception):
+        pass
+
+    def hook(module, args):
+        raise Boom
+
+    handle = model.model.layers[1].mlp.act_fn.register_forward_pre_hook(hook)
+    with pytest.raises(Boom), engine.perturbed(Direction(5), 0.1):
+        loss_of(model)
+    handle.remove()
+    assert same(values(model), before)
+    assert loss_of(model).item() == clean
+    engine.update(Direction(5), 0.0)
+    assert same(values(model), before)
+    engine.update(Direction(5), 0.1)
+    with engine.perturbed(Direction(6), 0.1):
+        probed = loss_of(model).item()
+    here = made("tied")
+    twin = Engine(zopeft.discover(here))
+    twin.update(Direction(5), 0.1)
+    with twin.perturbed(Direction(6), 0.1):
+        assert loss_of(here).item() == probed
+
+
+def test_weights_in_read_only_files_need_a_folder(tmp_path):
+    made("tied").save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, device_map=half_on_disk("tied"))
+    with pytest.raises(InputError, match="only read; load the model with offload_folder=FOLDER"):
+        zopeft.MeZO(zopeft.discover(model))
+    model.requires_grad_(False)
+    model.model.layers[0].self_attn.q_proj.weight.requires_grad_(True)
+    losses, _ = steps(model)
+    assert len(losses) == 3
+
+
+def test_gradients_are_refused(tmp_path):
+    blocks = zopeft.discover(from_pretrained("tied", torch.float32, tmp_path))
+    for kind in ("fo_sgd", "fo_adam"):
+        with pytest.raises(InputError, match=f"{kind}: 10 trained tensors are offloaded"):
+            zopeft.methods.METHODS[kind](blocks)
+    with pytest.raises(InputError, match="flat"):
+        Engine(blocks, carrier="flat")
+
+
+def test_weights_loaded_by_a_parent_are_perturbed_in_their_own_forward_or_refused():
+    class Reader(torch.nn.Module):
+        def __init__(self, reads):
+            super().__init__()
+            self.inner, self.reads = torch.nn.Linear(4, 4, bias=False), reads
+
+        def forward(self, x):
+            return x @ self.inner.weight.t() if self.reads else self.inner(x)
+
+    x, losses = torch.ones(1, 4), []
+    for offloaded in (False, True):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(Reader(False), torch.nn.Linear(4, 1))
+        if offloaded:
+            cpu_offload(model, torch.device("cpu"), preload_module_classes=["Reader"])
+        optimizer = zopeft.MeZO(zopeft.discover(model), lr=1e-3, eps=1e-2, carrier="modules" if not offloaded else "auto")
+        losses.append([float(optimizer.step(lambda: model(x).sum())) for _ in range(3)])
+    assert losses[0] == losses[1]
+    model = torch.nn.Sequential(Reader(True), torch.nn.Linear(4, 1))
+    cpu_offload(model, torch.device("cpu"), preload_module_classes=["Reader"])
+    optimizer = zopeft.MeZO(zopeft.discover(model), lr=1e-3, eps=1e-2)
+    with pytest.raises(InputError, match="read by another module than their own"):
+        optimizer.step(lambda: model(x).sum())
+
+
+@pytest.mark.parametrize("way", ["from_pretrained", "all_on_disk", "dispatched"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_is_the_tuned_one(way, kind, tmp_path):
+    model = WAYS[way](kind, torch.float32, tmp_path)
+    steps(model)
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
+    assert same(values(again), values(model))
+
+
+def test_inputs_go_where_an_offloaded_model_runs(tmp_path):
+    model = all_on_disk("tied", torch.float32, tmp_path)
+    assert model.device.type == "meta"
+    assert device_of(model) == torch.device("cpu") == device_of(made("tied"))

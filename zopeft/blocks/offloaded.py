@@ -162,6 +162,27 @@ class Offload:
                     parameter.requires_grad_(shown.requires_grad)
                     module._parameters[leaf] = parameter
 
+    def bring(self, model: nn.Module) -> None:
+        """Moves what an adapter has put beside offloaded layers to where these run.
+
+        Args:
+            model: The model with its adapter.
+        """
+        if not self:
+            return
+        for module in model.modules():
+            inner = getattr(module, "base_layer", None)
+            if inner not in self._hooks:
+                continue
+            device = _device(self._hooks[inner][0].execution_device)
+            own = {id(parameter) for parameter in inner.parameters()}
+            for parameter in module.parameters():
+                if id(parameter) not in own:
+                    parameter.data = parameter.data.to(device)
+        prompts: Any = getattr(model, "prompt_encoder", None)
+        if prompts is not None:
+            prompts.to(device_of(model))
+
     def _place(self, owner: Owner) -> tuple[Any, str]:
         hook, prefix = self._hooks[owner.module]
         return _resolved(hook.weights_map, prefix + owner.leaf)
@@ -239,11 +260,10 @@ def _writable(weights: Any, key: str) -> Tensor:
     held = _held(weights)
     if key not in held:
         index: Mapping[str, Any] = weights.index
-        tensor = _private_copy(weights[key], weights.save_folder, key)
-        for name, entry in index.items():
-            # Names of tied weights stand for the same entry.
-            if name == key or _same_file(entry, index[key]):
-                held[name] = tensor
+        # Tied weights have an entry each, of the same place.
+        names = [n for n, entry in index.items() if n == key or _same_file(entry, index[key])]
+        views = _private_copy(weights[key], weights.save_folder, key, len(names))
+        held.update(zip(names, views, strict=True))
     return held[key]
 
 
@@ -252,8 +272,13 @@ def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
     return one.get(where[0]) is not None and all(one.get(k) == other.get(k) for k in where)
 
 
-def _private_copy(value: Tensor, folder: str | os.PathLike[str] | None, key: str) -> Tensor:
-    """Returns a tensor of the same values that lies in a new file without a name."""
+def _private_copy(
+    value: Tensor, folder: str | os.PathLike[str] | None, key: str, count: int
+) -> list[Tensor]:
+    """Returns views of a new file without a name that holds the same values.
+
+    Each view is a mapping of its own: savers that refuse tensors of shared memory take them.
+    """
     import torch
 
     assert folder is not None
@@ -261,8 +286,12 @@ def _private_copy(value: Tensor, folder: str | os.PathLike[str] | None, key: str
     handle, path = tempfile.mkstemp(prefix=f"{key}.", suffix=".dat", dir=folder)
     try:
         os.truncate(handle, value.numel() * value.element_size())
-        flat = torch.from_file(path, shared=True, size=value.numel(), dtype=value.dtype)
+        views = [
+            torch.from_file(path, shared=True, size=value.numel(), dtype=value.dtype)
+            for _ in range(count)
+        ]
     finally:
         os.close(handle)
         os.unlink(path)
-    return flat.copy_(value.detach().reshape(-1)).view(value.shape)
+    views[0].copy_(value.detach().reshape(-1))
+    return [view.view(value.shape) for view in views]

@@ -22,7 +22,8 @@ from zopeft.noise import Noise
 SMALL = 1 << 23
 """Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
 CARRIERS = ("auto", "flat", "modules")
-KEPT = "keep it on the device (device_map), or its carrier on auto"
+WHY = "the model is offloaded"
+DO = "keep the model on one device, or the carrier on auto"
 
 
 class Engine:
@@ -74,11 +75,12 @@ class Engine:
             parameter = block.parameter
             is_flat = carrier == "flat" or block.columns is not None
             self.offload.check(block)
-            if self.offload.holds(block):
-                if is_flat:
-                    raise input_error("model", f"{block.name} is offloaded", do=KEPT)
-            elif carrier == "auto":
-                full_and_small = small and parameter.dtype == torch.float32
+            offloaded = self.offload.holds(block)
+            if is_flat and (offloaded or (self.offload and blocks.space == "full")):
+                raise input_error("carrier", f"{block.name} can't be flat, {WHY}", carrier, DO)
+            if carrier == "auto" and not offloaded:
+                # The hooks know tied weights by where they lie: none may be moved.
+                full_and_small = small and parameter.dtype == torch.float32 and not self.offload
                 is_flat = is_flat or blocks.space == "adapter" or full_and_small
             if is_flat:
                 flat.setdefault((parameter.device, parameter.dtype), []).append(index)
