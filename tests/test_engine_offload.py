@@ -15,7 +15,7 @@ import zopeft
 from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.engine import Direction, Engine
 from zopeft.errors import InputError
-from zopeft.models import attach
+from zopeft.models import attach, load_adapter
 
 LLAMA = {
     "vocab_size": 97,
@@ -342,3 +342,12 @@ def test_inputs_go_where_an_offloaded_model_runs(tmp_path):
     model = all_on_disk("tied", torch.float32, tmp_path)
     assert model.device.type == "meta"
     assert device_of(model) == torch.device("cpu") == device_of(made("tied"))
+
+
+def test_a_saved_adapter_loads_over_an_offloaded_base(tmp_path):
+    here = attach(made("tied"), "lora", LORA)
+    tuned_adapter(here, tmp_path / "adapter")
+    expected = steps(here)[0]
+    model = load_adapter(from_pretrained("tied", torch.float32, tmp_path), tmp_path / "adapter")
+    assert steps(model)[0] == expected
+    assert set(model.hf_device_map.values()) == {"cpu", "disk"}

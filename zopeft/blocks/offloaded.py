@@ -37,7 +37,8 @@ class Offload:
 
     def __init__(self, model: nn.Module) -> None:
         self._hooks: dict[nn.Module, tuple[Any, str]] = {}
-        for module in model.modules():
+        self._modules = list(model.modules())
+        for module in self._modules:
             for hook in _hooks(module):
                 if not getattr(hook, "offload", False):
                     continue
@@ -139,11 +140,14 @@ class Offload:
     def shown(self) -> Iterator[None]:
         """Shows the offloaded values as parameters, for code that looks at weights.
 
-        They are mapped rather than read where the map allows it, and stay on the CPU.
+        They are mapped rather than read where the map allows it, and stay on the CPU. The
+        device map is hidden meanwhile: PEFT would dispatch the model anew by it.
         """
         from torch import nn
 
         kept: list[tuple[nn.Module, str, nn.Parameter]] = []
+        maps = [m for m in self._modules if "hf_device_map" in m.__dict__ and self]
+        hidden = [(module, module.__dict__.pop("hf_device_map")) for module in maps]
         try:
             for module, (hook, prefix) in self._hooks.items():
                 for leaf, parameter in list(module._parameters.items()):
@@ -155,6 +159,8 @@ class Offload:
                     module._parameters[leaf] = nn.Parameter(value, parameter.requires_grad)
             yield
         finally:
+            for module, places in hidden:
+                module.hf_device_map = places
             for module, leaf, parameter in kept:
                 if leaf in module._parameters:
                     shown = module._parameters[leaf]

@@ -132,7 +132,10 @@ def _load(model: Any, name: str) -> Any:
     from peft import PeftConfig, PeftModel
 
     prompt = PeftConfig.from_pretrained(name).is_prompt_learning
-    tuned: Any = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    offload = Offload(model)
+    with offload.shown():
+        tuned: Any = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    offload.bring(tuned)
     if prompt:
         # PEFT loads prompts for inference alone: the vectors stand in the embedding as
         # they are used, whatever encoder made them, and can be tuned there.

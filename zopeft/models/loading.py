@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,8 @@ def load_model(
     load_in_8bit: bool = False,
     load_in_4bit: bool = False,
     device: str | torch.device | None = None,
+    offload_folder: str | Path | None = None,
+    max_memory: Mapping[str, int | str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, ready for evaluation.
 
@@ -43,7 +46,11 @@ def load_model(
         load_in_8bit: Quantise the linear layers to int8 (bitsandbytes).
         load_in_4bit: Quantise the linear layers to nf4 (bitsandbytes).
         device: Where to put the model; None is the first GPU, or the CPU without one;
-            "auto" spreads it over all devices.
+            "auto" spreads it over all GPUs, then the CPU, then the disk.
+        offload_folder: Where weights go that find no other room, and copies of those that
+            are trained; needed to train weights that are on disk.
+        max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu", in
+            bytes or as "10GB".
 
     Returns:
         The model in eval mode and its tokenizer. The tokenizer is left as it is: one
@@ -58,7 +65,7 @@ def load_model(
     if not isinstance(source, ModelSource):
         source = resolve(source)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = str(place) == "cpu"
+    on_cpu = str(place) == "cpu" or (place == "auto" and not torch.cuda.is_available())
     chosen = _dtype(dtype, on_cpu)
     if source.local:
         check_folder(Path(source.path))
@@ -68,13 +75,32 @@ def load_model(
     options: dict[str, Any] = {"dtype": chosen}
     if quantised is not None:
         options |= {"quantization_config": quantised, "dtype": compute}
-    if quantised is not None or not on_cpu:
-        options["device_map"] = "auto" if place == "auto" else {"": str(place)}
+    if place == "auto":
+        options |= _spread(offload_folder, max_memory)
+    elif quantised is not None or not on_cpu:
+        options["device_map"] = {"": str(place)}
     with quiet(), hub.cache_only(offline):
         tokenizer = _tokenizer(source, offline)
         model = _model(source, offline, options)
     keep_unpacked(model)
     return model.eval(), tokenizer
+
+
+def _spread(
+    offload_folder: str | Path | None, max_memory: Mapping[str, int | str] | None
+) -> dict[str, Any]:
+    """Returns transformers' options for a model over all devices."""
+    options: dict[str, Any] = {"device_map": "auto"}
+    if offload_folder is not None:
+        options["offload_folder"] = str(offload_folder)
+    if max_memory:
+        for name, amount in max_memory.items():
+            if not (name.isdigit() or name in ("cpu", "mps")):
+                raise input_error(
+                    "max_memory", "no device of that name", name, 'use "0", "1", ... or "cpu"'
+                )
+            options.setdefault("max_memory", {})[int(name) if name.isdigit() else name] = amount
+    return options
 
 
 def _dtype(dtype: str | torch.dtype, on_cpu: bool) -> Any:

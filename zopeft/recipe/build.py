@@ -34,7 +34,13 @@ def load_base(recipe: Recipe, listener: Listener) -> tuple[Any, Any, ModelSource
     note = EMBEDDED_NOTE if source.embedded else f"loading {source.path}"
     listener(Progress("load", note=note))
     model, tokenizer = load_model(
-        source, section.dtype, section.load_in_8bit, section.load_in_4bit, section.device
+        source,
+        section.dtype,
+        section.load_in_8bit,
+        section.load_in_4bit,
+        section.device,
+        section.offload_folder,
+        section.max_memory,
     )
     return model, tokenizer, source
 

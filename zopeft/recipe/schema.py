@@ -44,7 +44,12 @@ class ModelSection:
         dtype: Number format of the weights; "auto" takes the file's.
         load_in_8bit: Quantise to 8 bit while loading.
         load_in_4bit: Quantise to 4 bit (NF4) while loading.
-        device: Device map ("cpu", "cuda", "auto"); None chooses.
+        device: Device map ("cpu", "cuda", "auto"); None chooses. "auto" spreads the model
+            over all GPUs, then the CPU, then the disk.
+        offload_folder: Folder for weights that find no other room, and for copies of those
+            that are trained; needed to train weights that are on disk.
+        max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu"
+            ("10GB").
     """
 
     name: str | None = None
@@ -52,6 +57,8 @@ class ModelSection:
     load_in_8bit: bool = False
     load_in_4bit: bool = False
     device: str | None = None
+    offload_folder: str | None = None
+    max_memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
