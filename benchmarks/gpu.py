@@ -3,7 +3,7 @@
 The weights of a Llama shape are drawn on the device in bf16. A case is written
 ``space:noise`` with more arguments of `zopeft.MeZO` after it, as in
 ``full:binomial:probes=stacked``; one that the installed zopeft does not know is reported and
-left out. All cases of a space run in turn in one process, timed by CUDA events; the peak is
+left out. Each case runs in turn with two bare forwards, timed by CUDA events; the peak is
 that of the allocator during a step, beside its peak in one forward of the same batch.
 
     python benchmarks/gpu.py --shape 1b --keep
@@ -148,44 +148,50 @@ def rows_of(space: str, model: Any, size: str, args: argparse.Namespace) -> list
 
     blocks = zopeft.discover(model)
     plain = PlainMeZO(model, 0.0, 1e-3)
-    cases: dict[str, Callable[[], Any]] = {
-        "forward": forward,
-        "two forwards": two_forwards,
-        "plain MeZO": lambda: plain.step(closure),
+    bare: dict[str, Callable[[], Any]] = {"forward": forward, "two forwards": two_forwards}
+    times, peaks = measure({**bare, "plain MeZO": lambda: plain.step(closure)}, args)
+    base = statistics.median(times["plain MeZO"])
+    shared = {
+        "model": f"{args.name}, batch {size}",
+        "space": space,
+        "dtype": args.dtype,
+        "elements": sum(blocks.numels),
+        "unit": "ms a step, median",
+        "repeats": args.repeats,
     }
-    backends = {}
+    rows = [row(name, times[name], times["two forwards"], base, peaks, "torch") for name in times]
     for case in args.cases:
-        if case.split(":")[0] != space:
+        method = method_of(case, blocks) if case.split(":")[0] == space else None
+        if method is None:
             continue
-        method = method_of(case, blocks)
-        if method is not None:
-            cases[case] = lambda method=method: method.step(closure)
-            backends[case] = method.engine.kernels.name
-    times, peaks = measure(cases, args)
-    return [
-        {
-            "model": f"{args.name}, batch {size}",
-            "space": space,
-            "dtype": args.dtype,
-            "elements": sum(blocks.numels),
-            "case": name,
-            "backend": backends.get(name),
-            "value": round(statistics.median(taken), 3),
-            "unit": "ms a step, median",
-            "ratio_to_two_forwards": _ratio(taken, times["two forwards"]),
-            "ratio_to_plain": _ratio(taken, times["plain MeZO"]),
-            "peak_bytes": peaks[name],
-            "peak_over_inference": None
-            if peaks[name] is None
-            else round(peaks[name] / peaks["forward"], 4),  # type: ignore[operator]
-            "repeats": args.repeats,
-        }
-        for name, taken in times.items()
-    ]
+        # Each beside its own forwards: methods that share an adapter would move it in turn.
+        times, peaks = measure({**bare, case: lambda method=method: method.step(closure)}, args)
+        name = method.engine.kernels.name
+        rows.append(row(case, times[case], times["two forwards"], base, peaks, name))
+    return [{**shared, **one} for one in rows]
 
 
-def _ratio(taken: list[float], base: list[float]) -> float:
-    return round(statistics.median(a / b for a, b in zip(taken, base, strict=True)), 3)
+def row(
+    case: str,
+    taken: list[float],
+    two: list[float],
+    plain: float,
+    peaks: dict[str, int | None],
+    backend: str,
+) -> dict[str, Any]:
+    """Returns the numbers of a case: its time and peak, and their ratios."""
+    median, peak, inference = statistics.median(taken), peaks[case], peaks["forward"]
+    return {
+        "case": case,
+        "backend": backend,
+        "value": round(median, 3),
+        "ratio_to_two_forwards": round(
+            statistics.median(a / b for a, b in zip(taken, two, strict=True)), 3
+        ),
+        "ratio_to_plain": round(median / plain, 3),
+        "peak_bytes": peak,
+        "peak_over_inference": round(peak / inference, 4) if peak and inference else None,
+    }
 
 
 def arguments() -> argparse.Namespace:

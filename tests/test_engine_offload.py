@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 from accelerate import cpu_offload, disk_offload, dispatch_model, load_checkpoint_and_dispatch
@@ -318,8 +316,17 @@ def test_weights_loaded_by_a_parent_are_perturbed_in_their_own_forward_or_refuse
         model = torch.nn.Sequential(Reader(False), torch.nn.Linear(4, 1))
         if offloaded:
             cpu_offload(model, torch.device("cpu"), preload_module_classes=["Reader"])
-        optimizer = zopeft.MeZO(zopeft.discover(model), lr=1e-3, eps=1e-2, carrier="modules" if not offloaded else "auto")
-        losses.append([float(optimizer.step(lambda: model(x).sum())) for _ in range(3)])
+        optimizer = zopeft.MeZO(
+            zopeft.discover(model),
+            lr=1e-3,
+            eps=1e-2,
+            carrier="modules" if not offloaded else "auto",
+        )
+
+        def closure(model=model):
+            return model(x).sum()
+
+        losses.append([float(optimizer.step(closure)) for _ in range(3)])
     assert losses[0] == losses[1]
     model = torch.nn.Sequential(Reader(True), torch.nn.Linear(4, 1))
     cpu_offload(model, torch.device("cpu"), preload_module_classes=["Reader"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -26,7 +25,9 @@ def spread(tmp_path):
 
 
 def weights(out):
-    (file,) = (out / n for n in ("adapter_model.safetensors", "model.safetensors") if (out / n).is_file())
+    (file,) = (
+        out / n for n in ("adapter_model.safetensors", "model.safetensors") if (out / n).is_file()
+    )
     return load_file(file)
 
 
@@ -40,7 +41,9 @@ def test_load_model_spreads_over_memory_and_disk(tiny_model, tmp_path):
     )
     assert sorted(set(model.hf_device_map.values())) == ["cpu", "disk"]
     assert model.dtype == torch.float32
-    with pytest.raises(InputError, match='max_memory: no device of that name, got \'gpu\'; use "0"'):
+    with pytest.raises(
+        InputError, match="max_memory: no device of that name, got 'gpu'; use \"0\""
+    ):
         load_model(str(tiny_model), device="auto", max_memory={"gpu": "1GB"})
 
 

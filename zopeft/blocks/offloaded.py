@@ -13,12 +13,11 @@ reads values from their maps and gives tensors that can be written in place:
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from zopeft.blocks.weights_map import held, resolved, writable
 from zopeft.errors import input_error
 
 if TYPE_CHECKING:
@@ -108,7 +107,7 @@ class Offload:
         for owner in block.owners:
             if owner.module in self._hooks:
                 self._unload(owner.module)
-                tensor = _writable(*self._place(owner))
+                tensor = writable(*self._place(owner))
             else:
                 tensor = _own(owner).detach()
             found.setdefault(tensor.data_ptr(), tensor)
@@ -123,7 +122,7 @@ class Offload:
         for owner in block.owners:
             if owner.module in self._hooks:
                 weights, key = self._place(owner)
-                if key not in _held(weights) and getattr(weights, "save_folder", None) is None:
+                if key not in held(weights) and getattr(weights, "save_folder", None) is None:
                     raise input_error(
                         "model",
                         f"{block.name} is trained and lies in a file that is only read",
@@ -153,7 +152,7 @@ class Offload:
                 for leaf, parameter in list(module._parameters.items()):
                     if parameter is None or not parameter.is_meta:
                         continue
-                    weights, key = _resolved(hook.weights_map, prefix + leaf)
+                    weights, key = resolved(hook.weights_map, prefix + leaf)
                     value = weights[key].detach().to("cpu", parameter.dtype)
                     kept.append((module, leaf, parameter))
                     module._parameters[leaf] = nn.Parameter(value, parameter.requires_grad)
@@ -191,7 +190,7 @@ class Offload:
 
     def _place(self, owner: Owner) -> tuple[Any, str]:
         hook, prefix = self._hooks[owner.module]
-        return _resolved(hook.weights_map, prefix + owner.leaf)
+        return resolved(hook.weights_map, prefix + owner.leaf)
 
     def _unload(self, module: nn.Module) -> None:
         """Finishes a forward that an exception broke off: it has left loaded copies behind."""
@@ -247,57 +246,3 @@ def _hooks(module: nn.Module) -> Iterator[Any]:
     hook = module.__dict__.get("_hf_hook")
     if hook is not None:
         yield from getattr(hook, "hooks", (hook,))
-
-
-def _resolved(weights: Any, key: str) -> tuple[Any, str]:
-    """Follows maps that only put a prefix before a name down to the one that has the values."""
-    while hasattr(weights, "dataset") and hasattr(weights, "prefix"):
-        weights, key = weights.dataset, weights.prefix + key
-    return weights, key
-
-
-def _held(weights: Any) -> dict[str, Tensor]:
-    """The tensors of a map that are in memory."""
-    held: dict[str, Tensor] = getattr(weights, "state_dict", weights)
-    return held
-
-
-def _writable(weights: Any, key: str) -> Tensor:
-    held = _held(weights)
-    if key not in held:
-        index: Mapping[str, Any] = weights.index
-        # Tied weights have an entry each, of the same place.
-        names = [n for n, entry in index.items() if n == key or _same_file(entry, index[key])]
-        views = _private_copy(weights[key], weights.save_folder, key, len(names))
-        held.update(zip(names, views, strict=True))
-    return held[key]
-
-
-def _same_file(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    where = ("safetensors_file", "weight_name")
-    return one.get(where[0]) is not None and all(one.get(k) == other.get(k) for k in where)
-
-
-def _private_copy(
-    value: Tensor, folder: str | os.PathLike[str] | None, key: str, count: int
-) -> list[Tensor]:
-    """Returns views of a new file without a name that holds the same values.
-
-    Each view is a mapping of its own: savers that refuse tensors of shared memory take them.
-    """
-    import torch
-
-    assert folder is not None
-    os.makedirs(folder, exist_ok=True)
-    handle, path = tempfile.mkstemp(prefix=f"{key}.", suffix=".dat", dir=folder)
-    try:
-        os.truncate(handle, value.numel() * value.element_size())
-        views = [
-            torch.from_file(path, shared=True, size=value.numel(), dtype=value.dtype)
-            for _ in range(count)
-        ]
-    finally:
-        os.close(handle)
-        os.unlink(path)
-    views[0].copy_(value.detach().reshape(-1))
-    return [view.view(value.shape) for view in views]

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.offloaded import Offload
-from zopeft.blocks.offloaded import Offload
 from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import CHUNK, ModuleWeights
@@ -31,8 +30,8 @@ class Engine:
 
     Adapters, and full fp32 weights of at most `SMALL` elements, are carried by a
     `FlatBuffer`; other full weights, and what accelerate has offloaded, by `ModuleWeights`.
-    Both give the same direction for the same address. The scales of quantised layers are carried by `ScaleTensors`, for
-    which a step is relative: ``theta (1 + step u)``.
+    Both give the same direction for the same address. The scales of quantised layers are
+    carried by `ScaleTensors`, for which a step is relative: ``theta (1 + step u)``.
 
     Args:
         blocks: The blocks to train, [N].

@@ -315,7 +315,9 @@ class ModuleWeights:
                 else:
                     values.append(self.kernels.statistics(weight))
         device = values[0][0].device
-        means, variances = ([each.to(device) for each in part] for part in zip(*values, strict=True))
+        means, variances = (
+            [each.to(device) for each in part] for part in zip(*values, strict=True)
+        )
         return torch.stack(means), torch.stack(variances)
 
 

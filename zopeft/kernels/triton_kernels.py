@@ -12,7 +12,6 @@ is rounded exactly, so the bits are the plain ones.
 
 # Triton's own language: pointers and blocks, typed when a kernel is compiled.
 # mypy: disable-error-code="no-untyped-def, untyped-decorator, misc, arg-type, no-any-return"
-# ruff: noqa: D103
 
 import triton
 import triton.language as tl
@@ -95,7 +94,7 @@ def _byte_sum(word):
 
 @triton.jit
 def _draw(first, address, k0, k1, FAMILY: tl.constexpr, TILE: tl.constexpr):
-    """z of the elements ``first ... first + TILE - 1``, `first` at a counter's beginning."""
+    """Noise of the elements ``first ... first + TILE - 1``, `first` at a counter's beginning."""
     if FAMILY == RADEMACHER:
         counters = first // 128 + tl.arange(0, TILE // 128)
         w0, w1, w2, w3 = _philox(counters, address, 0, k0, k1)
@@ -221,7 +220,7 @@ def update(
     Without `WRITE`, the moments of the weights as they are.
     """
     row = tl.program_id(0)
-    source, target, length, begin, name, block = _run(table, row, start, count, address, WHOLE)
+    source, _, length, begin, name, block = _run(table, row, start, count, address, WHOLE)
     span: tl.constexpr = 128 if FAMILY == RADEMACHER else 4
     dtype: tl.constexpr = weight.dtype.element_ty
     skip = begin % span
