@@ -25,8 +25,8 @@ from typing import Any
 import torch
 import transformers
 from peft import LoraConfig, get_peft_model
+from plain_mezo import PlainMeZO
 from rows import about, keep
-from step_time import PlainMeZO
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zopeft
