@@ -16,7 +16,13 @@ RESULTS = Path(__file__).parent / "results"
 
 def about(device: str = "cpu") -> dict[str, Any]:
     """Returns hardware, threads, versions, commit and day."""
-    done = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True
+        )
+        commit = done.stdout.strip()
+    except FileNotFoundError:
+        commit = ""
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     try:
         import numba
@@ -28,7 +34,7 @@ def about(device: str = "cpu") -> dict[str, Any]:
         "hardware": torch.cuda.get_device_name() if device == "cuda" else _processor(),
         "threads": torch.get_num_threads(),
         "versions": versions,
-        "commit": done.stdout.strip() or "unknown",
+        "commit": commit or "unknown",
         "date": datetime.date.today().isoformat(),
     }
 

@@ -15,12 +15,22 @@ from rich.table import Table
 from rows import RESULTS
 
 KEYS = {
+    "gpu": ("hardware", "model", "space", "dtype", "case"),
     "learning": ("hardware", "task", "space", "seed"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
     "stacked": ("hardware", "threads", "model", "space", "batch", "dtype", "case"),
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
+    "gpu": (
+        "elements",
+        "value",
+        "ratio_to_two_forwards",
+        "ratio_to_plain",
+        "peak_bytes",
+        "peak_over_inference",
+        "commit",
+    ),
     "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
     "stacked": ("value", "ratio_median", "ratio_of_minima", "clock", "commit"),

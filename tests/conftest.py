@@ -5,6 +5,9 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not os.path.exists("/dev/nvidiactl"):
+    # Read when triton is imported, which bitsandbytes does for itself.
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 import json
 from pathlib import Path

@@ -22,7 +22,8 @@ if importlib.util.find_spec("numba") is None:
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 COUNTS = [1, 63, 1000, 2**20 + 1]
 SEED = 2**63 + 12345
-FAST = sorted(set(BACKENDS) - {"plain"})
+ELSEWHERE = {"triton": "works on CUDA tensors, see test_kernels_triton.py and test_gpu.py"}
+FAST = sorted(set(BACKENDS) - {"plain"} - set(ELSEWHERE))
 
 
 @pytest.fixture(params=[1, 2])
@@ -50,8 +51,9 @@ def weights(count, dtype):
     return weight.to(dtype)
 
 
-def test_there_is_one_fast_backend():
+def test_there_is_one_fast_backend_for_the_cpu():
     assert FAST == ["numba"]
+    assert sorted(BACKENDS) == ["numba", "plain", "triton"]
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -176,14 +178,17 @@ def test_shares_are_the_whole_table(parts):
 
 def test_the_backend_is_chosen_by_device_and_what_is_installed(monkeypatch, caplog):
     cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    gpu = "triton" if importlib.util.find_spec("triton") else "plain"
     assert choice.kernels_for("auto", Noise(), [cpu]).name == "numba"
-    assert choice.kernels_for("auto", Noise(), [cuda]).name == "plain"
-    assert choice.kernels_for("auto", Noise(), [cuda, cpu]).name == "numba"
+    assert choice.kernels_for("auto", Noise(), [torch.device("meta")]).name == "numba"
+    assert choice.kernels_for("auto", Noise(), [cuda]).name == gpu
+    assert choice.kernels_for("auto", Noise(), [cuda, cpu]).name in (gpu, "numba")
     assert choice.kernels_for("plain", Noise(), [cpu]).name == "plain"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
         assert choice.kernels_for("auto", Noise(), [cpu]).name == "plain"
-    assert len(caplog.records) == 1
+        assert choice.kernels_for("auto", Noise(), [cuda]).name == "plain"
+    assert len(caplog.records) == 2
     with pytest.raises(InputError, match="unknown backend, got 'numbra'; did you mean 'numba'"):
         choice.kernels_for("numbra", Noise(), [cpu])
 

@@ -25,14 +25,35 @@ def held_parameters(model: nn.Module) -> list[Held]:
     # Modules are visited once each, so that a module reachable under two names is one owner;
     # a tensor held by two modules is tied, and both are owners.
     found: dict[int, tuple[str, nn.Parameter, list[Owner]]] = {}
+    untied = _untied(model)
     for module_name, module in model.named_modules():
         for leaf, parameter in module._parameters.items():
             if parameter is None:
                 continue
             name = f"{module_name}.{leaf}" if module_name else leaf
-            _, _, owners = found.setdefault(id(parameter), (name, parameter, []))
+            key = untied.get(id(parameter), id(parameter))
+            _, _, owners = found.setdefault(key, (name, parameter, []))
             owners.append(Owner(module_name, module, leaf))
     return [Held(name, parameter, tuple(owners)) for name, parameter, owners in found.values()]
+
+
+def _untied(model: nn.Module) -> dict[int, int]:
+    """Tied parameters that a forward over offloaded weights has left as objects of their own.
+
+    Their hooks put a new parameter on the meta device after each forward; the model still
+    says which are one.
+    """
+    found: dict[int, int] = {}
+    base = base_of(model)
+    for name, source in dict(getattr(base, "all_tied_weights_keys", None) or {}).items():
+        try:
+            twin, first = base.get_parameter(name), base.get_parameter(source)
+        except AttributeError:
+            # An adapter has wrapped one of the modules, which moves its weight.
+            continue
+        if twin is not first and (twin.is_meta or first.is_meta):
+            found[id(twin)] = id(first)
+    return found
 
 
 class Survey:

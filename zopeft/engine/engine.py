@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
+from zopeft.blocks.offloaded import Offload
 from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
@@ -24,15 +25,17 @@ from zopeft.noise import Noise
 SMALL = 1 << 23
 """Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
 CARRIERS = ("auto", "flat", "modules")
+WHY = "the model is offloaded"
+DO = "keep the model on one device, or the carrier on auto"
 
 
 class Engine:
     """Perturbs and updates the blocks of a model along addressed directions.
 
     Adapters, and full fp32 weights of at most `SMALL` elements, are carried by a
-    `FlatBuffer`; other full weights by `ModuleWeights`. Both give the same direction for
-    the same address. The scales of quantised layers are carried by `ScaleTensors`, for
-    which a step is relative: ``theta (1 + step u)``.
+    `FlatBuffer`; other full weights, and what accelerate has offloaded, by `ModuleWeights`.
+    Both give the same direction for the same address. The scales of quantised layers are
+    carried by `ScaleTensors`, for which a step is relative: ``theta (1 + step u)``.
 
     Args:
         blocks: The blocks to train, [N].
@@ -42,8 +45,12 @@ class Engine:
             the bits are the same.
         shapes: Block index to shape, for the whole run; blocks absent are isotropic.
 
+    Attributes:
+        device: Where scales and statistics are: the first block's, while its module runs.
+
     Raises:
-        InputError: `noise`, `carrier` or `backend` is unknown, or a shape does not fit.
+        InputError: `noise`, `carrier` or `backend` is unknown, a shape does not fit, or a
+            block's weights are offloaded to where they can't be written.
     """
 
     def __init__(
@@ -58,7 +65,9 @@ class Engine:
             raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
         self.blocks = blocks
         self.noise = Noise(noise)
-        devices = {block.parameter.device for block in blocks}
+        self.offload = Offload(blocks.model)
+        devices = {self.offload.device(owner) for block in blocks for owner in block.owners}
+        self.device = self.offload.device(blocks[0].owners[0])
         self.kernels = kernels_for(backend, self.noise, devices)
         self.stacking = StackedModules(blocks)
         self.shapes = dict(shapes or {})
@@ -76,8 +85,13 @@ class Engine:
         for index, block in enumerate(blocks):
             parameter = block.parameter
             is_flat = carrier == "flat" or block.columns is not None
-            if carrier == "auto":
-                full_and_small = small and parameter.dtype == torch.float32
+            self.offload.check(block)
+            offloaded = self.offload.holds(block)
+            if is_flat and (offloaded or (self.offload and blocks.space == "full")):
+                raise input_error("carrier", f"{block.name} can't be flat, {WHY}", carrier, DO)
+            if carrier == "auto" and not offloaded:
+                # The hooks know tied weights by where they lie: none may be moved.
+                full_and_small = small and parameter.dtype == torch.float32 and not self.offload
                 is_flat = is_flat or blocks.space == "adapter" or full_and_small
             if is_flat:
                 flat.setdefault((parameter.device, parameter.dtype), []).append(index)
@@ -88,7 +102,9 @@ class Engine:
             self.carriers.append(FlatBuffer(indices, own, self.kernels, self.forms))
         if modular:
             own = [blocks[i] for i in modular]
-            self.carriers.append(ModuleWeights(modular, own, self.kernels, self.forms))
+            self.carriers.append(
+                ModuleWeights(modular, own, self.kernels, self.forms, self.offload)
+            )
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -173,13 +189,12 @@ class Engine:
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean [N] and unbiased variance [N] of the blocks' elements, float64."""
-        device = self.blocks[0].parameter.device
-        mean = torch.zeros(len(self.blocks), dtype=torch.float64, device=device)
+        mean = torch.zeros(len(self.blocks), dtype=torch.float64, device=self.device)
         variance = torch.zeros_like(mean)
         for carrier in self.carriers:
             means, variances = carrier.statistics()
-            mean[carrier.indices] = means.to(device)
-            variance[carrier.indices] = variances.to(device)
+            mean[carrier.indices] = means.to(self.device)
+            variance[carrier.indices] = variances.to(self.device)
         return mean, variance
 
     def project(self, block: Block, seed: int, gradient: Tensor) -> Tensor:

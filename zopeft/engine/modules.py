@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
+from zopeft.blocks.offloaded import Offload
 from zopeft.engine import layers
 from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.direction import Direction
@@ -51,6 +52,7 @@ class ModuleWeights:
         blocks: The blocks, [n]; none of them a slice.
         kernels: What makes noise and adds it.
         forms: What shaped blocks' directions are made of.
+        offload: The model's offloaded tensors.
     """
 
     def __init__(
@@ -59,8 +61,9 @@ class ModuleWeights:
         blocks: Sequence[Block],
         kernels: PlainKernels,
         forms: Forms,
+        offload: Offload,
     ) -> None:
-        self.kernels, self.forms = kernels, forms
+        self.kernels, self.forms, self.offload = kernels, forms, offload
         self.indices = list(indices)
         self.blocks = list(blocks)
         self._places: dict[nn.Module, list[Place]] = {}
@@ -103,7 +106,8 @@ class ModuleWeights:
         """Checks after the first probe that each module ran through its own forward.
 
         A module whose parameters are read by its parent instead gets its scratch weights
-        for the whole of each later probe.
+        for the whole of each later probe. Offloaded ones are there in their own forward
+        alone: a module that has not run was not used.
 
         Returns:
             True if the probe just done has missed such weights and must be done again.
@@ -111,7 +115,7 @@ class ModuleWeights:
         if self._settled:
             return False
         self._settled = True
-        self._resident = set(self._places) - self._reached
+        self._resident = self.offload.always_there(set(self._places) - self._reached)
         return bool(self._resident)
 
     @contextmanager
@@ -179,15 +183,21 @@ class ModuleWeights:
                 coefficient, decay = float(coefficients[index]), float(decays[index])
                 if coefficient == 0.0 and decay == 1.0:
                     continue
-                statistics = self._update(number, direction, coefficient, decay)
-                known = None if statistics is None else Known(statistics, block.parameter)
-                self._known[number] = known
+                weight, *copies = self.offload.writable(block)
+                statistics = self._update(number, direction, coefficient, decay, weight)
+                for copy in copies:
+                    copy.copy_(weight)
+                self._known[number] = None if statistics is None else Known(statistics, weight)
 
     def _update(
-        self, number: int, direction: Direction, coefficient: float, decay: float
+        self,
+        number: int,
+        direction: Direction,
+        coefficient: float,
+        decay: float,
+        weight: Tensor,
     ) -> Statistics | None:
         index, block = self.indices[number], self.blocks[number]
-        weight = block.parameter.data
         seed, address = direction.seed, block.address
         if index in self.forms:
             form = self.forms.of(index, direction, weight.device)
@@ -204,9 +214,13 @@ class ModuleWeights:
         values: list[Statistics] = []
         with torch.no_grad():
             for block, known in zip(self.blocks, self._known, strict=True):
-                weight = block.parameter
+                weight = self.offload.value(block)
                 if known is not None and known.fits(weight):
                     values.append(known.statistics)
                 else:
-                    values.append(self.kernels.statistics(weight.detach()))
-        return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
+                    values.append(self.kernels.statistics(weight))
+        device = values[0][0].device
+        means, variances = (
+            [each.to(device) for each in part] for part in zip(*values, strict=True)
+        )
+        return torch.stack(means), torch.stack(variances)

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -28,8 +29,9 @@ def fingerprint(blocks: Blocks) -> str:
     """
     digest = hashlib.blake2b(digest_size=8)
     with torch.no_grad():
-        for parameter in blocks.parameters():
-            flat = parameter.detach().reshape(-1)
+        offload = Offload(blocks.model)
+        for block in {id(block.parameter): block for block in blocks}.values():
+            flat = offload.value(block).reshape(-1)
             words = flat.view(_WORDS[flat.element_size()])
             sums = [words[::stride].sum(dtype=torch.int64) for stride in (1, 2, 3, 5)]
             digest.update(repr((flat.numel(), torch.stack(sums).tolist())).encode())
@@ -48,7 +50,9 @@ def save_start(blocks: Blocks, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(path.name + ".new")
-    save_file({name: p.detach().cpu().clone() for name, p in _named(blocks).items()}, staged)
+    offload = Offload(blocks.model)
+    named = {b.parameter_name: offload.value(b).cpu().clone() for b in blocks}
+    save_file(named, staged)
     with open(staged, "rb") as file:
         os.fsync(file.fileno())
     os.replace(staged, path)
@@ -76,15 +80,13 @@ def load_start(blocks: Blocks, path: str | Path) -> None:
         raise input_error(str(path), "the start weights are missing", None) from error
     except SafetensorError as error:
         raise input_error(str(path), "the start weights are damaged", str(error)) from error
-    parameters = _named(blocks)
+    parameters = {block.parameter_name: block for block in blocks}
     if {n: tuple(t.shape) for n, t in saved.items()} != {
-        n: tuple(p.shape) for n, p in parameters.items()
+        n: tuple(b.parameter.shape) for n, b in parameters.items()
     }:
         raise input_error(str(path), "the start weights are those of other blocks", None)
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(saved[name])
-
-
-def _named(blocks: Blocks) -> dict[str, torch.nn.Parameter]:
-    return {block.parameter_name: block.parameter for block in blocks}
+        offload = Offload(blocks.model)
+        for name, block in parameters.items():
+            for tensor in offload.writable(block):
+                tensor.copy_(saved[name])

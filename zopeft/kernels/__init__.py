@@ -11,10 +11,12 @@ BACKENDS = Registry(
     {
         "plain": "zopeft.kernels.plain_backend:PlainKernels",
         "numba": "zopeft.kernels.numba_backend:NumbaKernels",
+        "triton": "zopeft.kernels.triton_backend:TritonKernels",
     },
     {
         "plain": "PyTorch operations, on any device: the definition",
         "numba": "compiled for the CPU at hand, several threads; same bits as plain",
+        "triton": "compiled for the GPU at hand; same bits as plain",
     },
 )
 

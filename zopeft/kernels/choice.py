@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import torch
 
+from zopeft.errors import input_error
 from zopeft.kernels import BACKENDS
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.noise import Noise
@@ -19,20 +20,39 @@ def kernels_for(backend: str, noise: Noise, devices: Iterable[torch.device]) -> 
     """Returns the kernels of a backend.
 
     Args:
-        backend: A name of `BACKENDS`, or "auto": numba where some weights lie on the CPU
-            and numba can be imported, else plain.
+        backend: A name of `BACKENDS`, or "auto": triton where some weights lie on a GPU,
+            numba where some lie on the CPU, each where it can be imported, else plain.
         noise: The noise family.
         devices: Where the weights lie.
 
     Raises:
-        InputError: `backend` is unknown.
+        InputError: `backend` is unknown, or what it needs is not installed.
     """
     if backend == "auto":
         # Weights of the meta device are those that accelerate fetches from CPU or disk.
-        on_cpu = any(device.type in ("cpu", "meta") for device in devices)
-        backend = "numba" if on_cpu and _numba_works() else "plain"
-    kernels: PlainKernels = BACKENDS[backend](noise)
+        kinds = {"cpu" if device.type == "meta" else device.type for device in devices}
+        if "cuda" in kinds and _triton_works():
+            backend = "triton"
+        else:
+            backend = "numba" if "cpu" in kinds and _numba_works() else "plain"
+    try:
+        kernels: PlainKernels = BACKENDS[backend](noise)
+    except ImportError as error:
+        do = f"pip install {backend}, or use auto"
+        raise input_error("backend", f"it can't be imported ({error})", backend, do) from error
     return kernels
+
+
+def _triton_works() -> bool:
+    if importlib.util.find_spec("triton") is None:
+        logger.warning("triton is not installed: noise is made by PyTorch, many times slower")
+        return False
+    try:
+        BACKENDS["triton"]
+    except ImportError as error:
+        logger.warning("triton does not work here (%s): noise is made by PyTorch", error)
+        return False
+    return True
 
 
 def _numba_works() -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from zopeft.blocks import Blocks, discover
+from zopeft.blocks.offloaded import refuse_offloaded
 from zopeft.errors import input_error
 from zopeft.finetuner import FineTuner
 from zopeft.meta.batches import TaskBatches
@@ -60,6 +61,7 @@ def meta_train(
     if not tasks:
         raise input_error("meta_train tasks", "at least one task is needed", "none")
     blocks = discover(model) if blocks is None else blocks
+    refuse_offloaded(blocks, "meta_train")
     if tokenizer is None:
         tokenizer = _tokenizer_of(blocks)
     datasets = {}

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.offloaded import refuse_offloaded
 from zopeft.errors import input_error
 
 DEFAULT_LR = 1e-3
@@ -33,6 +34,7 @@ class FirstOrderSGD(torch.optim.SGD):
     needs_finetuner = False
 
     def __init__(self, blocks: Blocks, lr: float | str = "auto", **options: Any) -> None:
+        refuse_offloaded(blocks, "fo_sgd")
         super().__init__(list(blocks.parameters()), lr=_rate("fo_sgd", lr), **options)
 
 
@@ -50,4 +52,5 @@ class FirstOrderAdam(torch.optim.AdamW):
 
     def __init__(self, blocks: Blocks, lr: float | str = "auto", **options: Any) -> None:
         options.setdefault("weight_decay", 0.0)
+        refuse_offloaded(blocks, "fo_adam")
         super().__init__(list(blocks.parameters()), lr=_rate("fo_adam", lr), **options)

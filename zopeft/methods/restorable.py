@@ -58,8 +58,9 @@ class Restorable(torch.optim.Optimizer):
                 f"step {record.step}, seed {record.seed}",
                 "use the journal of this run",
             )
-        device = self.blocks[0].parameter.device
-        scales = None if record.scales is None else torch.tensor(record.scales, device=device)
+        scales = None
+        if record.scales is not None:
+            scales = torch.tensor(record.scales, device=self.engine.device)
         self.engine.adopt()
         self._pending = Pending(Direction(record.seed, scales), record.eps, record)
         if self.auto and self.rate is None:

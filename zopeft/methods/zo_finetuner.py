@@ -49,7 +49,7 @@ class ZOFineTuner(ZerothOrder):
         super().__init__(blocks, **options)
         self.finetuner = finetuner
         self.match = finetuner.match(blocks)
-        self._device = blocks[0].parameter.device
+        self._device = self.engine.device
         self._numels = torch.tensor(blocks.numels, dtype=torch.float32, device=self._device)
         self._losses = torch.zeros(2, device=self._device)
         self._raw = torch.ones(len(blocks), device=self._device)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
+from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.errors import InputError, input_error
 from zopeft.models.checkpoint import check_weights, read_json
 from zopeft.models.quiet import quiet
@@ -70,10 +71,19 @@ def attach(
     import torch
 
     build = PEFT[name]
+    offload = Offload(model)
     devices = [model.device] if model.device.type == "cuda" else []
-    with quiet(), torch.random.fork_rng(devices=devices):
+    # PEFT makes an adapter where the weights are: with values shown, never on "meta".
+    with quiet(), torch.random.fork_rng(devices=devices), offload.shown():
         torch.manual_seed(seed)
         tuned: PeftModel = build(model, **dict(options or {}))
+    offload.bring(tuned)
+    if offload and any(any(getattr(m, "use_dora", {}).values()) for m in tuned.modules()):
+        raise input_error(
+            f"peft {name}",
+            "DoRA reads weights outside their own layer, where offloaded ones are not",
+            do="use lora, or keep the model on one device",
+        )
     return tuned.eval()
 
 
@@ -122,7 +132,10 @@ def _load(model: Any, name: str) -> Any:
     from peft import PeftConfig, PeftModel
 
     prompt = PeftConfig.from_pretrained(name).is_prompt_learning
-    tuned: Any = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    offload = Offload(model)
+    with offload.shown():
+        tuned: Any = PeftModel.from_pretrained(model, name, is_trainable=not prompt)
+    offload.bring(tuned)
     if prompt:
         # PEFT loads prompts for inference alone: the vectors stand in the embedding as
         # they are used, whatever encoder made them, and can be tuned there.
@@ -138,7 +151,7 @@ def _prompt_fits(tuned: Any) -> bool:
     layers = getattr(tuned.config.get_text_config(), "num_hidden_layers", config.num_layers)
     if config.peft_type.value == "PREFIX_TUNING" and config.num_layers != layers:
         return False
-    token = torch.zeros(1, 1, dtype=torch.long, device=tuned.device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=device_of(tuned))
     try:
         with torch.no_grad(), quiet():
             tuned(input_ids=token)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +36,8 @@ def load_model(
     device: str | torch.device | None = None,
     quant_type: Literal["nf4", "fp4"] = "nf4",
     double_quant: bool = False,
+    offload_folder: str | Path | None = None,
+    max_memory: Mapping[str, int | str] | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, ready for evaluation.
 
@@ -45,9 +48,13 @@ def load_model(
         load_in_8bit: Quantise the linear layers to int8 (bitsandbytes).
         load_in_4bit: Quantise the linear layers to 4 bit (bitsandbytes).
         device: Where to put the model; None is the first GPU, or the CPU without one;
-            "auto" spreads it over all devices.
+            "auto" spreads it over all GPUs, then the CPU, then the disk.
         quant_type: The 16 values of a 4-bit weight: "nf4" or "fp4".
         double_quant: Quantise the 4-bit weights' scales, too.
+        offload_folder: Where weights go that find no other room, and copies of those that
+            are trained; needed to train weights that are on disk.
+        max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu", in
+            bytes or as "10GB".
 
     Returns:
         The model in eval mode and its tokenizer. The tokenizer is left as it is: one
@@ -62,7 +69,7 @@ def load_model(
     if not isinstance(source, ModelSource):
         source = resolve(source)
     place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    on_cpu = str(place) == "cpu"
+    on_cpu = str(place) == "cpu" or (place == "auto" and not torch.cuda.is_available())
     chosen = _dtype(dtype, on_cpu)
     if source.local:
         check_folder(Path(source.path))
@@ -73,8 +80,10 @@ def load_model(
     if quantised is not None:
         _refuse_second(source)
         options |= {"quantization_config": quantised, "dtype": compute}
-    if quantised is not None or not on_cpu:
-        options["device_map"] = "auto" if place == "auto" else {"": str(place)}
+    if place == "auto":
+        options |= _spread(offload_folder, max_memory)
+    elif quantised is not None or not on_cpu:
+        options["device_map"] = {"": str(place)}
     with quiet(), hub.cache_only(offline):
         tokenizer = _tokenizer(source, offline)
         model = _model(source, offline, options)
@@ -90,6 +99,21 @@ def _refuse_second(source: ModelSource) -> None:
             "the model is quantised already",
             do="leave --load-in-8bit and --load-in-4bit out",
         )
+def _spread(
+    offload_folder: str | Path | None, max_memory: Mapping[str, int | str] | None
+) -> dict[str, Any]:
+    """Returns transformers' options for a model over all devices."""
+    options: dict[str, Any] = {"device_map": "auto"}
+    if offload_folder is not None:
+        options["offload_folder"] = str(offload_folder)
+    if max_memory:
+        for name, amount in max_memory.items():
+            if not (name.isdigit() or name in ("cpu", "mps")):
+                raise input_error(
+                    "max_memory", "no device of that name", name, 'use "0", "1", ... or "cpu"'
+                )
+            options.setdefault("max_memory", {})[int(name) if name.isdigit() else name] = amount
+    return options
 
 
 def _dtype(dtype: str | torch.dtype, on_cpu: bool) -> Any:

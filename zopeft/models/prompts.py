@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.errors import input_error
 from zopeft.models.options import build_config
 
@@ -44,12 +45,13 @@ def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
     """
     import torch
 
-    if model.device.type == "meta":
+    device = device_of(model)
+    if device.type == "meta":
         return _shape_of_prefix(model, tokens.shape[1])
     training = model.training
     model.eval()
     with torch.no_grad():
-        cache = model(input_ids=tokens.to(model.device), use_cache=True).past_key_values
+        cache = model(input_ids=tokens.to(device), use_cache=True).past_key_values
     model.train(training)
     layers = getattr(cache, "layers", None)
     pairs = [(one.keys, one.values) for one in layers] if layers is not None else list(cache)
@@ -99,7 +101,9 @@ def prefix(model: Any, **options: Any) -> PeftModel:
     # PEFT guesses these from the config and is wrong where head_dim stands on its own.
     config.num_attention_heads = heads
     config.token_dim = values.shape[1] // (2 * config.num_layers)
-    tuned = get_peft_model(model, config)
+    # Reading the tokens has sent offloaded weights away again, and PEFT follows the weights.
+    with Offload(model).shown():
+        tuned = get_peft_model(model, config)
     weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
     if real and not config.prefix_projection:
         with torch.no_grad():
@@ -123,7 +127,7 @@ def prompt(model: Any, **options: Any) -> PeftModel:
     if "prompt_tuning_init" not in options:
         weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
         with torch.no_grad():
-            weight.copy_(model.get_input_embeddings()(tokens.to(model.device))[0])
+            weight.copy_(model.get_input_embeddings()(tokens.to(device_of(model)))[0])
     return tuned
 
 

@@ -41,6 +41,8 @@ def load_base(recipe: Recipe, listener: Listener) -> tuple[Any, Any, ModelSource
         section.device,
         section.quant_type,
         section.double_quant,
+        section.offload_folder,
+        section.max_memory,
     )
     return model, tokenizer, source
 

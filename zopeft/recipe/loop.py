@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from zopeft.blocks.offloaded import device_of
 from zopeft.models.quiet import quiet
 from zopeft.recipe.progress import Listener, Progress
 from zopeft.recipe.schema import Recipe
@@ -183,7 +184,7 @@ def journaled_losses(out: Path) -> dict[int, float]:
 def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
     """Returns the trainer's arguments."""
     training, method = recipe.training, recipe.method
-    device = next(prepared.blocks.model.parameters()).device
+    device = device_of(prepared.blocks.model)
     return ZOTrainingArguments(
         output_dir=str(out),
         method=prepared.method,

@@ -40,7 +40,12 @@ class ModelSection:
         quant_type: The 16 values of a 4-bit weight: "nf4", those of a normal distribution,
             or "fp4", a 4-bit float's.
         double_quant: Quantise the 4-bit weights' scales to 8 bit, too.
-        device: Device map ("cpu", "cuda", "auto"); None chooses.
+        device: Device map ("cpu", "cuda", "auto"); None chooses. "auto" spreads the model
+            over all GPUs, then the CPU, then the disk.
+        offload_folder: Folder for weights that find no other room, and for copies of those
+            that are trained; needed to train weights that are on disk.
+        max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu"
+            ("10GB").
     """
 
     name: str | None = None
@@ -50,6 +55,8 @@ class ModelSection:
     quant_type: Literal["nf4", "fp4"] = "nf4"
     double_quant: bool = False
     device: str | None = None
+    offload_folder: str | None = None
+    max_memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopeft.blocks.offloaded import device_of
 from zopeft.errors import input_error
 from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import Collator, TaskDataset
@@ -136,7 +137,8 @@ def _batches(
 
 
 def _to(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    return {name: tensor.to(model.device) for name, tensor in batch.items()}
+    device = device_of(model)
+    return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
 def _choices(

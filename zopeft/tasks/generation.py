@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopeft.blocks.offloaded import device_of
+
 
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
@@ -58,7 +60,7 @@ def _inputs(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> dict[str,
     length = max(len(prompt) for prompt in prompts)
     ids = [[pad] * (length - len(prompt)) + list(prompt) for prompt in prompts]
     mask = [[0] * (length - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-    device = model.device
+    device = device_of(model)
     return {
         "input_ids": torch.tensor(ids, device=device),
         "attention_mask": torch.tensor(mask, device=device),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +14,12 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks, discover
+from zopeft.blocks.offloaded import Offload
 from zopeft.errors import RunError, input_error, run_error
 from zopeft.journal.start import fingerprint
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.offloaded import load_offloaded
 from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
 from zopeft.training.scales import admitted, is_scales, load_scales
 
@@ -171,15 +173,22 @@ class Resumable(Beneath):
         if self.blocks is not None and is_scales(self.blocks):
             load_scales(self.blocks, resume_from_checkpoint)
             return
-        with _dtypes_kept(self.model if model is None else model):
+        with _dtypes_kept(self.model if model is None else model), self._shown():
             super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_offloaded(self._find_blocks(), resume_from_checkpoint)
 
     def _load_best_model(self) -> None:
         if self.blocks is not None and is_scales(self.blocks):
             load_scales(self.blocks, str(self.state.best_model_checkpoint))
             return
-        with _dtypes_kept(self.model):
+        with _dtypes_kept(self.model), self._shown():
             super()._load_best_model()
+        load_offloaded(self._find_blocks(), str(self.state.best_model_checkpoint))
+
+    def _shown(self) -> AbstractContextManager[None]:
+        """Shows offloaded weights to PEFT, which looks at those beside an adapter."""
+        adapter = self._find_blocks().space == "adapter"
+        return Offload(self.model).shown() if adapter else nullcontext()
 
     def _keep_last_good(self) -> None:
         """Saves weights and optimizer as the last good step left them."""

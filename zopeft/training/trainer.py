@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.methods.batch_loss import BatchLoss
@@ -122,10 +123,19 @@ class ZOTrainerMixin(Resumable):
         super().create_accelerator_and_postprocess()
         if self.args.order == 0:
             accelerator: Any = self.accelerator
-            accelerator.prepare_model = functools.partial(
-                accelerator.prepare_model, evaluation_mode=True
-            )
+            prepare = accelerator.prepare_model
+
+            def prepare_model(model: Any, device_placement: bool | None = None, **_: Any) -> Any:
+                placed = False if Offload(model) else device_placement
+                return prepare(model, device_placement=placed, evaluation_mode=True)
+
+            accelerator.prepare_model = prepare_model
             accelerator.prepare_optimizer = lambda optimizer, device_placement=None: optimizer
+
+    def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
+        """As the Trainer, except that hooks put offloaded weights where they belong."""
+        if not Offload(model):
+            super()._move_model_to_device(model, device)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
