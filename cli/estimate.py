@@ -68,15 +68,21 @@ def estimate(
         from zopeft.recipe.estimate import estimate as run
 
         found = run(recipe, memory)
+        # Of a small model, gigabytes would all be 0.00.
+        small = max(need["total"] for need in found["needs"]) < 1e8
+        unit = ("MB", 1e6) if small else ("GB", 1e9)
         title = (
             f"{found['model']}, {found['dtype']}"
             + (f" ({found['bits']} bit)" if found["bits"] else "")
-            + f", batch {found['batch_size']} x {found['length']} tokens, GB"
+            + f", batch {found['batch_size']} x {found['length']} tokens, {unit[0]}"
         )
         rows = [
             (
                 need["name"],
-                *(_gb(sum(need[part] for part in parts)) for parts in _COLUMNS.values()),
+                *(
+                    f"{sum(need[part] for part in parts) / unit[1]:.2f}"
+                    for parts in _COLUMNS.values()
+                ),
                 need["fits"],
             )
             for need in found["needs"]
@@ -93,8 +99,6 @@ def _notes(screen: Output, found: Mapping[str, Any]) -> None:
         screen.note("no GPU found: --memory GB says whether it fits one")
         return
     device = found["device"] or "--memory"
-    screen.note(f"{device}: {_gb(found['context_bytes'])} GB of it are taken to be the driver's")
-
-
-def _gb(count: Any) -> str:
-    return f"{count / 1e9:.2f}"
+    screen.note(
+        f"{device}: {found['context_bytes'] / 1e9:.2f} GB of it are taken to be the driver's"
+    )

@@ -97,6 +97,8 @@ def test_the_card(folder):
     assert "| note | one / two three |" in body
     assert "| table | see `finetuner_config.json` |" in body
     assert "zopeft.FineTuner.from_pretrained" in body
+    scores = body.partition("## Scores")[2]
+    assert "| loss of its last batch | 0.5 |" in scores
 
 
 def test_an_untrained_card_says_so(blocks, tmp_path):

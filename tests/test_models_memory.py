@@ -156,6 +156,7 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     code, out, err = zopeft_command(*words, "--load-in-4bit")
     assert code == 0, err
     title = " ".join(out.split())  # a long folder name wraps it
+    assert "16 tokens, MB" in title  # a few kilobytes are not shown as 0.00 GB
     assert "(4 bit)" in title and "Adam, full" not in title
     if not torch.cuda.is_available():
         assert "--memory GB" in err

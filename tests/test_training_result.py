@@ -55,3 +55,16 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path):
         save_result(Breaking(), None, tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
     assert (tmp_path / "model.safetensors").read_bytes() == b"whole"
+
+
+def test_a_model_that_has_no_way_back_is_saved_as_it_is(tmp_path):
+    """As transformers does for a model that it read from a torchao folder."""
+
+    class Model:
+        def save_pretrained(self, folder, save_original_format=True):
+            if save_original_format:
+                raise NotImplementedError
+            (folder / "model.safetensors").write_bytes(b"weights")
+
+    save_result(Model(), None, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == b"weights"
