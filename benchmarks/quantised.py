@@ -2,8 +2,8 @@
 
 Saves MODEL in 8 bit and in 4 bit (NF4), and tunes each of the three on a task by the command
 line: LoRA on all of them, the weights in full on the original, the scales alone on the
-quantised ones. Every case is run at each learning rate of its space's grid, the same number
-of steps; what counts is the cut, validation loss before minus after, at the case's best rate.
+quantised ones, for the same number of steps and at lr=auto, or at each of some rates; what
+counts is the cut, validation loss before minus after, at the case's best rate.
 Prints one JSON row a run, and at the end each quantised case's share of the original's cut:
 LoRA beside LoRA, scales beside full.
 
@@ -28,11 +28,10 @@ CASES = {
     "8bit-lora": ("--lora",),
     "4bit-lora": ("--lora",),
     "float-full": ("--full",),
-    "8bit-scales": ("--peft", "scales", "method.clip=3"),
-    "4bit-scales": ("--peft", "scales", "method.clip=3"),
+    "8bit-scales": ("--peft", "scales"),
+    "4bit-scales": ("--peft", "scales"),
 }
 """Case, named by base and space, to the words that choose its space."""
-RATES = {"lora": (3e-4, 1e-3, 3e-3), "full": (3e-5, 1e-4, 3e-4), "scales": (1e-3, 3e-3, 1e-2)}
 BESIDE = {"lora": "float-lora", "scales": "float-full"}
 """Space to the case of the original that its cut is compared with."""
 
@@ -57,11 +56,11 @@ def quantise(model: str, base: str, folder: Path) -> Path:
     return path
 
 
-def run(case: str, model: str | Path, lr: float, args: argparse.Namespace) -> dict[str, Any]:
+def run(case: str, model: str | Path, lr: str, args: argparse.Namespace) -> dict[str, Any]:
     """Tunes once by the command line and returns its row."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "zopeft.cli.main", "tune", str(model), *CASES[case]]
-        command += ["--task", args.task, "--data", args.data, "--lr", str(lr), "--json"]
+        command += ["--task", args.task, "--data", args.data, "--lr", lr, "--json"]
         command += ["--steps", str(args.steps), "--batch-size", str(args.batch)]
         command += ["--seed", str(args.seed), "--out", f"{folder}/out"]
         command += [f"task.eval_examples={args.eval}"]
@@ -74,7 +73,9 @@ def run(case: str, model: str | Path, lr: float, args: argparse.Namespace) -> di
         "case": case,
         "model": Path(args.model).name,
         "task": args.task,
-        "lr": lr,
+        "lr": summary["lr"],
+        "lr_last": summary["lr_last"],
+        "lr_given": lr,
         "steps": summary["steps"],
         "batch": args.batch,
         "seed": args.seed,
@@ -96,7 +97,9 @@ def shares(rows: list[dict[str, Any]]) -> list[str]:
             best[row["case"]] = row
     lines = []
     for case, row in best.items():
-        line = f"{case}: {row['loss_before']:.3f} -> {row['loss_after']:.3f} at lr {row['lr']:g}"
+        line = (
+            f"{case}: {row['loss_before']:.3f} -> {row['loss_after']:.3f} at lr {row['lr_given']}"
+        )
         beside = BESIDE.get(case.partition("-")[2])
         if beside in best and beside != case:
             line += f", {row['cut'] / best[beside]['cut']:.2f} of the cut of {beside}"
@@ -111,7 +114,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with the task's files")
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
-    parser.add_argument("--rates", nargs="+", type=float, help="in place of each space's grid")
+    parser.add_argument("--rates", nargs="+", default=["auto"], help="numbers or auto")
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--eval", type=int, default=400)
@@ -121,9 +124,9 @@ def main() -> None:
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for case in args.cases:
-            base, _, space = case.partition("-")
+            base, _, _ = case.partition("-")
             path = args.model if base == "float" else quantise(args.model, base, Path(folder))
-            for lr in args.rates or RATES[space]:
+            for lr in args.rates:
                 row = {**run(case, path, lr, args), **about()}
                 print(json.dumps(row), flush=True)
                 rows.append(row)

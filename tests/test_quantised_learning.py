@@ -16,9 +16,6 @@ SHARED = Path(__file__).parents[2] / "shared"
 STORIES = SHARED / "models" / "stories260K"
 SST2 = SHARED / "data" / "sst2"
 STEPS = 100
-RATES = {"lora": 1e-3, "full": 1e-4, "scales": 1e-2}
-"""Of the rates tried (1e-3 and 3e-3; 1e-4 and 3e-4; 3e-3 and 1e-2) the better ones: three times
-the first two diverge before step 500 of the float model."""
 
 
 @pytest.mark.skipif(not STORIES.is_dir() or not SST2.is_dir(), reason="no ../shared here")
@@ -29,7 +26,7 @@ def test_a_quantised_base_learns_at_least_half_as_much(capsys, tmp_path):
     tokenizer.save_pretrained(quantised)
 
     def cut(base, space, *words):
-        words += ("--lr", RATES[space], "--steps", STEPS, "--batch-size", 8, "--seed", 0)
+        words += ("--steps", STEPS, "--batch-size", 8, "--seed", 0)
         words += ("--task", "sst2", "--data", SST2, "task.eval_examples=100")
         found = run.json("tune", base, *words, "--out", tmp_path / f"{base.name}-{space}")
         return found["metrics"]["before"]["loss"] - found["metrics"]["after"]["loss"]
@@ -38,4 +35,4 @@ def test_a_quantised_base_learns_at_least_half_as_much(capsys, tmp_path):
     full = cut(STORIES, "full", "--full")
     assert min(lora, full) > 0.1
     assert cut(quantised, "lora", "--lora") >= 0.5 * lora
-    assert cut(quantised, "scales", "--peft", "scales", "method.clip=3") >= 0.5 * full
+    assert cut(quantised, "scales", "--peft", "scales") >= 0.5 * full
