@@ -86,6 +86,9 @@ def estimate(
         screen.result(found, rows_table(title, ("", *_COLUMNS, fits), rows))
         if not json:
             _notes(screen, found)
+            for capacity, size in found["finetuner"].items():
+                file, memory = (_mb(size[key]) for key in ("file_bytes", "memory_bytes"))
+                screen.note(f"a fine-tuner ({capacity}): {file} MB on disk, {memory} MB in memory")
 
 
 def _notes(screen: Output, found: Mapping[str, Any]) -> None:
@@ -94,6 +97,10 @@ def _notes(screen: Output, found: Mapping[str, Any]) -> None:
         return
     device = found["device"] or "--memory"
     screen.note(f"{device}: {_gb(found['context_bytes'])} GB of it are taken to be the driver's")
+
+
+def _mb(count: Any) -> str:
+    return f"{count / 1e6:.1f}"
 
 
 def _gb(count: Any) -> str:

@@ -71,7 +71,7 @@ def test_the_tensors_are_float32_and_named(folder):
 
 def test_the_configuration_holds_the_contract(folder):
     values = json.loads((folder / "finetuner_config.json").read_text())
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["base_model"] == "owner/base"
     assert values["architecture"] == "LlamaForCausalLM"
     assert values["num_layers"] == 2

@@ -121,9 +121,11 @@ class LeadingDirections:
 
     def take(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient."""
-        self._norm += gradient.double().square().sum().to(self._norm.device)
+        square = gradient.double().square().sum()
+        self._norm += square.to(self._norm.device)
         sketches = self.sketches.get(indices[0])
-        if sketches is None or self.weight == 0.0:
+        # One gradient that is not finite would spoil the sum for good.
+        if sketches is None or self.weight == 0.0 or not bool(square.isfinite()):
             return
         left, right = sketches
         rows = max(1, CHUNK // gradient.shape[1])

@@ -30,6 +30,7 @@ class Run:
         losses: Loss of each step.
         lr: Learning rate at the start.
         lr_reason: Where it came from.
+        shapes: Which blocks' directions have which shape; "" where none has.
     """
 
     steps: int
@@ -39,6 +40,7 @@ class Run:
     losses: list[float]
     lr: float
     lr_reason: str
+    shapes: str
 
 
 class CountedLoss:
@@ -148,7 +150,19 @@ def _told(
         losses=[losses[step] for step in sorted(losses)],
         lr=float(first.get("initial_lr", first["lr"])),
         lr_reason=str(getattr(method, "lr_reason", reason)),
+        shapes=_shapes_of(method),
     )
+
+
+def _shapes_of(method: Any) -> str:
+    """Returns one line on the shapes of a method's directions."""
+    from zopeft.finetuner.subspaces import Fitted
+
+    engine = getattr(method, "engine", None)
+    fitted = getattr(method, "fitted", None)
+    if fitted is None and engine is not None:
+        fitted = Fitted(engine.shapes)
+    return "" if fitted is None else fitted.report
 
 
 def journaled_losses(out: Path) -> dict[int, float]:
@@ -172,6 +186,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         learning_rate=method.lr,
         eps=method.eps,
         noise=method.noise,
+        rows=method.rows,
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,
         clip=method.clip,

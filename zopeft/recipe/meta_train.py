@@ -47,6 +47,8 @@ def meta_train(
         InputError: The model, the tasks, their data or a setting cannot be used.
         RunError: The loss was not finite for some steps in a row.
     """
+    from zopeft.finetuner.size import file_bytes
+
     started = time.monotonic()
     if not recipe.meta.tasks:
         do = "give one or more of: " + ", ".join(registry("task"))
@@ -76,6 +78,8 @@ def meta_train(
     summary = {
         **state,
         "groups": len(finetuner.config.groups),
+        "shapes": finetuner.config.training.get("shapes", ""),
+        "file_bytes": file_bytes(finetuner.config),
         "steps": len(history),
         "seconds": round(time.monotonic() - started, 3),
         **ends(losses),

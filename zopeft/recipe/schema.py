@@ -105,6 +105,8 @@ class MethodSection:
         eps: Finite-difference step, in the units of the weights; None takes the space's
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
         noise: Family of the random directions.
+        rows: "frequency" scales rows of token embeddings by how often their tokens occur in
+            the training data, "none" does not; None is the fine-tuner's choice.
         weight_decay: Decay of the weights, as a share of lr.
         clip: Largest projected gradient, in multiples of its running size; 0 for none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
@@ -115,6 +117,7 @@ class MethodSection:
     lr: float | Literal["auto"] = _number("auto", low=0.0)
     eps: float | None = _number(None, above=0.0)
     noise: str = _name("gaussian", "noise")
+    rows: Literal["none", "frequency"] | None = None
     weight_decay: float = _number(0.0, low=0.0)
     clip: float = _number(0.0, low=0.0)
     max_bad_steps: int = _number(10, low=1)
@@ -169,11 +172,16 @@ class MetaSection:
         sharing: One PertNN a "block" or a "layer".
         normalise: Keep the total noise power of the blocks constant.
         optimizer: Optimizer of the PertNNs.
+        capacity: "scales", a number a block, or "subspace", also leading directions of each
+            matrix (signal objective).
+        rank: Directions a side of a subspace.
+        mix: Share of a subspace's power that is isotropic noise.
+        rows: "frequency" scales rows of token embeddings by token frequency.
     """
 
     tasks: tuple[str, ...] = _name((), "task")
     objective: Literal["paper", "signal"] = "paper"
-    rule: Literal["signal", "signal_rms", "signal_twice"] = "signal_rms"
+    rule: Literal["signal", "signal_rms", "signal_twice", "none"] = "signal_rms"
     steps: int = _number(300, low=1)
     batch_size: int = _number(8, low=1)
     eps: float = _number(1e-3, above=0.0)
@@ -188,6 +196,10 @@ class MetaSection:
     sharing: Literal["block", "layer"] = "block"
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
+    capacity: Literal["scales", "subspace"] = "scales"
+    rank: int = _number(16, low=1)
+    mix: float = _number(0.1, low=0.0)
+    rows: Literal["none", "frequency"] = "none"
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def tune(
         "metrics": metrics,
         "lr": run.lr,
         "lr_reason": run.lr_reason,
+        "shapes": run.shapes,
         "peak_bytes": peak_bytes(),
         "status": "done",
     }

@@ -30,6 +30,9 @@ class ZOTrainingArguments(TrainingArguments):
             the space that is trained.
         noise: Noise family.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
+        rows: "frequency" scales the rows of token embeddings by how often their tokens occur
+            in the training data, "none" does not; None for what the fine-tuner was learned
+            with ("none" without one).
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before; 0 for no clipping.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
@@ -45,6 +48,7 @@ class ZOTrainingArguments(TrainingArguments):
     learning_rate: float | str = "auto"  # type: ignore[assignment]
     eps: float | None = None
     noise: str = "gaussian"
+    rows: str | None = None
     max_bad_steps: int = 10
     clip: float = 0.0
     journal: bool = True
@@ -63,6 +67,8 @@ class ZOTrainingArguments(TrainingArguments):
         """Checks zopeft's arguments, then transformers' own."""
         self.order = int(METHODS[self.method].order)
         self._check_learning_rate()
+        if self.rows not in (None, "none", "frequency"):
+            raise input_error("rows", "must be 'none' or 'frequency'", self.rows)
         if self.max_bad_steps < 1:
             raise input_error("max_bad_steps", "must be at least 1", self.max_bad_steps)
         if self.journal_sync_steps < 1:

@@ -244,6 +244,7 @@ class Resumable(Beneath):
         if hasattr(self.train_dataset, "__len__"):
             settings["examples"] = len(self.train_dataset)
         settings["eps"] = self.method.eps
+        settings["rows"] = args.rows
         settings["clip"] = self.method.clip.factor
         settings["finetuner"] = finetuner_digest(getattr(self.method, "finetuner", None))
         return settings
