@@ -15,7 +15,7 @@ import torch
 from rows import about, keep
 
 from zopeft.kernels import BACKENDS
-from zopeft.noise import NOISES, Noise
+from zopeft.noise import FAMILIES, Noise
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -68,7 +68,7 @@ def main() -> None:
             repeats = args.repeats if backend != "plain" else 2
             weight = torch.randn(count).to(getattr(torch, dtype))
             other = torch.empty_like(weight)
-            for family in sorted(NOISES):
+            for family in sorted(FAMILIES):
                 copy = nanoseconds(lambda: other.copy_(weight), count, 7, args.clock)  # noqa: B023
                 for name, call in cases(backend, family, weight).items():
                     taken = nanoseconds(call, count, repeats, args.clock)

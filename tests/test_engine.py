@@ -10,9 +10,9 @@ from peft import LoraConfig, PrefixTuningConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 import zopeft
-from zopeft.engine import Direction, Engine, modules
+from zopeft.engine import Direction, Engine, layers
 from zopeft.kernels import plain
-from zopeft.noise import NOISES, Noise
+from zopeft.noise import FAMILIES, Noise
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = LlamaConfig(
@@ -152,7 +152,7 @@ def test_zero_coefficients_change_no_bit(space, carrier, dtype):
     assert same_bits(model, before)
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize(("space", "carrier"), SPACES)
 def test_probe_noise_is_update_noise(space, carrier, family):
     model = MODELS[space]()
@@ -185,7 +185,7 @@ def test_large_matrices_in_chunks_are_the_whole(monkeypatch):
     model = full()
     with Engine(zopeft.discover(model), carrier="modules").perturbed(direction, 0.02):
         whole = logits(model)
-    monkeypatch.setattr(modules, "CHUNK", 100)
+    monkeypatch.setattr(layers, "CHUNK", 100)
     engine = Engine(zopeft.discover(model), carrier="modules")
     with engine.perturbed(direction, 0.02):
         chunked = logits(model)
@@ -204,7 +204,7 @@ def test_a_wide_linear_layer_writes_its_parts_in_place(monkeypatch, bias):
     x = torch.randn(2, 3, 8)
     direction = Direction(31)
     twin = perturbed_copy(model, engine, direction, 0.02)
-    monkeypatch.setattr(modules, "CHUNK", 100)
+    monkeypatch.setattr(layers, "CHUNK", 100)
     for graph in (False, True):
         with engine.perturbed(direction, 0.02), torch.set_grad_enabled(graph):
             seen = model(x)
@@ -265,7 +265,7 @@ def test_a_scratch_is_used_again_but_never_while_somebody_reads_it():
     for seen, block in ((one, engine.blocks[0]), (two, engine.blocks[1])):
         noise = Noise().at_elements(2, block.address, 0, 64).view(8, 8)
         assert torch.equal(seen, noise)
-    arena = engine.carriers[0]._arena
+    arena = engine.carriers[0]._twins.arena
     assert [len(free) for free in arena._free.values()] == [1]
 
 

@@ -13,7 +13,7 @@ from zopeft.errors import InputError
 from zopeft.kernels import BACKENDS, choice
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.kernels.runs import PIECE, Layout, cut, shares, whole
-from zopeft.noise import NOISES, Noise
+from zopeft.noise import FAMILIES, Noise
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
@@ -54,7 +54,7 @@ def test_there_is_one_fast_backend():
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_probe_has_the_bits_of_the_plain_one(backend, family, dtype, count, threads):
@@ -68,7 +68,7 @@ def test_a_probe_has_the_bits_of_the_plain_one(backend, family, dtype, count, th
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
 def test_an_update_has_the_bits_of_the_plain_one(backend, family, dtype, count, threads):
@@ -99,7 +99,7 @@ def test_what_is_not_finite_stays_so(backend, dtype):
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("width", [1, 7, 64, 130])
 def test_rows_have_the_bits_of_the_plain_ones(backend, family, width, threads):
     plain, fast = pair(backend, family)
@@ -128,7 +128,7 @@ def layout_of_odd_tensors():
 
 
 @pytest.mark.parametrize("backend", FAST)
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_flat_buffers_have_the_bits_of_the_plain_ones(backend, family, dtype, threads):
     plain, fast = pair(backend, family)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from zopeft.errors import InputError
-from zopeft.noise import NOISES, Noise, rounding_words, step_seed
+from zopeft.noise import FAMILIES, Noise, rounding_words, step_seed
 from zopeft.noise.philox import philox4x32
 
 KNOWN_ANSWERS = [
@@ -53,10 +53,10 @@ def test_philox_agrees_with_numpy():
 
 
 def test_there_are_three_families():
-    assert sorted(NOISES) == ["binomial", "gaussian", "rademacher"]
+    assert sorted(FAMILIES) == ["binomial", "gaussian", "rademacher"]
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_mean_variance_and_independence(family):
     noise = Noise(family)
     count = 1 << 20
@@ -85,7 +85,7 @@ def test_kurtosis_of_each_family():
     assert kurtosis("rademacher") == 1.0
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("count", [1, 63, 1000, 2**20 + 1])
 def test_pieces_are_the_whole(family, count):
     noise = Noise(family)
@@ -96,7 +96,7 @@ def test_pieces_are_the_whole(family, count):
     assert torch.equal(torch.cat(pieces), whole)
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("width", [1, 7, 64, 128, 130])
 def test_rows_are_rows_of_the_whole(family, width):
     noise = Noise(family)
@@ -149,7 +149,7 @@ def test_gaussian_is_box_muller_with_polynomials_good_to_1e_6():
     for place, extreme in enumerate((0, 2**32 - 1, 2**31, 2**31 - 1)):
         for word in words:
             word[place] = extreme
-    z = NOISES["gaussian"].draw(tuple(words)).double().view(-1, 2, 2)
+    z = FAMILIES["gaussian"].draw(tuple(words)).double().view(-1, 2, 2)
     uniform = torch.stack(words[0::2], -1).bitwise_right_shift(8).float().add(0.5).double() / 2**24
     angle = torch.stack(words[1::2], -1).to(torch.int32)
     turn = (angle >> 8).double() / 2**24 * torch.pi

@@ -2,5 +2,6 @@
 
 from zopeft.engine.direction import Direction
 from zopeft.engine.engine import Engine
+from zopeft.engine.shapes import LowRank, Rows, Shape, Subspace
 
-__all__ = ["Direction", "Engine"]
+__all__ = ["Direction", "Engine", "LowRank", "Rows", "Shape", "Subspace"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 from zopeft.blocks import Block, Blocks
 from zopeft.engine.direction import Direction
 from zopeft.engine.flat import FlatBuffer
-from zopeft.engine.modules import CHUNK, ModuleWeights
+from zopeft.engine.forms import Forms
+from zopeft.engine.layers import CHUNK
+from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.scales import ScaleTensors
+from zopeft.engine.shapes import Shape
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise
@@ -36,9 +39,10 @@ class Engine:
         carrier: "flat", "modules", or "auto" for the choice above.
         backend: A name of `zopeft.kernels.BACKENDS`, or "auto" for the fastest one here;
             the bits are the same.
+        shapes: Block index to shape, for the whole run; blocks absent are isotropic.
 
     Raises:
-        InputError: `noise`, `carrier` or `backend` is unknown.
+        InputError: `noise`, `carrier` or `backend` is unknown, or a shape does not fit.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class Engine:
         noise: str = "gaussian",
         carrier: str = "auto",
         backend: str = "auto",
+        shapes: Mapping[int, Shape] | None = None,
     ) -> None:
         if carrier not in CARRIERS:
             raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
@@ -54,6 +59,11 @@ class Engine:
         self.noise = Noise(noise)
         devices = {block.parameter.device for block in blocks}
         self.kernels = kernels_for(backend, self.noise, devices)
+        self.shapes = dict(shapes or {})
+        if self.shapes and blocks.space == "scales":
+            raise input_error("shapes", "the scales of quantised layers have none", None)
+        self.forms = Forms(blocks, self.shapes, self.kernels)
+        self._numbers = {block.name: index for index, block in enumerate(blocks)}
         self.carriers: list[FlatBuffer | ModuleWeights | ScaleTensors] = []
         if blocks.space == "scales":
             self.carriers.append(ScaleTensors(range(len(blocks)), blocks, self.kernels))
@@ -72,9 +82,11 @@ class Engine:
             else:
                 modular.append(index)
         for indices in flat.values():
-            self.carriers.append(FlatBuffer(indices, [blocks[i] for i in indices], self.kernels))
+            own = [blocks[i] for i in indices]
+            self.carriers.append(FlatBuffer(indices, own, self.kernels, self.forms))
         if modular:
-            self.carriers.append(ModuleWeights(modular, [blocks[i] for i in modular], self.kernels))
+            own = [blocks[i] for i in modular]
+            self.carriers.append(ModuleWeights(modular, own, self.kernels, self.forms))
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -143,7 +155,7 @@ class Engine:
         return mean, variance
 
     def project(self, block: Block, seed: int, gradient: Tensor) -> Tensor:
-        """Returns ``<gradient, z>`` of one block, without keeping z.
+        """Returns ``<gradient, u>`` of one block at scale one, without keeping u.
 
         Args:
             block: One of the engine's blocks.
@@ -153,19 +165,30 @@ class Engine:
         Returns:
             0-dim float64.
         """
-        flat = gradient.reshape(-1)
+        index = self._numbers[block.name]
+        form = None
+        if index in self.forms:
+            form = self.forms.of(index, Direction(seed), gradient.device)
         total = torch.zeros((), dtype=torch.float64, device=gradient.device)
         width = gradient.shape[-1] if gradient.ndim else 1
-        rows = max(1, CHUNK // width) * width
-        for start in range(0, flat.numel(), rows):
-            piece = flat[start : start + rows]
-            noise = self.noise.at_elements(
-                seed, block.address, start, piece.numel(), gradient.device
-            )
-            product = noise.mul_(piece)
-            if block.columns is not None:
-                product = product.view(-1, width)[:, slice(*block.columns)]
-            total += product.sum(dtype=torch.float64)
+        matrix = gradient.reshape(-1, width)
+        most = max(1, CHUNK // width)
+        for first in range(0, len(matrix), most):
+            rows = slice(first, first + most)
+            piece = matrix[rows]
+            if self.forms.noisy(index):
+                noise = self.noise.at_elements(
+                    seed, block.address, first * width, piece.numel(), gradient.device
+                )
+                product = noise.view(piece.shape).mul_(piece)
+                if form is not None and form.scale is not None:
+                    product.mul_(form.scale[rows].unsqueeze(1))
+                if block.columns is not None:
+                    product = product[:, slice(*block.columns)]
+                total += product.sum(dtype=torch.float64)
+            if form is not None and form.factors is not None:
+                left, right = form.factors
+                total += (piece.float() @ right.t()).mul_(left[rows]).sum(dtype=torch.float64)
         return total
 
     def state_dict(self) -> dict[str, Tensor]:

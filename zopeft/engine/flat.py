@@ -7,7 +7,7 @@ for bit, whatever happened inside.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block
 from zopeft.engine.direction import Direction
+from zopeft.engine.forms import Forms
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 from zopeft.kernels.runs import Layout, Run, cut
 
@@ -25,16 +26,23 @@ ALIGNMENT = 128
 class FlatBuffer:
     """The parameters of some blocks that share a device and a dtype.
 
+    Shaped blocks lie behind the others, and get their noise one by one.
+
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n], ascending.
         blocks: The blocks, [n].
         kernels: What makes noise and adds it.
+        forms: What shaped blocks' directions are made of.
     """
 
     def __init__(
-        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+        self,
+        indices: Sequence[int],
+        blocks: Sequence[Block],
+        kernels: PlainKernels,
+        forms: Forms,
     ) -> None:
-        self.kernels = kernels
+        self.kernels, self.forms = kernels, forms
         self.indices = list(indices)
         self.blocks = list(blocks)
         self.parameters: list[nn.Parameter] = []
@@ -43,37 +51,58 @@ class FlatBuffer:
         self._read_parameters()
         first = self.parameters[0]
         self.device, self.dtype = first.device, first.dtype
-        size = self.offsets[-1] + _padded(self.parameters[-1].numel())
+        plain, size = self._place()
         self.master = torch.zeros(size, dtype=torch.float32, device=self.device)
         self.work = torch.zeros(size, dtype=self.dtype, device=self.device)
-        self.layout = self._lay_out(size)
+        self.layout = self._lay_out(range(len(self.parameters)), size)
+        isotropic = [n for n, members in enumerate(self._members) if not self._shaped(members)]
+        self.isotropic = self.layout
+        if len(isotropic) < len(self.parameters):
+            self.isotropic = self._lay_out(isotropic, plain)
         self._statistics: Statistics | None = None
         self.adopt()
 
     def _read_parameters(self) -> None:
-        offset, seen = 0, {}
-        for index, block in enumerate(self.blocks):
+        seen: dict[int, int] = {}
+        for number, block in enumerate(self.blocks):
             parameter = block.parameter
             if id(parameter) not in seen:
                 seen[id(parameter)] = len(self.parameters)
                 self.parameters.append(parameter)
-                self.offsets.append(offset)
                 self._members.append([])
-                offset += _padded(parameter.numel())
-            self._members[seen[id(parameter)]].append(index)
+            self._members[seen[id(parameter)]].append(number)
 
-    def _lay_out(self, size: int) -> Layout:
+    def _shaped(self, members: Sequence[int]) -> bool:
+        return self.indices[members[0]] in self.forms
+
+    def _place(self) -> tuple[int, int]:
+        """Sets the offsets; returns where the shaped blocks begin and the whole size."""
+        self.offsets = [0] * len(self.parameters)
+        ends = []
+        end = 0
+        for shaped in (False, True):
+            for number, members in enumerate(self._members):
+                if self._shaped(members) == shaped:
+                    self.offsets[number] = end
+                    end += _padded(self.parameters[number].numel())
+            ends.append(end)
+        return ends[0], ends[1]
+
+    def _lay_out(self, numbers: Iterable[int], size: int) -> Layout:
+        """Lays out some parameters, in the order of the buffer."""
         rows: list[Run] = []
         tensors: list[tuple[int, int]] = []
-        for parameter, offset, members in zip(
-            self.parameters, self.offsets, self._members, strict=True
-        ):
+        found: list[int] = []
+        for number in sorted(numbers, key=self.offsets.__getitem__):
+            parameter, offset = self.parameters[number], self.offsets[number]
+            members = self._members[number]
             address = self.blocks[members[0]].address
             tensors.append((address, _padded(parameter.numel())))
             own = [(self.blocks[m], self.indices[m]) for m in members]
+            found += [index for _, index in own]
             for block, start, length in _runs_of(parameter, own):
                 rows.append((offset + start, offset + start, length, start, address, block))
-        return Layout(cut(rows), tuple(tensors), tuple(self.indices), size)
+        return Layout(cut(rows), tuple(tensors), tuple(sorted(found)), size)
 
     def bind(self) -> None:
         """Makes the parameters views of the working buffer."""
@@ -100,27 +129,76 @@ class FlatBuffer:
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
         """Shows ``master + step * u`` to the forwards inside."""
         with torch.no_grad():
-            self.kernels.shift_layout(
-                self.layout, direction.seed, self.master, step, direction.scales, self.work
-            )
+            self._shift(direction, step)
         try:
             yield
         finally:
             with torch.no_grad():
                 self.work.copy_(self.master)
 
+    def _shift(self, direction: Direction, step: float) -> None:
+        size = self.isotropic.size
+        if size:
+            self.kernels.shift_layout(
+                self.isotropic,
+                direction.seed,
+                self.master[:size],
+                step,
+                direction.scales,
+                self.work[:size],
+            )
+        for block, index, place in self._matrices():
+            form = self.forms.of(index, direction, self.device)
+            weight, out = self.master[place], self.work[place]
+            self.kernels.shift_matrix(
+                direction.seed,
+                block.address,
+                weight.view(block.shape),
+                slice(0, block.shape[0]),
+                step,
+                form,
+                out.view(block.shape),
+            )
+
+    def _matrices(self) -> Iterator[tuple[Block, int, slice]]:
+        """Yields each shaped block, its index and its place in the buffer."""
+        for offset, members in zip(self.offsets, self._members, strict=True):
+            if self._shaped(members):
+                block = self.blocks[members[0]]
+                yield block, self.indices[members[0]], slice(offset, offset + block.numel)
+
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * master + coefficient * u``; both [N] over all blocks, float64."""
         with torch.no_grad():
-            self._statistics = self.kernels.update_layout(
-                self.layout,
+            self._statistics = self._update(direction, coefficients, decays)
+            self.work.copy_(self.master)
+
+    def _update(
+        self, direction: Direction, coefficients: Tensor, decays: Tensor
+    ) -> Statistics | None:
+        size, statistics = self.isotropic.size, None
+        if size:
+            statistics = self.kernels.update_layout(
+                self.isotropic,
                 direction.seed,
-                self.master,
+                self.master[:size],
                 coefficients,
                 decays,
                 direction.scales,
             )
-            self.work.copy_(self.master)
+        for block, index, place in self._matrices():
+            coefficient, decay = float(coefficients[index]), float(decays[index])
+            if coefficient == 0.0 and decay == 1.0:
+                continue
+            self.kernels.update_matrix(
+                direction.seed,
+                block.address,
+                self.master[place].view(block.shape),
+                coefficient,
+                decay,
+                self.forms.of(index, direction, self.device),
+            )
+        return statistics if self.isotropic is self.layout else None
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block's master weights, float64 [n]."""
@@ -130,12 +208,22 @@ class FlatBuffer:
 
     def state(self) -> Tensor | None:
         """Returns the master where the parameters cannot hold it (16-bit), else None."""
-        return None if self.dtype == torch.float32 else self.master.clone()
+        if self.dtype == torch.float32:
+            return None
+        return torch.cat([self.master[place] for place in self._places()])
+
+    def _places(self) -> list[slice]:
+        """Where the parameters lie, in their own order: a state does not depend on shapes."""
+        pairs = zip(self.parameters, self.offsets, strict=True)
+        return [slice(offset, offset + _padded(p.numel())) for p, offset in pairs]
 
     def load_state(self, master: Tensor) -> None:
         """Takes a master that `state` gave."""
         with torch.no_grad():
-            self.master.copy_(master)
+            places = self._places()
+            parts = master.split([place.stop - place.start for place in places])
+            for place, part in zip(places, parts, strict=True):
+                self.master[place].copy_(part)
             self.work.copy_(self.master)
         self._statistics = None
 

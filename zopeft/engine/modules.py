@@ -3,6 +3,7 @@
 While a probe is on, each module that owns a trained block runs with scratch weights
 ``w + step * u`` instead of its own, for the time of its forward alone. Embeddings make
 noise only for the rows that the batch touches; the vocabulary matrix is done in chunks.
+Where u is a product of thin factors, it runs beside the weight (`zopeft.engine.side_path`).
 The wrapper goes inside a hook of ``accelerate.hooks`` where there is one, so offloaded
 weights are already on their device when noise is added to them.
 
@@ -13,7 +14,6 @@ it is made again from its address when the backward pass needs it.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,22 +23,24 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
-from zopeft.engine.arena import Arena, returns_new_memory
+from zopeft.engine import layers
+from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.direction import Direction
+from zopeft.engine.forms import Forms
 from zopeft.engine.known import Known
-from zopeft.engine.scratch import Scratch, Shift, remade
+from zopeft.engine.scratch import Scratch, remade
+from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.twins import Twins
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
-
-CHUNK = 1 << 22
-"""Elements of a matrix that are perturbed at a time (16 MB of fp32)."""
 
 
 @dataclass
 class Place:
     """One tensor of one module: where a block's weights are read from."""
 
+    module: nn.Module
     leaf: str
-    index: int
+    number: int
 
 
 class ModuleWeights:
@@ -48,58 +50,39 @@ class ModuleWeights:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n]; none of them a slice.
         kernels: What makes noise and adds it.
+        forms: What shaped blocks' directions are made of.
     """
 
     def __init__(
-        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
+        self,
+        indices: Sequence[int],
+        blocks: Sequence[Block],
+        kernels: PlainKernels,
+        forms: Forms,
     ) -> None:
-        self.kernels = kernels
+        self.kernels, self.forms = kernels, forms
         self.indices = list(indices)
         self.blocks = list(blocks)
         self._places: dict[nn.Module, list[Place]] = {}
-        for index, block in enumerate(self.blocks):
+        for number, block in enumerate(self.blocks):
             for owner in block.owners:
-                self._places.setdefault(owner.module, []).append(Place(owner.leaf, index))
+                place = Place(owner.module, owner.leaf, number)
+                self._places.setdefault(owner.module, []).append(place)
         self._resident: set[nn.Module] = set()
         self._reached: set[nn.Module] = set()
         self._settled = False
-        self._direction: Direction | None = None
-        self._step = 0.0
-        self._arena = Arena()
+        self._twins = Twins(self.indices, self.blocks, kernels, forms)
         self._known: list[Known | None] = [None] * len(self.blocks)
-
-    def scale(self, index: int, direction: Direction) -> Tensor | None:
-        """The block's scale under `direction` as a 0-dim tensor, None for one."""
-        return None if direction.scales is None else direction.scales[self.indices[index]]
-
-    def _shifted(
-        self,
-        index: int,
-        weight: Tensor,
-        direction: Direction,
-        step: float,
-        start: int,
-        scratch: Tensor,
-    ) -> Tensor:
-        """Fills a scratch with perturbed weights (or rows of them, from `start` on)."""
-        self.kernels.shift(
-            direction.seed,
-            self.blocks[index].address,
-            start,
-            weight.detach().reshape(-1),
-            step,
-            self.scale(index, direction),
-            scratch.view(-1),
-        )
-        return scratch
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
         wrapped: list[tuple[nn.Module, str, Any]] = []
-        self._direction, self._step = direction, step
+        twins = self._twins
+        twins.direction, twins.step = direction, step
         self._reached.clear()
-        with self._swapped(self._resident, direction, step):
+        resident = [place for module in self._resident for place in self._places[module]]
+        with self._swapped(resident):
             try:
                 for module in self._places:
                     if module in self._resident:
@@ -114,7 +97,7 @@ class ModuleWeights:
                         delattr(module, slot)
                     else:
                         setattr(module, slot, before)
-                self._direction = None
+                twins.direction = None
 
     def settle(self) -> bool:
         """Checks after the first probe that each module ran through its own forward.
@@ -132,163 +115,85 @@ class ModuleWeights:
         return bool(self._resident)
 
     @contextmanager
-    def _swapped(
-        self, modules: Iterable[nn.Module], direction: Direction, step: float
-    ) -> Iterator[list[Scratch]]:
+    def _swapped(self, places: Iterable[Place], product: bool = True) -> Iterator[list[Scratch]]:
         """Puts scratch weights in place of the modules' own."""
-        kept: list[tuple[nn.Module, str, Tensor]] = []
+        kept: list[tuple[Place, Tensor]] = []
         made: list[Scratch] = []
         try:
-            for module in modules:
-                for place in self._places[module]:
-                    weight = module._parameters[place.leaf]
-                    assert weight is not None
-                    reuse = returns_new_memory(module)
-                    scratch = self._make(place.index, weight, direction, step, reuse=reuse)
-                    kept.append((module, place.leaf, weight))
-                    made.append(scratch)
-                    module._parameters[place.leaf] = scratch.weight  # type: ignore[assignment]
+            for place in places:
+                weight = place.module._parameters[place.leaf]
+                assert weight is not None
+                reuse = returns_new_memory(place.module)
+                scratch = self._twins.make(place.number, weight, reuse=reuse, product=product)
+                kept.append((place, weight))
+                made.append(scratch)
+                place.module._parameters[place.leaf] = scratch.weight  # type: ignore[assignment]
             yield made
         finally:
-            for module, leaf, own in kept:
-                module._parameters[leaf] = own  # type: ignore[assignment]
-            self._free(made)
-
-    def _make(
-        self,
-        index: int,
-        weight: Tensor,
-        direction: Direction,
-        step: float,
-        start: int = 0,
-        reuse: bool = False,
-    ) -> Scratch:
-        # A graph may hold on to a scratch, so only a forward alone can use one again.
-        differentiable = torch.is_grad_enabled()
-        buffer = self._arena.take(weight) if reuse and not differentiable else None
-
-        def remake() -> Tensor:
-            memory = torch.empty(weight.shape, dtype=weight.dtype, device=weight.device)
-            with torch.no_grad():
-                return self._shifted(index, weight, direction, step, start, memory)
-
-        if buffer is None:
-            shifted = remake()
-        else:
-            memory = buffer[: weight.numel()].view(weight.shape)
-            shifted = self._shifted(index, weight, direction, step, start, memory)
-        address = shifted.data_ptr()
-        if differentiable:
-            shifted = Shift.apply(weight, shifted)  # type: ignore[no-untyped-call]
-        return Scratch(shifted, address, remake, buffer)
-
-    def _free(self, made: Iterable[Scratch]) -> None:
-        for scratch in made:
-            if scratch.buffer is not None:
-                self._arena.give_back(scratch.buffer)
-                scratch.buffer = None
+            for place, own in kept:
+                place.module._parameters[place.leaf] = own  # type: ignore[assignment]
+            self._twins.free(made)
 
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        places = self._places[module]
-        alone = len(places) == 1 and places[0].leaf == "weight"
-        by_rows = isinstance(module, nn.Embedding) and alone and _takes_ids(forward)
-        by_chunks = type(module) is nn.Linear and alone and module.weight.numel() > CHUNK
+        places, twins = self._places[module], self._twins
+        main = next((place for place in places if place.leaf == "weight"), None)
+        alone = main is not None and len(places) == 1
+        by_rows = isinstance(module, nn.Embedding) and alone and layers.takes_ids(forward)
+        product_beside = (
+            main is not None and twins.has_product(main.number) and has_side_path(module, forward)
+        )
+        changed = [
+            p for p in places if p is not main or not product_beside or twins.noisy(p.number)
+        ]
+        wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
+        by_chunks = wide and alone and bool(changed)
 
         def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
-            direction, step = self._direction, self._step
-            if direction is None:
+            if twins.direction is None:
                 return forward(*args, **kwargs)
             self._reached.add(module)
-            if by_rows and len(args) == 1 and not kwargs:
-                return self._embedding(module, places[0], forward, args[0], direction, step)
-            if by_chunks and len(args) == 1 and not kwargs:
-                return self._linear(module, places[0], args[0], direction, step)
-            with self._swapped((module,), direction, step) as made, remade(made):
-                return forward(*args, **kwargs)
+            if len(args) != 1 or kwargs:
+                with self._swapped(places) as made, remade(made):
+                    return forward(*args, **kwargs)
+            if by_rows and main is not None:
+                return layers.embedding(twins, module, main.leaf, main.number, forward, args[0])
+            if by_chunks and main is not None:
+                product = not product_beside
+                output = layers.wide_linear(twins, module, main.number, args[0], product)
+            else:
+                with self._swapped(changed, not product_beside) as made, remade(made):
+                    output = forward(args[0])
+            if product_beside and main is not None:
+                factors = twins.form(main.number, args[0].device).factors
+                assert factors is not None
+                output = add_product(module, output, args[0], factors, twins.step)
+            return output
 
         return perturbed_forward
-
-    def _embedding(
-        self,
-        module: nn.Module,
-        place: Place,
-        forward: Callable[..., Any],
-        ids: Tensor,
-        direction: Direction,
-        step: float,
-    ) -> Any:
-        """Runs an embedding on a small matrix of just the rows that `ids` names."""
-        weight = module._parameters[place.leaf]
-        assert weight is not None
-        rows, inverse = ids.unique(return_inverse=True)
-        with torch.no_grad():
-            shifted = self.kernels.shift_rows(
-                direction.seed,
-                self.blocks[place.index].address,
-                rows,
-                weight.detach(),
-                step,
-                self.scale(place.index, direction),
-            )
-        if torch.is_grad_enabled():
-            shifted = Shift.apply(weight[rows], shifted)  # type: ignore[no-untyped-call]
-        padding, module.padding_idx = module.padding_idx, None  # type: ignore[assignment]
-        module._parameters[place.leaf] = shifted  # type: ignore[assignment]
-        try:
-            return forward(inverse)
-        finally:
-            module._parameters[place.leaf] = weight
-            module.padding_idx = padding
-
-    def _linear(
-        self, module: nn.Module, place: Place, inputs: Tensor, direction: Direction, step: float
-    ) -> Tensor:
-        """Runs a wide linear layer in chunks of output rows."""
-        weight, bias = module.weight, module.bias
-        assert isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
-        rows = max(1, CHUNK // weight.shape[1])
-        # Writing the parts where they belong is not open to autograd and autocast.
-        apart = torch.is_grad_enabled() or torch.is_autocast_enabled(inputs.device.type)
-        flat = inputs.reshape(-1, weight.shape[1])
-        parts: list[Tensor] = []
-        outputs = flat.new_empty((0 if apart else len(flat), weight.shape[0]))
-        for first in range(0, weight.shape[0], rows):
-            start = first * weight.shape[1]
-            some = weight[first : first + rows]
-            scratch = self._make(place.index, some, direction, step, start, reuse=True)
-            piece = None if bias is None else bias[first : first + rows]
-            try:
-                with remade([scratch]):
-                    own = outputs[:, first : first + rows]
-                    if apart:
-                        parts.append(nn.functional.linear(inputs, scratch.weight, piece))
-                    elif piece is None:
-                        torch.mm(flat, scratch.weight.t(), out=own)
-                    else:
-                        torch.addmm(piece, flat, scratch.weight.t(), out=own)
-            finally:
-                self._free([scratch])
-        return torch.cat(parts, dim=-1) if apart else outputs.view(*inputs.shape[:-1], -1)
 
     def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * w + coefficient * u``; both [N] over all blocks, float64."""
         with torch.no_grad():
-            for index, block in enumerate(self.blocks):
-                at = self.indices[index]
-                coefficient, decay = float(coefficients[at]), float(decays[at])
+            for number, block in enumerate(self.blocks):
+                index = self.indices[number]
+                coefficient, decay = float(coefficients[index]), float(decays[index])
                 if coefficient == 0.0 and decay == 1.0:
                     continue
-                weight = block.parameter
-                statistics = self.kernels.update(
-                    direction.seed,
-                    block.address,
-                    weight.data.view(-1),
-                    coefficient,
-                    decay,
-                    self.scale(index, direction),
-                )
-                known = None if statistics is None else Known(statistics, weight)
-                self._known[index] = known
+                statistics = self._update(number, direction, coefficient, decay)
+                known = None if statistics is None else Known(statistics, block.parameter)
+                self._known[number] = known
+
+    def _update(
+        self, number: int, direction: Direction, coefficient: float, decay: float
+    ) -> Statistics | None:
+        index, block = self.indices[number], self.blocks[number]
+        weight = block.parameter.data
+        seed, address = direction.seed, block.address
+        if index in self.forms:
+            form = self.forms.of(index, direction, weight.device)
+            return self.kernels.update_matrix(seed, address, weight, coefficient, decay, form)
+        scale = self._twins.scale(number, direction)
+        return self.kernels.update(seed, address, weight.view(-1), coefficient, decay, scale)
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].
@@ -305,9 +210,3 @@ class ModuleWeights:
                 else:
                     values.append(self.kernels.statistics(weight.detach()))
         return torch.stack([m for m, _ in values]), torch.stack([v for _, v in values])
-
-
-def _takes_ids(forward: Callable[..., Any]) -> bool:
-    """Whether an embedding's forward takes token ids and nothing else."""
-    names = list(inspect.signature(forward).parameters)
-    return len(names) == 1 and names[0] in ("input", "input_ids")

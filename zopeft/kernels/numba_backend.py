@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +12,10 @@ from torch import Tensor
 
 from zopeft.kernels import numba_kernels as compiled
 from zopeft.kernels import runs
+from zopeft.kernels.form import Form, row_numbers
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
-from zopeft.kernels.runs import BLOCK, LENGTH, Layout, Table
+from zopeft.kernels.runs import BLOCK, Layout, Table
+from zopeft.kernels.threads import share_out
 
 KINDS = {
     torch.float32: compiled.FLOAT32,
@@ -27,20 +27,6 @@ FAMILIES = {
     "binomial": compiled.BINOMIAL,
     "rademacher": compiled.RADEMACHER,
 }
-ALONE = 1 << 16
-"""Elements up to which waking another thread takes longer than it saves."""
-SHARES = 4
-"""Shares a thread: a thread that is held up leaves the rest to the others."""
-
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """The waiting threads, of this process: a forked one starts its own."""
-    key = (os.getpid(), threads)
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="zopeft")
-    return _pools[key]
 
 
 class NumbaKernels(PlainKernels):
@@ -49,28 +35,11 @@ class NumbaKernels(PlainKernels):
     name = "numba"
 
     def _run(self, table: Table, kernel: Any, moments: Any, *arguments: Any) -> None:
-        """Calls a kernel for all rows of a table, on several threads where that pays."""
-
         def call(part: slice) -> None:
             own = () if moments is None else (moments[part],)
             kernel(table[part], *arguments, *own)
 
-        threads = torch.get_num_threads()
-        if threads == 1 or len(table) == 1 or table[:, LENGTH].sum() <= ALONE:
-            call(slice(None))
-            return
-        parts = iter(runs.shares(table, threads * SHARES))
-
-        def work(parts: Iterator[slice] = parts) -> None:
-            for part in parts:
-                call(part)
-
-        helpers = [_pool(threads - 1).submit(work) for _ in range(threads - 1)]
-        try:
-            work()
-        finally:
-            for helper in helpers:
-                helper.result()
+        share_out(table, call)
 
     def _key(self, seed: int) -> tuple[np.uint64, int]:
         return np.uint64(seed), FAMILIES[self.noise.family]
@@ -143,6 +112,68 @@ class NumbaKernels(PlainKernels):
         self._run(table, compiled.update, moments, *arguments, _bytes(weight), KINDS[weight.dtype])
         return moments
 
+    def draw(
+        self,
+        seed: int,
+        stream: int,
+        tensors: Sequence[tuple[int, int]],
+        device: torch.device | str,
+    ) -> list[Tensor]:
+        """See `PlainMatrices.draw`."""
+        if torch.device(device).type != "cpu" or not tensors:
+            return super().draw(seed, stream, tensors, device)
+        counts = [count for _, count in tensors]
+        ends = np.cumsum(counts)
+        rows = [
+            (0, int(end) - count, count, 0, stream << 32 | address, 0)
+            for (address, count), end in zip(tensors, ends, strict=True)
+        ]
+        out = torch.empty(int(ends[-1]))
+        nothing = (np.empty(0, np.uint8), compiled.NOTHING)
+        arguments = (*self._key(seed), _one(None), np.float32(1), *nothing)
+        self._run(runs.cut(rows), compiled.shift, None, *arguments, _bytes(out), compiled.FLOAT32)
+        return list(out.split(counts))
+
+    def shift_matrix(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        rows: slice | Tensor,
+        step: float,
+        form: Form,
+        out: Tensor,
+    ) -> None:
+        """See `PlainMatrices.shift_matrix`."""
+        if not (_compiled(weight) and _compiled(out)):
+            super().shift_matrix(seed, address, weight, rows, step, form, out)
+            return
+        table = _of_rows(rows, weight, address)
+        arguments = (*self._key(seed), *_arrays(form, weight), np.float32(step))
+        places = (_bytes(weight), KINDS[weight.dtype], _bytes(out), KINDS[out.dtype])
+        self._run(table, compiled.shift_matrix, None, *arguments, *places)
+
+    def update_matrix(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        coefficient: float,
+        decay: float,
+        form: Form,
+    ) -> Statistics | None:
+        """See `PlainMatrices.update_matrix`."""
+        if not _compiled(weight):
+            return super().update_matrix(seed, address, weight, coefficient, decay, form)
+        table = _of_rows(slice(0, weight.shape[0]), weight, address)
+        moments = np.empty((len(table), 3))
+        arguments = (*self._key(seed), *_arrays(form, weight))
+        rates = (np.float32(coefficient), np.float32(decay))
+        place = (_bytes(weight), KINDS[weight.dtype])
+        self._run(table, compiled.update_matrix, moments, *arguments, *rates, *place)
+        table[:, BLOCK] = 0
+        return _first(moments, table)
+
     def statistics(self, weight: Tensor) -> Statistics:
         """See `PlainKernels.statistics`."""
         if not _compiled(weight):
@@ -213,6 +244,22 @@ def _one(scale: Tensor | None) -> npt.NDArray[np.float32]:
 
 def _all(scales: Tensor | None, layout: Layout) -> npt.NDArray[np.float32]:
     return np.ones(layout.blocks[-1] + 1, np.float32) if scales is None else _numbers(scales)
+
+
+def _of_rows(rows: slice | Tensor, weight: Tensor, address: int) -> Table:
+    """A run a row; its row number stands in the place of a block's index."""
+    numbers = row_numbers(rows, weight.device).numpy()
+    table = runs.of_rows(numbers, weight.shape[1], address)
+    table[:, BLOCK] = numbers
+    return table
+
+
+def _arrays(form: Form, weight: Tensor) -> tuple[npt.NDArray[np.float32], ...]:
+    """The scale, left and right of a form, with no columns or no rows where there is none."""
+    scale = weight.new_empty(weight.shape[0], 0) if form.scale is None else form.scale.unsqueeze(1)
+    empty = (weight.new_empty(weight.shape[0], 0), weight.new_empty(0, weight.shape[1]))
+    left, right = empty if form.factors is None else form.factors
+    return _numbers(scale), _numbers(left), _numbers(right)
 
 
 def _combined(

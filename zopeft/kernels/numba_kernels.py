@@ -136,12 +136,15 @@ def _rademacher(words, z):
 
 @_inline
 def _draw(key, family, address, start, count, words, z):
-    """Writes noise of `count` elements to z and returns where in z it begins."""
+    """Writes noise of `count` elements to z and returns where in z it begins.
+
+    The upper half of an address is its stream.
+    """
     span = 128 if family == RADEMACHER else 4
     first = start // span
     skip = start - first * span
     counters = (skip + count + span - 1) // span
-    _words(key, W(address), W(0), first, counters, words)
+    _words(key, W(address), W(address) >> _32, first, counters, words)
     if family == GAUSSIAN:
         _gaussian(words[: 4 * counters], z)
     elif family == BINOMIAL:
@@ -309,6 +312,74 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
                 _store(x, n, weight, kind, place)
             pivot = np.float64(y[0]) if at == 0 else pivot
             _accumulate(y, n, pivot, total, squares)
+        _close(total, squares, length, pivot, moments[row])
+
+
+@_inline
+def _compose(key, family, address, start, column, scales, left, right, words, z, u):
+    """Writes a row's u from `column` on: its noise times its scale, then the products."""
+    n = u.size
+    if scales.size == 0:
+        _scale(left[0], right[0, column : column + n], u)
+    else:
+        skip = _draw(key, family, address, start, n, words, z)
+        _scale(scales[0], z[skip : skip + n], u)
+    for k in range(1 if scales.size == 0 else 0, left.size):
+        factor, other = left[k], right[k, column : column + n]
+        for i in range(n):
+            u[i] = u[i] + factor * other[i]
+
+
+_MATRIX = "i8[:,::1], u8, i8, f4[:,::1], f4[:,::1], f4[:,::1]"
+
+
+@_kernel(f"void({_MATRIX}, f4, u1[::1], i8, u1[::1], i8)")
+def shift_matrix(table, key, family, scales, left, right, step, weight, kind, out, out_kind):
+    """``out = round(weight + step * u)``, a row a run; see `Form`."""
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    for row in range(table.shape[0]):
+        own, length = table[row, BLOCK], table[row, LENGTH]
+        address, start = table[row, ADDRESS], table[row, START]
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            y = u[:n]
+            _compose(
+                key, family, address, start + at, at, scales[own], left[own], right, words, z, y
+            )
+            _load(weight, kind, table[row, WEIGHT] + at, n, x)
+            for i in range(n):
+                x[i] = x[i] + step * y[i]
+            _store(x, n, out, out_kind, table[row, OUT] + at)
+
+
+@_kernel(f"void({_MATRIX}, f4, f4, u1[::1], i8, f8[:,::1])")
+def update_matrix(
+    table, key, family, scales, left, right, coefficient, decay, weight, kind, moments
+):
+    """``weight = round(decay * weight + coefficient * u)``, and its moments, a row a run."""
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    total, squares = np.zeros(LANES), np.zeros(LANES)
+    for row in range(table.shape[0]):
+        own, length = table[row, BLOCK], table[row, LENGTH]
+        address, start = table[row, ADDRESS], table[row, START]
+        pivot = 0.0
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            d = u[:n]
+            _compose(
+                key, family, address, start + at, at, scales[own], left[own], right, words, z, d
+            )
+            place = table[row, WEIGHT] + at
+            _load(weight, kind, place, n, x)
+            for i in range(n):
+                x[i] = x[i] * decay + d[i] * coefficient
+            if kind != FLOAT32:
+                _round_stochastically(x, n, kind, key, address, start + at, words)
+            _store(x, n, weight, kind, place)
+            pivot = np.float64(x[0]) if at == 0 else pivot
+            _accumulate(x, n, pivot, total, squares)
         _close(total, squares, length, pivot, moments[row])
 
 

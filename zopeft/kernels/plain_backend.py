@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from zopeft.kernels import plain
+from zopeft.kernels.plain_matrix import PlainMatrices, Statistics
 from zopeft.kernels.runs import BLOCK, LENGTH, OUT, Layout
 from zopeft.noise import Noise
 
+__all__ = ["PlainKernels", "Statistics"]
+
 CHUNK = 1 << 22
 """Elements that are worked on at a time (16 MB of fp32)."""
-
-Statistics = tuple[Tensor, Tensor]
-"""Mean and unbiased variance, float64."""
 
 
 @dataclass
@@ -28,7 +28,7 @@ class _Spread:
     lengths: Tensor
 
 
-class PlainKernels:
+class PlainKernels(PlainMatrices):
     """The interface of all backends, and its definition.
 
     Args:
@@ -38,7 +38,7 @@ class PlainKernels:
     name = "plain"
 
     def __init__(self, noise: Noise) -> None:
-        self.noise = noise
+        super().__init__(noise)
         self._spreads: dict[Layout, _Spread] = {}
         self._kept: tuple[Layout, int, Tensor | None, Tensor] | None = None
 

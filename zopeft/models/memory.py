@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from zopeft.engine.engine import SMALL
-from zopeft.engine.modules import CHUNK
+from zopeft.engine.layers import CHUNK
 from zopeft.errors import input_error
 from zopeft.models.adapters import attach
 from zopeft.models.rehearsal import Rehearsal

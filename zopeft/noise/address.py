@@ -15,11 +15,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from zopeft.noise.families import NOISES
+from zopeft.noise.families import FAMILIES
 from zopeft.noise.philox import MASK, philox4x32
 
 DIRECTION_STREAM = 0
 ROUNDING_STREAM = 1
+LEFT_STREAM, RIGHT_STREAM = 2, 3
+"""Streams of the factors that shaped directions are products of; elements are the factor's."""
 
 
 def step_seed(run_seed: int, step: int) -> int:
@@ -38,7 +40,7 @@ class Noise:
     """A noise family with the number of elements that one counter serves.
 
     Args:
-        family: A name of `NOISES`: "gaussian", "binomial" or "rademacher".
+        family: A name of `FAMILIES`: "gaussian", "binomial" or "rademacher".
 
     Raises:
         InputError: The family is unknown.
@@ -47,26 +49,33 @@ class Noise:
     family: str = "gaussian"
 
     def __post_init__(self) -> None:
-        NOISES[self.family]
+        FAMILIES[self.family]
 
     @property
     def span(self) -> int:
         """Elements a counter serves: 4 for gaussian and binomial, 128 for rademacher."""
-        return int(NOISES[self.family].span)
+        return int(FAMILIES[self.family].span)
 
-    def at_counters(self, seed: int, counters: Tensor, addresses: Tensor | int) -> Tensor:
+    def at_counters(
+        self,
+        seed: int,
+        counters: Tensor,
+        addresses: Tensor | int,
+        stream: int = DIRECTION_STREAM,
+    ) -> Tensor:
         """Returns the noise of whole counters.
 
         Args:
             seed: 64-bit key of the step.
             counters: int64 [n], element index // span.
             addresses: 32-bit address of the tensor that each counter belongs to.
+            stream: Which of the address's streams is read.
 
         Returns:
             fp32 [n * span].
         """
-        words = philox4x32((counters, addresses, DIRECTION_STREAM, 0), seed)
-        noise: Tensor = NOISES[self.family].draw(words)
+        words = philox4x32((counters, addresses, stream, 0), seed)
+        noise: Tensor = FAMILIES[self.family].draw(words)
         return noise.flatten()
 
     def at_elements(

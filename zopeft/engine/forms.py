@@ -1,0 +1,109 @@
+"""The forms of a step: what each shaped block's direction is made of, from its seed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block, Blocks
+from zopeft.engine.direction import Direction
+from zopeft.engine.shapes import Shape
+from zopeft.errors import input_error
+from zopeft.kernels.form import Factors, Form
+from zopeft.kernels.plain_matrix import PlainMatrices
+from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
+
+
+class Forms:
+    """Makes the forms of shaped blocks; a step's factors are kept until the next step.
+
+    The factors of all blocks on a device are drawn at once, at the first use of a step.
+
+    Args:
+        blocks: The blocks, [N].
+        shapes: Block index to shape; blocks absent are isotropic.
+        kernels: What makes noise.
+
+    Raises:
+        InputError: A shape does not fit its block, or there is no such block.
+    """
+
+    def __init__(self, blocks: Blocks, shapes: Mapping[int, Shape], kernels: PlainMatrices) -> None:
+        self.kernels = kernels
+        self.blocks: dict[int, Block] = {}
+        self.shapes: dict[int, Shape] = {}
+        self._homes: dict[int, torch.device] = {}
+        self._row_scales: dict[int, Tensor | None] = {}
+        for index, shape in sorted(shapes.items()):
+            if not 0 <= index < len(blocks):
+                raise input_error("shapes", f"there are {len(blocks)} blocks", index)
+            block = blocks[index]
+            shape.check(block)
+            # Weights of the meta device are those that accelerate fetches from CPU or disk.
+            device = block.parameter.device
+            home = torch.device("cpu") if device.type == "meta" else device
+            self.blocks[index], self._homes[index] = block, home
+            self.shapes[index] = shape.to(home)
+            self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
+        self._seed: int | None = None
+        self._factors: dict[int, Factors | None] = {}
+
+    def __contains__(self, index: object) -> bool:
+        return index in self.shapes
+
+    def noisy(self, index: int) -> bool:
+        """Whether isotropic noise is part of a block's u."""
+        return index not in self.shapes or self.shapes[index].noisy
+
+    def has_product(self, index: int) -> bool:
+        """Whether a product of factors is part of a block's u."""
+        if index not in self.shapes:
+            return False
+        return self.shapes[index].sizes(*self.blocks[index].shape) != (0, 0)
+
+    def of(self, index: int, direction: Direction, device: torch.device) -> Form:
+        """Returns a shaped block's form under a direction, its scale multiplied in.
+
+        Args:
+            index: The block's index.
+            direction: The direction.
+            device: Where it is needed.
+        """
+        scale = None if direction.scales is None else direction.scales[index].to(device)
+        rows = self._row_scales[index]
+        factors = self.factors(index, direction.seed)
+        if rows is not None:
+            rows = rows.to(device)
+            rows = rows if scale is None else rows * scale
+        if factors is not None:
+            left, right = factors[0].to(device), factors[1].to(device)
+            factors = (left if scale is None else left * scale, right)
+        return Form(rows, factors)
+
+    def factors(self, index: int, seed: int) -> Factors | None:
+        """Returns left [O, r] and right [r, I] of a block, where its shape is kept, fp32."""
+        if seed != self._seed:
+            self._seed, self._factors = seed, {}
+        if index not in self._factors:
+            self._draw(self._homes[index], seed)
+        return self._factors[index]
+
+    def _draw(self, device: torch.device, seed: int) -> None:
+        indices = [index for index, home in self._homes.items() if home == device]
+        sides = []
+        for side, stream in ((0, LEFT_STREAM), (1, RIGHT_STREAM)):
+            wanted = {
+                index: size
+                for index in indices
+                if (size := self.shapes[index].sizes(*self.blocks[index].shape)[side])
+            }
+            tensors = [(self.blocks[index].address, size) for index, size in wanted.items()]
+            noise = self.kernels.draw(seed, stream, tensors, device)
+            sides.append(dict(zip(wanted, noise, strict=True)))
+        nothing = torch.empty(0, device=device)
+        for index in indices:
+            left, right = (side.get(index, nothing) for side in sides)
+            shape, (rows, columns) = self.shapes[index], self.blocks[index].shape
+            self._factors[index] = shape.factors(left, right, rows, columns)

@@ -1,0 +1,258 @@
+"""Shapes: where the direction of a matrix lives.
+
+Without a shape, a block's direction is isotropic, ``u = scale * z``. A shape says where u
+may point; it holds for a whole run, and every shape keeps the mean of ``|u|^2`` at the
+block's number of elements, so that eps and the learning rate mean the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block
+from zopeft.errors import input_error
+from zopeft.kernels.form import Factors
+
+MAX_RANK = 64
+SLACK = 0.05
+"""How far from orthonormal a basis may be: rounding to bf16 moves its products by 0.01."""
+
+
+class Shape(ABC):
+    """What all shapes can tell the engine about a matrix [O, I]."""
+
+    @property
+    def noisy(self) -> bool:
+        """Whether isotropic noise is part of u."""
+        return False
+
+    @abstractmethod
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """Returns how many numbers the left and the right factor are drawn from."""
+
+    def factors(self, left: Tensor, right: Tensor, rows: int, columns: int) -> Factors | None:
+        """Makes the factors of u from drawn numbers; None where u has no product part.
+
+        Args:
+            left: fp32, numbers of the left stream, flat.
+            right: fp32, numbers of the right stream, flat.
+            rows: O.
+            columns: I.
+        """
+        return None
+
+    def row_scales(self, rows: int, device: torch.device) -> Tensor | None:
+        """Returns what each row's noise is multiplied by, fp32 [O]; None without noise."""
+        return None
+
+    @abstractmethod
+    def words(self) -> tuple[str, tuple[Tensor, ...]]:
+        """Returns all that the shape depends on, as text and tensors."""
+
+    def to(self, device: torch.device) -> Shape:
+        """Returns the shape with its tensors on a device."""
+        return self
+
+    def check(self, block: Block) -> None:
+        """Refuses a block that the shape does not fit.
+
+        Raises:
+            InputError: The block is no matrix of its own, or of another size.
+        """
+        if len(block.shape) != 2 or block.columns is not None:
+            raise input_error(
+                block.name,
+                "only a whole matrix can have a shape",
+                list(block.shape),
+                "leave it out",
+            )
+
+
+@dataclass(frozen=True)
+class LowRank(Shape):
+    """``u = A B^T / sqrt(r)``, A [O, r] and B [I, r] of independent numbers, each step anew.
+
+    Args:
+        rank: r, between 1 and 64.
+
+    Raises:
+        InputError: The rank is out of range.
+
+    References:
+        Chen et al., "Enhancing Zeroth-order Fine-tuning for Language Models with Low-rank
+        Structures", 2024 (LOZO), equation 3; there B is kept for some steps.
+    """
+
+    rank: int = 4
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int):
+            raise input_error("rank", "must be a whole number", str(self.rank))
+        if not 1 <= self.rank <= MAX_RANK:
+            raise input_error("rank", f"must be between 1 and {MAX_RANK}", self.rank)
+
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """See `Shape.sizes`: O r and I r."""
+        return rows * self.rank, columns * self.rank
+
+    def factors(self, left: Tensor, right: Tensor, rows: int, columns: int) -> Factors:
+        """See `Shape.factors`: A / sqrt(r) and B^T."""
+        scaled = left.view(rows, self.rank) * (1.0 / math.sqrt(self.rank))
+        return scaled, right.view(columns, self.rank).t().contiguous()
+
+    def words(self) -> tuple[str, tuple[Tensor, ...]]:
+        """See `Shape.words`."""
+        return f"low_rank {self.rank}", ()
+
+
+@dataclass(frozen=True, eq=False)
+class Subspace(Shape):
+    """``u = sqrt(1 - mix) c U Z V^T + sqrt(mix) z``, ``c = sqrt(O I / (r r'))``.
+
+    Z [r, r'] and z [O, I] are independent numbers, each step anew.
+
+    Args:
+        left: U, [O, r], orthonormal columns, fp32 or 16-bit.
+        right: V, [I, r'], orthonormal columns, fp32 or 16-bit.
+        mix: Share of isotropic noise in the energy of u, in [0, 1].
+
+    Raises:
+        InputError: A basis is not orthonormal, or `mix` is out of range.
+
+    References:
+        Yu et al., "Zeroth-Order Fine-Tuning of LLMs in Random Subspaces", 2024 (SubZero),
+        equation 7, whose bases are random and drawn anew now and then.
+    """
+
+    left: Tensor
+    right: Tensor
+    mix: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, basis in (("left", self.left), ("right", self.right)):
+            _check_basis(f"subspace {name}", basis)
+        if not 0.0 <= self.mix <= 1.0:
+            raise input_error("subspace mix", "must be between 0 and 1", self.mix)
+
+    @property
+    def noisy(self) -> bool:
+        """See `Shape.noisy`."""
+        return self.mix > 0.0
+
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """See `Shape.sizes`: r r' and none."""
+        return (self.left.shape[1] * self.right.shape[1], 0) if self.mix < 1.0 else (0, 0)
+
+    def factors(self, left: Tensor, right: Tensor, rows: int, columns: int) -> Factors | None:
+        """See `Shape.factors`: c U Z and V^T.
+
+        U Z is summed in fp64 and rounded once, so that its bits hardly depend on the machine.
+        """
+        if self.mix >= 1.0:
+            return None
+        inner = left.view(self.left.shape[1], self.right.shape[1]).double()
+        factor = math.sqrt((1.0 - self.mix) * rows * columns / inner.numel())
+        scaled = (self.left.double() @ inner).mul_(factor).float()
+        return scaled, self.right.float().t().contiguous()
+
+    def row_scales(self, rows: int, device: torch.device) -> Tensor | None:
+        """See `Shape.row_scales`: sqrt(mix)."""
+        return torch.full((rows,), math.sqrt(self.mix), device=device) if self.noisy else None
+
+    def words(self) -> tuple[str, tuple[Tensor, ...]]:
+        """See `Shape.words`."""
+        return f"subspace {self.mix!r}", (self.left, self.right)
+
+    def to(self, device: torch.device) -> Subspace:
+        """See `Shape.to`."""
+        return replace(self, left=self.left.to(device), right=self.right.to(device))
+
+    def check(self, block: Block) -> None:
+        """See `Shape.check`."""
+        super().check(block)
+        found = (self.left.shape[0], self.right.shape[0])
+        if found != tuple(block.shape):
+            raise input_error(
+                block.name, f"its subspace is of a matrix of {list(block.shape)}", list(found)
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Rows(Shape):
+    """``u_o = w_o / sqrt(mean w^2) z_o`` for every row o.
+
+    Args:
+        weights: w, [O], finite and above 0: how strongly each row is perturbed.
+
+    Raises:
+        InputError: A weight is out of range.
+    """
+
+    weights: Tensor
+
+    def __post_init__(self) -> None:
+        weights = self.weights
+        if weights.ndim != 1 or not bool(((weights > 0) & weights.isfinite()).all()):
+            raise input_error(
+                "rows weights", "must be a vector of finite numbers above 0", list(weights.shape)
+            )
+
+    @property
+    def noisy(self) -> bool:
+        """See `Shape.noisy`."""
+        return True
+
+    def sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """See `Shape.sizes`: none."""
+        return 0, 0
+
+    def row_scales(self, rows: int, device: torch.device) -> Tensor:
+        """See `Shape.row_scales`: the weights, normalised in fp64."""
+        weights = self.weights.double()
+        return (weights / weights.square().mean().sqrt()).float().to(device)
+
+    def words(self) -> tuple[str, tuple[Tensor, ...]]:
+        """See `Shape.words`."""
+        return "rows", (self.weights,)
+
+    def check(self, block: Block) -> None:
+        """See `Shape.check`."""
+        super().check(block)
+        if len(self.weights) != block.shape[0]:
+            raise input_error(block.name, f"needs {block.shape[0]} row weights", len(self.weights))
+
+
+def _check_basis(where: str, basis: Tensor) -> None:
+    if basis.ndim != 2 or not 1 <= basis.shape[1] <= basis.shape[0]:
+        raise input_error(where, "must be a tall matrix", list(basis.shape))
+    basis = basis.detach().float()
+    gram = basis.t() @ basis
+    off = float((gram - torch.eye(len(gram), device=gram.device)).abs().max())
+    if not off <= SLACK:
+        raise input_error(where, "columns must be orthonormal", f"off by {off:.2g}")
+
+
+def fingerprint(shapes: Mapping[int, Shape]) -> str:
+    """Returns 16 hex digits that differ for different shapes; "" where there are none.
+
+    Args:
+        shapes: Block index to shape.
+    """
+    if not shapes:
+        return ""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in sorted(shapes):
+        text, tensors = shapes[index].words()
+        digest.update(f"{index} {text}".encode())
+        for tensor in tensors:
+            plain = tensor.detach().cpu().contiguous()
+            digest.update(f"{plain.dtype} {list(plain.shape)}".encode())
+            digest.update(plain.view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

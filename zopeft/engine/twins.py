@@ -1,0 +1,161 @@
+"""Perturbed twins of stored weights, made for one forward pass at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block
+from zopeft.engine.arena import Arena
+from zopeft.engine.direction import Direction
+from zopeft.engine.forms import Forms
+from zopeft.engine.scratch import Scratch, Shift
+from zopeft.kernels.form import Form
+from zopeft.kernels.plain_backend import PlainKernels
+
+
+class Twins:
+    """Makes ``w + step * u`` of the blocks' weights, whole or some rows of them.
+
+    Args:
+        indices: Where the blocks stand among all blocks of the engine, [n].
+        blocks: The blocks, [n].
+        kernels: What makes noise and adds it.
+        forms: What shaped blocks' directions are made of.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        blocks: Sequence[Block],
+        kernels: PlainKernels,
+        forms: Forms,
+    ) -> None:
+        self.indices, self.blocks = indices, blocks
+        self.kernels, self.forms = kernels, forms
+        self.arena = Arena()
+        self.direction: Direction | None = None
+        self.step = 0.0
+
+    def scale(self, number: int, direction: Direction) -> Tensor | None:
+        """The block's scale under `direction` as a 0-dim tensor, None for one."""
+        return None if direction.scales is None else direction.scales[self.indices[number]]
+
+    def form(self, number: int, device: torch.device) -> Form:
+        """Returns the form of a shaped block under the direction of the probe."""
+        assert self.direction is not None
+        return self.forms.of(self.indices[number], self.direction, device)
+
+    def noisy(self, number: int) -> bool:
+        """Whether isotropic noise is part of a block's direction."""
+        return self.forms.noisy(self.indices[number])
+
+    def has_product(self, number: int) -> bool:
+        """Whether a product of factors is part of a block's direction."""
+        return self.forms.has_product(self.indices[number])
+
+    def make(
+        self,
+        number: int,
+        weight: Tensor,
+        rows: slice | None = None,
+        reuse: bool = False,
+        product: bool = True,
+    ) -> Scratch:
+        """Makes the twin of a weight, or of some rows of it.
+
+        Args:
+            number: The block's number among those of the carrier.
+            weight: The whole weight, as it is now.
+            rows: Which rows; None for all.
+            reuse: Whether nothing reads the twin any more once it is freed.
+            product: False leaves out the product of factors, which runs beside.
+        """
+        direction, step = self.direction, self.step
+        assert direction is not None
+        some = weight if rows is None else weight[rows]
+        # A graph may hold on to a scratch, so only a forward alone can use one again.
+        differentiable = torch.is_grad_enabled()
+        buffer = self.arena.take(some) if reuse and not differentiable else None
+
+        def fill(memory: Tensor) -> Tensor:
+            self._fill(number, weight.detach(), rows, direction, step, product, memory)
+            return memory
+
+        def remake() -> Tensor:
+            with torch.no_grad():
+                return fill(torch.empty(some.shape, dtype=some.dtype, device=some.device))
+
+        if buffer is None:
+            shifted = remake()
+        else:
+            shifted = fill(buffer[: some.numel()].view(some.shape))
+        address = shifted.data_ptr()
+        if differentiable:
+            shifted = Shift.apply(some, shifted)  # type: ignore[no-untyped-call]
+        return Scratch(shifted, address, remake, buffer)
+
+    def _fill(
+        self,
+        number: int,
+        weight: Tensor,
+        rows: slice | None,
+        direction: Direction,
+        step: float,
+        product: bool,
+        memory: Tensor,
+    ) -> None:
+        index, address = self.indices[number], self.blocks[number].address
+        if index in self.forms:
+            form = self.forms.of(index, direction, weight.device)
+            form = form if product else Form(form.scale, None)
+            rows = slice(0, weight.shape[0]) if rows is None else rows
+            self.kernels.shift_matrix(direction.seed, address, weight, rows, step, form, memory)
+            return
+        start = 0 if rows is None else rows.start * weight.shape[1]
+        some = weight if rows is None else weight[rows]
+        self.kernels.shift(
+            direction.seed,
+            address,
+            start,
+            some.reshape(-1),
+            step,
+            self.scale(number, direction),
+            memory.view(-1),
+        )
+
+    def free(self, made: Iterable[Scratch]) -> None:
+        """Takes scratches back that nothing reads any more."""
+        for scratch in made:
+            if scratch.buffer is not None:
+                self.arena.give_back(scratch.buffer)
+                scratch.buffer = None
+
+    def rows(self, number: int, weight: Tensor, rows: Tensor) -> Tensor:
+        """Returns the twins of some rows of a matrix, in a new tensor.
+
+        Args:
+            number: The block's number among those of the carrier.
+            weight: The matrix, [V, D].
+            rows: int64 [n], row numbers.
+        """
+        direction, index = self.direction, self.indices[number]
+        assert direction is not None
+        address = self.blocks[number].address
+        with torch.no_grad():
+            if index in self.forms:
+                shifted = weight.new_empty((len(rows), weight.shape[1]))
+                form = self.form(number, weight.device)
+                self.kernels.shift_matrix(
+                    direction.seed, address, weight.detach(), rows, self.step, form, shifted
+                )
+            else:
+                scale = self.scale(number, direction)
+                shifted = self.kernels.shift_rows(
+                    direction.seed, address, rows, weight.detach(), self.step, scale
+                )
+        if torch.is_grad_enabled():
+            shifted = Shift.apply(weight[rows], shifted)  # type: ignore[no-untyped-call]
+        return shifted
