@@ -87,8 +87,8 @@ def estimate(
         if not json:
             _notes(screen, found)
             for capacity, size in found["finetuner"].items():
-                file, memory = (_mb(size[key]) for key in ("file_bytes", "memory_bytes"))
-                screen.note(f"a fine-tuner ({capacity}): {file} MB on disk, {memory} MB in memory")
+                disk, used = (_mb(size[key]) for key in ("file_bytes", "memory_bytes"))
+                screen.note(f"a fine-tuner ({capacity}): {disk} MB on disk, {used} MB in memory")
 
 
 def _notes(screen: Output, found: Mapping[str, Any]) -> None:

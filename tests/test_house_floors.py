@@ -29,6 +29,7 @@ NEIGHBOURS = {
     ("kernels", "noise"),
     ("registry", "errors"),
     ("training", "journal"),
+    ("finetuner", "engine"),
 }
 # The embedded model's own scripts (its __init__ only says where the files lie) use any room
 # below the recipes.

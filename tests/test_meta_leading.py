@@ -38,7 +38,8 @@ def decaying(rows, columns, count, generator, power=2.0):
     kept = min(rows, columns)
     fall = torch.arange(1, kept + 1).float().pow(-power)
     return [
-        left[:, :kept] @ (fall[:, None] * torch.randn(kept, kept, generator=generator) * fall)
+        left[:, :kept]
+        @ (fall[:, None] * torch.randn(kept, kept, generator=generator) * fall)
         @ right[:, :kept].t()
         for _ in range(count)
     ]

@@ -158,9 +158,7 @@ def test_frequency_leaves_the_embedding_out_of_the_subspaces():
     model = tiny()
     counts = torch.arange(61)
     finetuner, trainer, scores = trained(model, counts, capacity="subspace", rows="frequency")
-    assert scores["shapes"] == (
-        "14 blocks in a learned subspace, 1 with rows by token frequency"
-    )
+    assert scores["shapes"] == ("14 blocks in a learned subspace, 1 with rows by token frequency")
     assert isinstance(trainer.statistics.shapes[0], Rows) and 0 not in finetuner.bases
     _, trainer, scores = trained(model, counts, rows="frequency")
     assert scores["shapes"] == "1 with rows by token frequency"

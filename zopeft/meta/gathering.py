@@ -33,9 +33,7 @@ class BasisGathering:
     ) -> None:
         self.trajectory, self.seed = trajectory, settings.seed
         chosen = matrices(trajectory.blocks, embeddings=config.rows == "none")
-        self.directions = LeadingDirections(
-            trajectory.blocks, chosen, config.rank, settings.seed
-        )
+        self.directions = LeadingDirections(trajectory.blocks, chosen, config.rank, settings.seed)
         self._squares: dict[str, tuple[float, int]] = {}
 
     def step(

@@ -80,9 +80,7 @@ class SideSketch:
         inner = test.t() @ total
         values, vectors = torch.linalg.eigh(0.5 * (inner + inner.t()))
         values = values.clamp_min(float(values[-1]) * 1e-12)
-        factor: Tensor = torch.linalg.svd(
-            (total @ vectors) * values.rsqrt(), full_matrices=False
-        ).U
+        factor: Tensor = torch.linalg.svd((total @ vectors) * values.rsqrt(), full_matrices=False).U
         return factor[:, : self.rank]
 
 
@@ -104,7 +102,9 @@ class LeadingDirections:
             block = blocks[index]
             device = block.parameter.device
             left, right = (
-                SideSketch(size, min(rank, *block.shape), step_seed(seed, key), block.address, device)
+                SideSketch(
+                    size, min(rank, *block.shape), step_seed(seed, key), block.address, device
+                )
                 for size, key in zip(block.shape, (-2, -3), strict=True)
             )
             self.sketches[index] = (left, right)
@@ -137,9 +137,7 @@ class LeadingDirections:
             across.addmm_(some.t(), left.test(first, len(some)))
             right.total.addmm_(some.t(), some @ test, alpha=self.weight)
         for first, piece in pieces:
-            left.total[first : first + len(piece)].addmm_(
-                piece.float(), across, alpha=self.weight
-            )
+            left.total[first : first + len(piece)].addmm_(piece.float(), across, alpha=self.weight)
 
     def bases(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Returns left [O, r] and right [I, r] directions of the blocks that had gradients.

@@ -119,7 +119,9 @@ class MetaSettings:
 
     def _check_capacity(self) -> None:
         if self.objective == "paper" and (self.capacity, self.rows) != ("scales", "none"):
-            name, value = ("rows", self.rows) if self.rows != "none" else ("capacity", self.capacity)
+            name, value = (
+                ("rows", self.rows) if self.rows != "none" else ("capacity", self.capacity)
+            )
             do = "use the objective signal"
             raise input_error(f"meta.{name}", "the paper's objective knows none", value, do)
         if self.capacity != "subspace":

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
-from zopeft.engine import Direction, Engine
+from zopeft.engine import Direction, Engine, Shape
 from zopeft.errors import input_error, run_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.clipping import RunningClip
@@ -49,6 +49,7 @@ class ZerothOrder(torch.optim.Optimizer):
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before (`RunningClip`); 0 for no clipping.
         carrier: How weights are held, see `zopeft.engine.Engine`.
+        shapes: Block index to shape of its directions; blocks absent are isotropic.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -72,13 +73,14 @@ class ZerothOrder(torch.optim.Optimizer):
         max_bad_steps: int = 10,
         clip: float = 0.0,
         carrier: str = "auto",
+        shapes: Mapping[int, Shape] | None = None,
     ) -> None:
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
         self.auto = lr == "auto"
         self.blocks = blocks
-        self.engine = Engine(blocks, noise, carrier)
+        self.engine = Engine(blocks, noise, carrier, shapes=shapes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)
         self.clip = RunningClip(float(clip))

@@ -163,7 +163,9 @@ class ZOTrainerMixin(Resumable):
             shapes = frequency_shapes(blocks, counts)
             if not shapes:
                 do = "leave rows out, or train the full model"
-                raise input_error("rows", "no table of token embeddings is trained", "frequency", do)
+                raise input_error(
+                    "rows", "no table of token embeddings is trained", "frequency", do
+                )
             return {"shapes": shapes}
         wanted = finetuner is not None and finetuner.config.rows == "frequency"
         if not wanted or self.args.rows == "none":
