@@ -176,9 +176,9 @@ DAMAGE = {
     ),
     "foreign configuration": (
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),
-        "not a fine-tuner's configuration of format 1",
+        "not a fine-tuner's configuration of format 2",
     ),
-    "newer format": (lambda f: edit(f, format_version=2), "got 2; update zopeft"),
+    "newer format": (lambda f: edit(f, format_version=3), "got 3; update zopeft"),
     "no groups": (lambda f: edit(f, groups=...), "no 'groups'"),
     "empty groups": (lambda f: edit(f, groups=[]), "group table is empty"),
     "malformed group": (lambda f: edit(f, groups=[{"key": "a"}]), "malformed"),
@@ -197,8 +197,8 @@ DAMAGE = {
     ),
     "torn weights": (lambda f: cut(f, "finetuner.safetensors", 500), "damaged or not safetensors"),
     "empty weights": (lambda f: cut(f, "finetuner.safetensors", 0), "damaged or not safetensors"),
-    "missing tensor": (lambda f: tensors(f, b2=None), "must hold the tensors w1, b1, w2, b2"),
-    "foreign tensor": (lambda f: tensors(f, x=torch.ones(1)), "must hold the tensors"),
+    "missing tensor": (lambda f: tensors(f, b2=None), "must hold the 4 tensors w1, b1, w2, b2"),
+    "foreign tensor": (lambda f: tensors(f, x=torch.ones(1)), "must hold the 4 tensors"),
     "not a number": (
         lambda f: tensors(f, b2=torch.full((21,), math.nan)),
         "b2 holds values that are not finite",

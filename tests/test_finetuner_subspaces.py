@@ -86,8 +86,6 @@ def test_the_first_format_is_read(blocks, tmp_path):
     values["format_version"] = 1
     for name in ("capacity", "rank", "mix", "rows", "power"):
         del values[name]
-    for group in values["groups"]:
-        del group["shape"], group["kind"]
     path.write_text(json.dumps(values))
     old = FineTuner.from_pretrained(folder)
     assert old.config.capacity == "scales" and old.bases == {}

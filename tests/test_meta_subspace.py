@@ -113,8 +113,8 @@ def test_statistics_in_the_shape_against_direct_computation(mix):
 def trained(model, counts=None, **settings):
     blocks = zopeft.discover(model)
     checked = MetaSettings.of(objective="signal", **{"steps": 12, "rank": 3, **settings})
-    capacity = {name: getattr(checked, name) for name in ("capacity", "rank", "mix", "rows")}
-    finetuner = FineTuner.initial(blocks, **capacity)
+    capacity = {name: getattr(checked, name) for name in ("capacity", "rank", "mix")}
+    finetuner = FineTuner.initial(blocks, rows=checked.token_rows, **capacity)
     trainer = SignalTrainer(model, batches(), loss_of, draw, checked, blocks, finetuner, counts)
     return finetuner, trainer, trainer.train()
 
@@ -157,10 +157,10 @@ def test_the_learned_basis_holds_more_of_a_new_gradient_than_a_random_one():
 def test_frequency_leaves_the_embedding_out_of_the_subspaces():
     model = tiny()
     counts = torch.arange(61)
-    finetuner, trainer, scores = trained(model, counts, capacity="subspace", rows="frequency")
+    finetuner, trainer, scores = trained(model, counts, capacity="subspace", token_rows="frequency")
     assert scores["shapes"] == ("14 blocks in a learned subspace, 1 with rows by token frequency")
     assert isinstance(trainer.statistics.shapes[0], Rows) and 0 not in finetuner.bases
-    _, trainer, scores = trained(model, counts, rows="frequency")
+    _, trainer, scores = trained(model, counts, token_rows="frequency")
     assert scores["shapes"] == "1 with rows by token frequency"
     assert list(trainer.statistics.shapes) == [0]
 
@@ -178,8 +178,8 @@ def test_the_rule_none_leaves_all_scales_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"capacity": "subspace"}, "meta.capacity: the paper's objective knows none"),
-        ({"rows": "frequency"}, "meta.rows: the paper's objective knows none"),
+        ({"capacity": "subspace"}, "meta.capacity: the paper's objective has none"),
+        ({"token_rows": "frequency"}, "meta.token_rows: the paper's objective has none"),
         (
             {"objective": "signal", "capacity": "subspace", "sharing": "layer"},
             "meta.capacity: a subspace belongs to one block",

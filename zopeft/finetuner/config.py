@@ -129,6 +129,9 @@ class FineTunerConfig:
         """Returns plain values that JSON can hold; a number that is not finite becomes null."""
         plain = _plain(asdict(self))
         assert isinstance(plain, dict)
+        for group in plain["groups"]:
+            if group["shape"] is None:
+                del group["shape"], group["kind"]
         return plain
 
     @classmethod

@@ -50,7 +50,8 @@ class MetaSettings:
             gradient directions, gathered in the first half of the steps (signal objective).
         rank: Directions a side of a subspace; a smaller matrix has as many as fit.
         mix: Share of a subspace's power that is isotropic noise.
-        rows: "frequency" scales rows of token embeddings by (count + 1)^0.5.
+        token_rows: "frequency" scales rows of token embeddings by (count + 1)^0.5; a recipe's
+            ``meta.rows``.
         noise: Noise family.
         seed: Seed of directions, batches and the PertNNs' start.
 
@@ -77,7 +78,7 @@ class MetaSettings:
     capacity: str = "scales"
     rank: int = 16
     mix: float = 0.1
-    rows: str = "none"
+    token_rows: str = "none"
     noise: str = "gaussian"
     seed: int = 0
 
@@ -107,23 +108,21 @@ class MetaSettings:
             ("optimizer", PERTNN_OPTIMIZERS),
             ("sharing", SHARINGS),
             ("capacity", CAPACITIES),
-            ("rows", ROWS),
+            ("token_rows", ROWS),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise input_error(
                     f"meta.{name}", "unknown value", value, close_matches(str(value), known)
                 )
-
         self._check_capacity()
 
     def _check_capacity(self) -> None:
-        if self.objective == "paper" and (self.capacity, self.rows) != ("scales", "none"):
-            name, value = (
-                ("rows", self.rows) if self.rows != "none" else ("capacity", self.capacity)
-            )
-            do = "use the objective signal"
-            raise input_error(f"meta.{name}", "the paper's objective knows none", value, do)
+        for name, plain in (("capacity", "scales"), ("token_rows", "none")):
+            value = getattr(self, name)
+            if self.objective == "paper" and value != plain:
+                do = "use the objective signal"
+                raise input_error(f"meta.{name}", "the paper's objective has none", value, do)
         if self.capacity != "subspace":
             return
         if self.sharing != "block":

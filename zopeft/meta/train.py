@@ -82,7 +82,10 @@ def meta_train(
         sharing=checked.sharing,
         normalise=checked.normalise,
         seed=checked.seed,
-        **{name: getattr(checked, name) for name in ("capacity", "rank", "mix", "rows")},
+        capacity=checked.capacity,
+        rank=checked.rank,
+        mix=checked.mix,
+        rows=checked.token_rows,
     )
     start = finetuner.copy()
     begun = time.perf_counter()
@@ -90,7 +93,7 @@ def meta_train(
     if checked.objective == "paper":
         trainer = PaperTrainer(model, batches, task_loss, checked, blocks, finetuner)
     else:
-        counts = count_tokens(datasets.values()) if checked.rows == "frequency" else None
+        counts = count_tokens(datasets.values()) if checked.token_rows == "frequency" else None
         trainer = SignalTrainer(
             model, batches, task_loss, draw_labels, checked, blocks, finetuner, counts
         )

@@ -126,7 +126,7 @@ def _run(
     from zopeft.meta import meta_train as learn
 
     section = asdict(recipe.meta)
-    settings = {k: v for k, v in section.items() if k != "tasks"}
+    settings = {k: v for k, v in section.items() if k not in ("tasks", "rows")}
 
     def progress(step: int, total: int, figures: Mapping[str, Any]) -> None:
         if not history:
@@ -144,5 +144,6 @@ def _run(
         progress=progress,
         noise=recipe.method.noise,
         seed=recipe.training.seed,
+        token_rows=recipe.meta.rows,
         **settings,
     )
