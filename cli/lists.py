@@ -10,15 +10,15 @@ from zopeft.errors import close_matches, input_error
 
 from . import options as o
 
-KINDS = {"methods": "method", "tasks": "task", "models": "model", "peft": "peft"}
+KINDS = {"methods": "method", "tasks": "task", "models": "model", "peft": "peft", "noises": "noise"}
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="methods|tasks|models|peft|recipes")],
+    kind: Annotated[str, typer.Argument(metavar="methods|tasks|models|peft|noises|recipes")],
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """List the known methods, tasks, models, PEFT types or recipes."""
+    """List the known methods, tasks, models, PEFT types, noises or recipes."""
     from .output import output, rows_table
 
     with output(json, debug) as screen:

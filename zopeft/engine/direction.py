@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class Direction:
-    """``u_i = scale_i * z_i(seed)`` over all blocks i.
+    """``u_i = scale_i * z_i(seed)`` over all blocks i, each in its shape.
 
     Args:
         seed: 64-bit key of the step.

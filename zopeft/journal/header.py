@@ -20,7 +20,7 @@ class JournalHeader:
 
     Args:
         method: The method's class name, such as "MeZO".
-        noise: Noise family.
+        noise: Name of the noise.
         seed: Seed of the run's directions.
         blocks: Name and shape of every block, in order, [N].
         space: "full" or "adapter".
@@ -29,6 +29,9 @@ class JournalHeader:
         start: File beside the journal with the start weights of an adapter; None for full
             weights, which start from `base_model`.
         fingerprint: Fingerprint of the blocks' weights at the first step.
+        rank: Rank of a low-rank noise; 0 for others.
+        shapes: Fingerprint of the shapes that the run was given ("" for none); a replay
+            needs the same ones.
         settings: Other settings of the run that its steps depend on, such as batch size.
         run: A random name, by which checkpoints know their run.
         versions: Versions of the packages that wrote it; never compared.
@@ -44,6 +47,8 @@ class JournalHeader:
     learning_rate: float = 0.0
     start: str | None = None
     fingerprint: str = ""
+    rank: int = 0
+    shapes: str = ""
     settings: dict[str, Any] = field(default_factory=dict)
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     versions: dict[str, str] = field(default_factory=lambda: _versions())
@@ -81,7 +86,8 @@ class JournalHeader:
     def check(self, other: JournalHeader, where: str) -> None:
         """Refuses a run that this journal does not belong to.
 
-        Compared are method, noise, seed, blocks and, where both have them, the settings.
+        Compared are method, noise with rank and shapes, seed, blocks and, where both have
+        them, the settings.
 
         Args:
             other: Header of the run at hand.
@@ -92,7 +98,7 @@ class JournalHeader:
         """
         wrong = [
             f"{name} {getattr(other, name)!r} instead of {getattr(self, name)!r}"
-            for name in ("method", "noise", "seed", "space")
+            for name in ("method", "noise", "rank", "shapes", "seed", "space")
             if getattr(self, name) != getattr(other, name)
         ]
         wrong += self._other_blocks(other)
@@ -127,7 +133,9 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
     blocks, group = optimizer.blocks, optimizer.param_groups[0]
     return JournalHeader(
         method=type(optimizer).__name__,
-        noise=optimizer.engine.noise.family,
+        noise=optimizer.directions.noise,
+        rank=optimizer.directions.rank,
+        shapes=optimizer.directions.shape_print,
         seed=optimizer.seed,
         blocks=tuple((block.name, tuple(int(n) for n in block.shape)) for block in blocks),
         space=blocks.space,

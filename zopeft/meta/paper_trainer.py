@@ -15,6 +15,7 @@ from zopeft.finetuner import FineTuner
 from zopeft.meta.paper import Outcome, PaperObjective, TaskMemory
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.trajectory import LossFunction, Trajectory
+from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
@@ -54,7 +55,8 @@ class PaperTrainer:
         self.batches, self.settings, self.finetuner = batches, settings, finetuner
         self.device = blocks[0].parameter.device
         finetuner.nets.to(self.device)
-        engine = Engine(blocks, settings.noise)
+        found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
+        engine = Engine(blocks, found.family, shapes=found.shapes)
         self.trajectory = Trajectory(model, blocks, engine, loss_function, settings)
         self.objective = PaperObjective(
             model, engine, finetuner, loss_function, settings.eps, settings.lr_zo

@@ -52,7 +52,8 @@ class MetaSettings:
         mix: Share of a subspace's power that is isotropic noise.
         token_rows: "frequency" scales rows of token embeddings by (count + 1)^0.5; a recipe's
             ``meta.rows``.
-        noise: Noise family.
+        noise: Name of the noise (`zopeft.noise.NOISES`).
+        noise_rank: Rank of low_rank noise.
         seed: Seed of directions, batches and the PertNNs' start.
 
     Raises:
@@ -80,6 +81,7 @@ class MetaSettings:
     mix: float = 0.1
     token_rows: str = "none"
     noise: str = "gaussian"
+    noise_rank: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +89,7 @@ class MetaSettings:
             ("steps", 1, math.inf),
             ("batch_size", 1, math.inf),
             ("hidden", 1, math.inf),
+            ("noise_rank", 1, 64),
             ("reset_every", 0, math.inf),
             ("reset_below", 0.0, 1.0),
             ("momentum", 0.0, 0.999),

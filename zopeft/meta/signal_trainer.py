@@ -18,6 +18,7 @@ from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.statistics import BlockStatistics
 from zopeft.meta.trajectory import LossFunction, Trajectory
+from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
 
 LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
@@ -65,7 +66,8 @@ class SignalTrainer:
         self.model, self.batches, self.settings = model, batches, settings
         self.token_counts = token_counts
         self.draw_labels, self.finetuner, self.blocks = draw_labels, finetuner, blocks
-        self.engine = Engine(blocks, settings.noise)
+        found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
+        self.engine = Engine(blocks, found.family, shapes=found.shapes)
         self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings)
         self.match = finetuner.match(blocks)
         self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))

@@ -15,6 +15,7 @@ from zopeft.errors import input_error, run_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps
+from zopeft.methods.directions import directions_of
 from zopeft.methods.learning_rate import Proposal, propose
 from zopeft.methods.pending import Pending
 from zopeft.methods.record import StepRecord
@@ -43,13 +44,16 @@ class ZerothOrder(torch.optim.Optimizer):
         eps: Finite-difference step in the units of the weights, > 0; None for the
             space's default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1, as MeZO).
         weight_decay: Decoupled weight decay, >= 0; not applied to vectors (biases, norms).
-        noise: Noise family: "gaussian", "binomial" or "rademacher".
+        noise: A name of `zopeft.noise.NOISES`; "low_rank" is for matrices, and leaves
+            vectors Gaussian.
         seed: Seed of the run's directions.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before (`RunningClip`); 0 for no clipping.
         carrier: How weights are held, see `zopeft.engine.Engine`.
-        shapes: Block index to shape of its directions; blocks absent are isotropic.
+        rank: Rank of low_rank noise, 1 to 64.
+        shapes: Block index to shape, see `zopeft.engine.shapes`; other blocks are as
+            `noise` says.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -73,6 +77,7 @@ class ZerothOrder(torch.optim.Optimizer):
         max_bad_steps: int = 10,
         clip: float = 0.0,
         carrier: str = "auto",
+        rank: int = 4,
         shapes: Mapping[int, Shape] | None = None,
     ) -> None:
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
@@ -80,7 +85,9 @@ class ZerothOrder(torch.optim.Optimizer):
         assert eps is not None
         self.auto = lr == "auto"
         self.blocks = blocks
-        self.engine = Engine(blocks, noise, carrier, shapes=shapes)
+        found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
+        self.directions = found
+        self.engine = Engine(blocks, found.family, carrier, shapes=found.shapes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)
         self.clip = RunningClip(float(clip))

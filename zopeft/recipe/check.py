@@ -95,11 +95,13 @@ def _field(key: str) -> tuple[type, Field[Any]] | None:
 def _problem(setting: Setting, value: Any, metadata: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with a value of the right type: its range or its name."""
     if isinstance(value, int | float) and not isinstance(value, bool):
-        low, above = metadata.get("low"), metadata.get("above")
+        low, above, high = (metadata.get(name) for name in ("low", "above", "high"))
         if low is not None and value < low:
             return explain(setting.where, f"must be at least {low:g}", value)
         if above is not None and value <= above:
             return explain(setting.where, f"must be more than {above:g}", value)
+        if high is not None and value > high:
+            return explain(setting.where, f"must be at most {high:g}", value)
     kind = metadata.get("registry")
     if kind and value:
         for name in value if isinstance(value, tuple) else (value,):

@@ -187,6 +187,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         eps=method.eps,
         noise=method.noise,
         rows=method.rows,
+        rank=method.rank,
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,
         clip=method.clip,

@@ -143,6 +143,7 @@ def _run(
         blocks=blocks,
         progress=progress,
         noise=recipe.method.noise,
+        noise_rank=recipe.method.rank,
         seed=recipe.training.seed,
         token_rows=recipe.meta.rows,
         **settings,

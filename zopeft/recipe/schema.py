@@ -25,9 +25,14 @@ BARE = {
 """Names that put no adapter on the model, and what they train; the result is a model."""
 
 
-def _number(default: Any, low: float | None = None, above: float | None = None) -> Any:
-    """Returns a field with a range: at least `low`, or more than `above`."""
-    return field(default=default, metadata={"low": low, "above": above})
+def _number(
+    default: Any,
+    low: float | None = None,
+    above: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """Returns a field with a range: at least `low` or more than `above`, at most `high`."""
+    return field(default=default, metadata={"low": low, "above": above, "high": high})
 
 
 def _name(default: Any, registry: str) -> Any:
@@ -104,7 +109,8 @@ class MethodSection:
         lr: Learning rate; "auto" measures one on the first batches.
         eps: Finite-difference step, in the units of the weights; None takes the space's
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
-        noise: Family of the random directions.
+        noise: What the random directions are made of.
+        rank: Rank of the matrices' directions with low_rank noise.
         rows: "frequency" scales rows of token embeddings by how often their tokens occur in
             the training data, "none" does not; None is the fine-tuner's choice.
         weight_decay: Decay of the weights, as a share of lr.
@@ -117,6 +123,7 @@ class MethodSection:
     lr: float | Literal["auto"] = _number("auto", low=0.0)
     eps: float | None = _number(None, above=0.0)
     noise: str = _name("gaussian", "noise")
+    rank: int = _number(4, low=1, high=64)
     rows: Literal["none", "frequency"] | None = None
     weight_decay: float = _number(0.0, low=0.0)
     clip: float = _number(0.0, low=0.0)
@@ -197,8 +204,8 @@ class MetaSection:
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
     capacity: Literal["scales", "subspace"] = "scales"
-    rank: int = _number(16, low=1)
-    mix: float = _number(0.1, low=0.0)
+    rank: int = _number(16, low=1, high=256)
+    mix: float = _number(0.1, low=0.0, high=1.0)
     rows: Literal["none", "frequency"] = "none"
 
 

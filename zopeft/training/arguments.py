@@ -28,7 +28,8 @@ class ZOTrainingArguments(TrainingArguments):
             first training batch.
         eps: Finite-difference step in the units of the weights; None for the default of
             the space that is trained.
-        noise: Noise family.
+        noise: Name of the noise (`zopeft.noise.NOISES`).
+        rank: Rank of low_rank noise, 1 to 64.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
         rows: "frequency" scales the rows of token embeddings by how often their tokens occur
             in the training data, "none" does not; None for what the fine-tuner was learned
@@ -48,6 +49,7 @@ class ZOTrainingArguments(TrainingArguments):
     learning_rate: float | str = "auto"  # type: ignore[assignment]
     eps: float | None = None
     noise: str = "gaussian"
+    rank: int = 4
     rows: str | None = None
     max_bad_steps: int = 10
     clip: float = 0.0

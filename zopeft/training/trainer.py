@@ -137,6 +137,7 @@ class ZOTrainerMixin(Resumable):
             options.update(
                 eps=args.eps,
                 noise=args.noise,
+                rank=args.rank,
                 seed=args.seed,
                 max_bad_steps=args.max_bad_steps,
                 clip=args.clip,
