@@ -150,6 +150,11 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     for need in found["needs"]:
         parts = ("weights", "adapter", "state", "scratch", "activations")
         assert need["total"] == sum(need[part] for part in parts)
+    sizes = found["finetuner"]
+    # 21 networks of 5 inputs and 64 hidden units; 16 matrices of 16 directions a side at most.
+    assert sizes["scales"] == {"file_bytes": 4 * 21 * 449, "memory_bytes": 4 * 21 * 449}
+    bases = (sizes["subspace"]["file_bytes"] - sizes["scales"]["file_bytes"]) // 2
+    assert sizes["subspace"]["memory_bytes"] == 4 * 21 * 449 + 4 * bases
     prefix = zopeft_command.json(*words, "--prefix", "peft.options.tokens=7")
     assert prefix["needs"][1]["name"] == "zeroth-order, prefix"
     assert prefix["needs"][1]["adapter"] == 7 * 2 * 2 * 8 * 4
