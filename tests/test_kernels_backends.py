@@ -11,6 +11,7 @@ import torch
 
 from zopeft.errors import InputError
 from zopeft.kernels import BACKENDS, choice
+from zopeft.kernels.form import Form
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.kernels.runs import PIECE, Layout, cut, shares, whole
 from zopeft.noise import FAMILIES, Noise
@@ -185,3 +186,51 @@ def test_the_backend_is_chosen_by_device_and_what_is_installed(monkeypatch, capl
     assert len(caplog.records) == 1
     with pytest.raises(InputError, match="unknown backend, got 'numbra'; did you mean 'numba'"):
         choice.kernels_for("numbra", Noise(), [cpu])
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_whole_tensors_in_other_streams_are_the_plain_ones(backend, family, threads):
+    plain, fast = pair(backend, family)
+    tensors = [(7, 1), (2**32 - 1, 63), (5, 2**17 + 1), (7, 1000)]
+    for stream in (2, 3):
+        found = fast.draw(SEED, stream, tensors, "cpu")
+        expected = plain.draw(SEED, stream, tensors, "cpu")
+        assert [len(noise) for noise in found] == [1, 63, 2**17 + 1, 1000]
+        assert all(same(a, b) for a, b in zip(found, expected, strict=True))
+        assert same(plain.draw(SEED, stream, tensors[1:2], "cpu")[0], expected[1])
+    assert not same(*(plain.draw(SEED, stream, [(7, 1000)], "cpu")[0] for stream in (2, 3)))
+    own = Noise(family).at_elements(SEED, 7, 0, 1000)
+    assert same(fast.draw(SEED, 0, [(7, 1000)], "cpu")[0], own)
+    assert fast.draw(SEED, 2, [], "cpu") == []
+
+
+FORMS = {
+    "rows": lambda rows, columns: Form(torch.rand(rows), None),
+    "product": lambda rows, columns: Form(None, (torch.randn(rows, 5), torch.randn(5, columns))),
+    "both": lambda rows, columns: Form(
+        torch.rand(rows), (torch.randn(rows, 2), torch.randn(2, columns))
+    ),
+}
+
+
+@pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", sorted(FORMS))
+@pytest.mark.parametrize("size", [(1, 1), (7, 63), (130, 1031), (1031, 2)])
+def test_a_shaped_matrix_has_the_bits_of_the_plain_one(backend, dtype, kind, size, threads):
+    plain, fast = pair(backend, "gaussian")
+    weight = weights(size[0] * size[1], dtype).view(size)
+    form = FORMS[kind](*size)
+    some = torch.tensor([0, size[0] - 1, 0])
+    for rows, count in ((slice(0, size[0]), size[0]), (slice(0, 1), 1), (some, 3)):
+        outs = [torch.full((count, size[1]), 9.0).to(dtype) for _ in range(2)]
+        for kernels, out in zip((plain, fast), outs, strict=True):
+            kernels.shift_matrix(SEED, 77, weight, rows, -0.03, form, out)
+        assert same(*outs)
+    moved = [weight.clone(), weight.clone()]
+    plain.update_matrix(SEED, 77, moved[0], -0.3, 0.99, form)
+    known = fast.update_matrix(SEED, 77, moved[1], -0.3, 0.99, form)
+    assert same(*moved)
+    for found, expected in zip(known, plain.statistics(moved[0]), strict=True):
+        assert found.item() == pytest.approx(expected.item(), rel=1e-9, abs=1e-12)
