@@ -47,11 +47,11 @@ def test_what_is_seen_is_what_the_engines_directions_meet(name):
     engine = Engine(blocks, shapes={} if shape is None else {0: shape})
     gradient = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
     squares = []
-    for seed in range(3000):
+    for seed in range(1500):
         with torch.no_grad(), engine.perturbed(Direction(seed), 1.0):
             squares.append(float((layer.weight * gradient).sum()) ** 2)
     found = sum(float((piece * factor).square().sum()) for piece, factor in seen(gradient, shape))
-    assert sum(squares) / len(squares) == pytest.approx(found, rel=0.12)
+    assert sum(squares) / len(squares) == pytest.approx(found, rel=0.16)
 
 
 def test_the_core_does_not_depend_on_the_pieces(monkeypatch):

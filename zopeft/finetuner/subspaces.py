@@ -77,10 +77,10 @@ def fitted_shapes(
             if left is None and right is None:
                 found.unfit[OTHER_SIZE] += 1
                 continue
-            device = block.parameter.device
+            # On the CPU: the engine knows where each block's directions are needed.
             found.shapes[index] = Subspace(
-                None if left is None else orthonormal(left).to(device),
-                None if right is None else orthonormal(right).to(device),
+                None if left is None else orthonormal(left),
+                None if right is None else orthonormal(right),
                 config.mix,
             )
     return found

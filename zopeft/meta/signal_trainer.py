@@ -98,7 +98,11 @@ class SignalTrainer:
                 self._walk(stream, range(first), gathering.step, progress)
                 self.finetuner.set_bases(self.match, gathering.bases())
                 self.trajectory.restart()
-            self.statistics.shapes = self.finetuner.shapes(self.match, self.token_counts)
+            shapes = self.finetuner.shapes(self.match, self.token_counts)
+            self.statistics.shapes = {
+                index: shape.to(self.blocks[index].parameter.device)
+                for index, shape in shapes.items()
+            }
             self._walk(stream, range(first, steps), self._step, progress)
         return self._conclude(rms)
 
