@@ -92,6 +92,9 @@ def estimate(
         screen.result(found, rows_table(title, ("", *_COLUMNS, fits), rows))
         if not json:
             _notes(screen, found)
+            for capacity, size in found["finetuner"].items():
+                disk, used = (_mb(size[key]) for key in ("file_bytes", "memory_bytes"))
+                screen.note(f"a fine-tuner ({capacity}): {disk} MB on disk, {used} MB in memory")
 
 
 def _notes(screen: Output, found: Mapping[str, Any]) -> None:
@@ -99,6 +102,12 @@ def _notes(screen: Output, found: Mapping[str, Any]) -> None:
         screen.note("no GPU found: --memory GB says whether it fits one")
         return
     device = found["device"] or "--memory"
-    screen.note(
-        f"{device}: {found['context_bytes'] / 1e9:.2f} GB of it are taken to be the driver's"
-    )
+    screen.note(f"{device}: {_gb(found['context_bytes'])} GB of it are taken to be the driver's")
+
+
+def _mb(count: Any) -> str:
+    return f"{count / 1e6:.1f}"
+
+
+def _gb(count: Any) -> str:
+    return f"{count / 1e9:.2f}"

@@ -78,7 +78,10 @@ def _cells(
 
 
 def _facts(finetuner: FineTuner) -> dict[str, Any]:
+    from zopeft.finetuner.size import basis_numbers, file_bytes, memory_bytes
+
     config = finetuner.config
+    subspace = config.capacity == "subspace"
     counted = f", an embedding counts {config.embed_rows} rows"
     normalised = "yes" + (counted if config.normalisation == "authors" else "")
     return {
@@ -87,7 +90,15 @@ def _facts(finetuner: FineTuner) -> dict[str, Any]:
         "space": config.space,
         "groups": f"{len(config.groups)}, one a {config.sharing}",
         "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1",
-        "numbers": sum(p.numel() for p in finetuner.nets.parameters()),
+        "capacity": config.capacity,
+        "subspaces": f"{len(finetuner.bases)} of rank {config.rank} at most, "
+        f"mixed with {config.mix:.0%} of isotropic noise"
+        if subspace
+        else None,
+        "embedding rows": "by token frequency" if config.rows == "frequency" else None,
+        "numbers": sum(p.numel() for p in finetuner.nets.parameters()) + basis_numbers(config),
+        "on disk": f"{file_bytes(config) / 1e6:.2f} MB",
+        "in memory": f"{memory_bytes(config) / 1e6:.2f} MB",
         "normalised": normalised if config.normalise else "no",
         "versions": ", ".join(f"{name} {version}" for name, version in config.versions.items()),
     }

@@ -12,6 +12,17 @@ Objective = Annotated[
     str | None,
     typer.Option("--objective", metavar="paper|signal", help="What the fine-tuner is judged by."),
 ]
+Capacity = Annotated[
+    str | None,
+    typer.Option(
+        "--capacity",
+        metavar="scales|subspace",
+        help="Learn a scale a block, or also the directions that matter (objective signal).",
+    ),
+]
+Rank = Annotated[
+    str | None, typer.Option("--rank", metavar="N", help="Directions a side of a subspace.")
+]
 Sharing = Annotated[
     str | None,
     typer.Option("--sharing", metavar="block|layer", help="One PertNN a block or a layer."),
@@ -44,6 +55,8 @@ def meta_train(
     full: o.Full = False,
     peft: o.Peft = None,
     objective: Objective = None,
+    capacity: Capacity = None,
+    rank: Rank = None,
     sharing: Sharing = None,
     no_normalise: NoNormalise = False,
     hidden: Hidden = None,
@@ -78,6 +91,8 @@ def meta_train(
         "meta.tasks": ("--task", task or None),
         "task.data": ("--data", data),
         "meta.objective": ("--objective", objective),
+        "meta.capacity": ("--capacity", capacity),
+        "meta.rank": ("--rank", rank),
         "meta.sharing": ("--sharing", sharing),
         "meta.normalise": ("--no-normalise", False if no_normalise else None),
         "meta.hidden": ("--hidden", hidden),

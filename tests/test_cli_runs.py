@@ -115,6 +115,41 @@ def test_meta_train_settings_reach_the_artifact(zopeft_command, base, tmp_path):
     assert (settings["lr_zo"], settings["lr_pertnn"]) == (1e-5, 0.5)
 
 
+def test_a_subspace_is_learned_then_tuned_with_and_resumed(zopeft_command, base, tmp_path):
+    learned, out = tmp_path / "finetuner", tmp_path / "out"
+    words = ("--capacity", "subspace", "--rank", 3, "--steps", 8, "--batch-size", 2)
+    words = (*words, "meta.rows=frequency", "meta.rule=none", "--out", learned)
+    assert "add --objective signal" in zopeft_command.refused("meta-train", *base, *words)
+    meta = zopeft_command.json("meta-train", *base, *words, "--objective", "signal")
+    assert "in a learned subspace, 1 with rows by token frequency" in meta["shapes"]
+    config = json.loads((learned / "finetuner_config.json").read_text())
+    assert (config["capacity"], config["rank"], config["rows"]) == ("subspace", 3, "frequency")
+    file = learned / "finetuner.safetensors"
+    assert 0 <= file.stat().st_size - meta["file_bytes"] < 20_000
+    code, shown, err = zopeft_command("finetuner", "show", learned)
+    assert code == 0, err
+    assert "of rank 3 at most" in shown and "by token frequency" in shown and "MB" in shown
+    words = (*QUICK, "--full", "--finetuner", learned, "--out", out, "training.eval_before=false")
+    summary = zopeft_command.json("tune", *base, *words, "--steps", 2)
+    assert summary["shapes"] == meta["shapes"]
+    zopeft_command.json("tune", "--resume", "--out", out, "--steps", 4)
+    straight = tmp_path / "straight"
+    words = ("--full", "--finetuner", learned, "--out", straight, "training.eval_before=false")
+    zopeft_command.json("tune", *base, *QUICK, *words, "--steps", 4)
+    name = "model.safetensors"
+    assert (out / name).read_bytes() == (straight / name).read_bytes()
+
+
+def test_mezo_by_token_frequency(zopeft_command, base, tmp_path):
+    words = ("--full", "--out", tmp_path / "out", "training.eval_before=false", "--steps", 2)
+    words = ("tune", *base, *QUICK, *words)
+    summary = zopeft_command.json(*words, "method.rows=frequency")
+    assert (summary["method"], summary["shapes"]) == ("mezo", "1 with rows by token frequency")
+    lora = ("tune", *base, *QUICK, "--lora", "--out", tmp_path / "lora", "--steps", 2)
+    line = zopeft_command.refused(*lora, "method.rows=frequency", "training.eval_before=false")
+    assert "no table of token embeddings is trained" in line
+
+
 def test_killed_and_resumed(zopeft_command, base, tmp_path):
     words = ("tune", *base, *QUICK, "--steps", 300, "training.eval_before=false")
     words = [str(word) for word in words]

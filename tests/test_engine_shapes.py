@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -37,6 +38,8 @@ SHAPES = {
     "low_rank": lambda rows, columns: LowRank(3),
     "subspace": subspace,
     "subspace mixed": lambda rows, columns: subspace(rows, columns, 0.3),
+    "subspace left": lambda rows, columns: replace(subspace(rows, columns, 0.3), right=None),
+    "subspace right": lambda rows, columns: replace(subspace(rows, columns, 0.3), left=None),
     "subspace all noise": lambda rows, columns: subspace(rows, columns, 1.0),
     "rows": lambda rows, columns: Rows(torch.linspace(0.2, 3.0, rows)),
 }
@@ -74,9 +77,11 @@ def direction_of(engine, index, seed):
     if isinstance(shape, Rows):
         weights = shape.weights / shape.weights.square().mean().sqrt()
         return weights.unsqueeze(1) * z
-    inner = (shape.left.shape[1], shape.right.shape[1])
+    left = torch.eye(rows) if shape.left is None else shape.left
+    right = torch.eye(columns) if shape.right is None else shape.right
+    inner = (left.shape[1], right.shape[1])
     own = numbers(noise, seed, block.address, math.prod(inner), LEFT_STREAM).view(inner)
-    own = math.sqrt(block.numel / math.prod(inner)) * shape.left @ own @ shape.right.t()
+    own = math.sqrt(block.numel / math.prod(inner)) * left @ own @ right.t()
     return math.sqrt(1 - shape.mix) * own + math.sqrt(shape.mix) * z
 
 
@@ -332,7 +337,7 @@ def test_shapes_that_do_not_fit_are_refused():
     for given, shapes, message in (
         (blocks, {vector: LowRank(2)}, "only a whole matrix can have a shape"),
         (slices, {0: LowRank(2)}, "only a whole matrix can have a shape"),
-        (blocks, {0: subspace(5, 4)}, "its subspace is of a matrix of"),
+        (blocks, {0: subspace(5, 4)}, "needs a subspace of a matrix of"),
         (blocks, {0: Rows(torch.ones(3))}, "needs 97 row weights, got 3"),
         (blocks, {99: LowRank(2)}, "there are 20 blocks, got 99"),
     ):
@@ -343,6 +348,7 @@ def test_shapes_that_do_not_fit_are_refused():
         (lambda: LowRank(2.5), "rank: must be a whole number"),
         (lambda: Subspace(torch.ones(4, 2), basis(4, 2)), "left: columns must be orthonormal"),
         (lambda: Subspace(basis(4, 2), basis(4, 2).t()), "right: must be a tall matrix"),
+        (lambda: Subspace(None, None), "subspace: one side at least needs a basis"),
         (lambda: Subspace(basis(4, 2), basis(4, 2), 1.5), "mix: must be between 0 and 1"),
         (lambda: Rows(torch.tensor([1.0, 0.0])), "finite numbers above 0"),
     ):
@@ -363,6 +369,8 @@ def test_fingerprints_tell_shapes_apart():
         {0: Subspace(left, right, 0.1)},
         {0: Subspace(changed, right)},
         {0: Subspace(left.bfloat16(), right)},
+        {0: Subspace(left, None)},
+        {0: Subspace(None, left)},
         {0: Rows(torch.ones(4))},
     ]
     found = [fingerprint(shapes) for shapes in kinds]

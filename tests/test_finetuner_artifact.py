@@ -71,7 +71,7 @@ def test_the_tensors_are_float32_and_named(folder):
 
 def test_the_configuration_holds_the_contract(folder):
     values = json.loads((folder / "finetuner_config.json").read_text())
-    assert values["format_version"] == 1
+    assert values["format_version"] == 2
     assert values["base_model"] == "owner/base"
     assert values["architecture"] == "LlamaForCausalLM"
     assert values["num_layers"] == 2
@@ -178,9 +178,9 @@ DAMAGE = {
     ),
     "foreign configuration": (
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),
-        "not a fine-tuner's configuration of format 1",
+        "not a fine-tuner's configuration of format 2",
     ),
-    "newer format": (lambda f: edit(f, format_version=2), "got 2; update zopeft"),
+    "newer format": (lambda f: edit(f, format_version=3), "got 3; update zopeft"),
     "no groups": (lambda f: edit(f, groups=...), "no 'groups'"),
     "empty groups": (lambda f: edit(f, groups=[]), "group table is empty"),
     "malformed group": (lambda f: edit(f, groups=[{"key": "a"}]), "malformed"),
@@ -199,8 +199,8 @@ DAMAGE = {
     ),
     "torn weights": (lambda f: cut(f, "finetuner.safetensors", 500), "damaged or not safetensors"),
     "empty weights": (lambda f: cut(f, "finetuner.safetensors", 0), "damaged or not safetensors"),
-    "missing tensor": (lambda f: tensors(f, b2=None), "must hold the tensors w1, b1, w2, b2"),
-    "foreign tensor": (lambda f: tensors(f, x=torch.ones(1)), "must hold the tensors"),
+    "missing tensor": (lambda f: tensors(f, b2=None), "must hold the 4 tensors w1, b1, w2, b2"),
+    "foreign tensor": (lambda f: tensors(f, x=torch.ones(1)), "must hold the 4 tensors"),
     "not a number": (
         lambda f: tensors(f, b2=torch.full((21,), math.nan)),
         "b2 holds values that are not finite",

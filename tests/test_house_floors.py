@@ -31,6 +31,7 @@ NEIGHBOURS = {
     ("registry", "errors"),
     ("training", "journal"),
     ("bench", "recipe"),
+    ("finetuner", "engine"),
 }
 # The embedded model's own scripts (its __init__ only says where the files lie) use any room
 # below the recipes.

@@ -11,6 +11,8 @@ from zopeft.models import PEFT, attach, load_model, resolve
 from zopeft.models.memory import estimate
 from zopeft.models.rehearsal import Ledger, Rehearsal
 from zopeft.models.skeleton import load_config, outline, skeleton
+from zopeft.recipe.estimate import finetuner_sizes
+from zopeft.recipe.schema import MetaSection, ModelSection, Recipe
 
 B, T = 3, 17
 
@@ -150,6 +152,11 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     for need in found["needs"]:
         parts = ("weights", "adapter", "state", "scratch", "activations")
         assert need["total"] == sum(need[part] for part in parts)
+    sizes = found["finetuner"]
+    # 21 networks of 5 inputs and 64 hidden units; 16 matrices of 16 directions a side at most.
+    assert sizes["scales"] == {"file_bytes": 4 * 21 * 449, "memory_bytes": 4 * 21 * 449}
+    bases = (sizes["subspace"]["file_bytes"] - sizes["scales"]["file_bytes"]) // 2
+    assert sizes["subspace"]["memory_bytes"] == 4 * 21 * 449 + 4 * bases
     prefix = zopeft_command.json(*words, "--prefix", "peft.options.tokens=7")
     assert prefix["needs"][1]["name"] == "zeroth-order, prefix"
     assert prefix["needs"][1]["adapter"] == 7 * 2 * 2 * 8 * 4
@@ -160,6 +167,30 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     assert "(4 bit)" in title and "Adam, full" not in title
     if not torch.cuda.is_available():
         assert "--memory GB" in err
+
+
+def test_a_fine_tuner_of_llama_1b(tmp_path):
+    """From the configuration alone, against a count by hand."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        vocab_size=128256,
+        hidden_size=2048,
+        intermediate_size=8192,
+        num_hidden_layers=16,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=True,
+    ).save_pretrained(tmp_path)
+    meta = MetaSection(rank=16)
+    sizes = finetuner_sizes(Recipe(model=ModelSection(name=str(tmp_path)), meta=meta))
+    networks = (16 * 9 + 2) * (64 * 7 + 1)
+    layer = 2 * (2048 + 2048) + 2 * (512 + 2048) + 3 * (8192 + 2048)
+    bases = 16 * (16 * layer + 128256 + 2048)
+    assert sizes["scales"] == {"file_bytes": 4 * networks, "memory_bytes": 4 * networks}
+    assert sizes["subspace"]["file_bytes"] == 4 * networks + 2 * bases
+    assert sizes["subspace"]["memory_bytes"] == 4 * networks + 4 * bases
+    assert 26e6 < sizes["subspace"]["file_bytes"] < 28e6
 
 
 def test_bad_input(zopeft_command, tiny_model, tmp_path):

@@ -119,8 +119,8 @@ class Subspace(Shape):
     Z [r, r'] and z [O, I] are independent numbers, each step anew.
 
     Args:
-        left: U, [O, r], orthonormal columns, fp32 or 16-bit.
-        right: V, [I, r'], orthonormal columns, fp32 or 16-bit.
+        left: U, [O, r], orthonormal columns, fp32 or 16-bit; None for the identity.
+        right: V, [I, r'], orthonormal columns, fp32 or 16-bit; None for the identity.
         mix: Share of isotropic noise in the energy of u, in [0, 1].
 
     Raises:
@@ -131,13 +131,16 @@ class Subspace(Shape):
         equation 7, whose bases are random and drawn anew now and then.
     """
 
-    left: Tensor
-    right: Tensor
+    left: Tensor | None
+    right: Tensor | None
     mix: float = 0.0
 
     def __post_init__(self) -> None:
         for name, basis in (("left", self.left), ("right", self.right)):
-            _check_basis(f"subspace {name}", basis)
+            if basis is not None:
+                _check_basis(f"subspace {name}", basis)
+        if self.left is None and self.right is None:
+            raise input_error("subspace", "one side at least needs a basis", None, "leave it out")
         if not 0.0 <= self.mix <= 1.0:
             raise input_error("subspace mix", "must be between 0 and 1", self.mix)
 
@@ -148,19 +151,25 @@ class Subspace(Shape):
 
     def sizes(self, rows: int, columns: int) -> tuple[int, int]:
         """See `Shape.sizes`: r r' and none."""
-        return (self.left.shape[1] * self.right.shape[1], 0) if self.mix < 1.0 else (0, 0)
+        if self.mix >= 1.0:
+            return 0, 0
+        left = rows if self.left is None else self.left.shape[1]
+        return left * (columns if self.right is None else self.right.shape[1]), 0
 
     def factors(self, left: Tensor, right: Tensor, rows: int, columns: int) -> Factors | None:
-        """See `Shape.factors`: c U Z and V^T.
+        """See `Shape.factors`: c U Z and V^T; without a right basis c U and Z.
 
         U Z is summed in fp64 and rounded once, so that its bits hardly depend on the machine.
         """
         if self.mix >= 1.0:
             return None
-        inner = left.view(self.left.shape[1], self.right.shape[1]).double()
-        factor = math.sqrt((1.0 - self.mix) * rows * columns / inner.numel())
-        scaled = (self.left.double() @ inner).mul_(factor).float()
-        return scaled, self.right.float().t().contiguous()
+        factor = math.sqrt((1.0 - self.mix) * rows * columns / left.numel())
+        if self.right is None:
+            assert self.left is not None
+            return self.left.float() * factor, left.view(-1, columns)
+        inner = left.view(-1, self.right.shape[1]).double()
+        product = inner if self.left is None else self.left.double() @ inner
+        return (product * factor).float(), self.right.float().t().contiguous()
 
     def row_scales(self, rows: int, device: torch.device) -> Tensor | None:
         """See `Shape.row_scales`: sqrt(mix)."""
@@ -168,19 +177,26 @@ class Subspace(Shape):
 
     def words(self) -> tuple[str, tuple[Tensor, ...]]:
         """See `Shape.words`."""
-        return f"subspace {self.mix!r}", (self.left, self.right)
+        bases = [side for side in (self.left, self.right) if side is not None]
+        return f"subspace {self.mix!r} {self.left is None}", tuple(bases)
 
     def to(self, device: torch.device) -> Subspace:
         """See `Shape.to`."""
-        return replace(self, left=self.left.to(device), right=self.right.to(device))
+        left, right = (
+            None if side is None else side.to(device) for side in (self.left, self.right)
+        )
+        return replace(self, left=left, right=right)
 
     def check(self, block: Block) -> None:
         """See `Shape.check`."""
         super().check(block)
-        found = (self.left.shape[0], self.right.shape[0])
+        found = tuple(
+            size if side is None else side.shape[0]
+            for side, size in zip((self.left, self.right), block.shape, strict=True)
+        )
         if found != tuple(block.shape):
             raise input_error(
-                block.name, f"its subspace is of a matrix of {list(block.shape)}", list(found)
+                block.name, f"needs a subspace of a matrix of {list(block.shape)}", list(found)
             )
 
 

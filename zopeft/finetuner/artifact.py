@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,34 +12,42 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks import Blocks
+from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import storage
+from zopeft.finetuner.bases import Basis, permuted, random_like
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
 from zopeft.finetuner.controls import cycle, distance, make_constant
 from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.pertnn import PertNN
+from zopeft.finetuner.subspaces import Fitted, fitted_shapes
 
 
 class FineTuner:
-    """A learned choice of scales: data and pure functions, no optimizer.
+    """A learned choice of scales and subspaces: data and pure functions, no optimizer.
 
     ``x_i = features_i``, ``raw_i = PertNN_g(i)(x_i)``, ``scale = normalise(raw)``; a method
-    then perturbs block i along ``scale_i z_i``.
+    then perturbs block i along ``scale_i z_i``, where z_i lies mostly in the block's
+    subspace if one was learned (see `shapes`).
 
     Args:
         config: The group table and how the networks are used.
         nets: The networks, one a group.
+        bases: Group to the basis learned for it; None for none.
 
     References:
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
         equations 2 to 4 and Algorithm 1.
     """
 
-    def __init__(self, config: FineTunerConfig, nets: PertNN) -> None:
+    def __init__(
+        self, config: FineTunerConfig, nets: PertNN, bases: Mapping[int, Basis] | None = None
+    ) -> None:
         self.config = config
         self.nets = nets
+        self.bases: dict[int, Basis] = dict(bases or {})
 
     @classmethod
     def initial(
@@ -49,6 +58,7 @@ class FineTuner:
         sharing: str = "block",
         normalise: bool = True,
         seed: int = 0,
+        **capacity: Any,
     ) -> FineTuner:
         """Makes an untrained fine-tuner for these blocks.
 
@@ -59,6 +69,7 @@ class FineTuner:
             sharing: ``block`` or ``layer`` (see `groups_of`).
             normalise: Whether the scales share a fixed budget.
             seed: Seed of the networks' start.
+            **capacity: The fields ``capacity rank mix rows power`` of `FineTunerConfig`.
 
         Raises:
             InputError: An argument is out of range or unknown.
@@ -74,6 +85,7 @@ class FineTuner:
             sharing=sharing,
             normalise=normalise,
             versions=library_versions(),
+            **capacity,
         )
         generator = torch.Generator().manual_seed(seed)
         return cls(config, PertNN(len(config.groups), len(config.features), hidden, generator))
@@ -169,23 +181,80 @@ class FineTuner:
         group, numels = match.on(self.nets.b2.device)
         make_constant(self.nets, group, numels, scales)
 
-    def copy(self) -> FineTuner:
-        """Returns an independent copy."""
-        return FineTuner(copy.deepcopy(self.config), copy.deepcopy(self.nets))
-
-    def shuffled(self, seed: int) -> FineTuner:
-        """Returns a control: the same networks, each one serving another group.
-
-        The reassignment is one random cycle through all groups, so that no network keeps its
-        place.
+    def set_bases(self, match: Match, bases: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+        """Gives groups the subspaces of the blocks they serve, and drops those they had.
 
         Args:
-            seed: Seed of the cycle.
+            match: From `match`, on the blocks that the fine-tuner is learned on.
+            bases: Block to its left [O, r] and right [I, r] directions, orthonormal columns.
+        """
+        groups = [replace(group, shape=None, kind="") for group in self.config.groups]
+        self.bases = {}
+        for index, (left, right) in sorted(bases.items()):
+            block, group = match.blocks[index], int(match.group[index])
+            rows, columns = block.shape
+            groups[group] = replace(groups[group], shape=(rows, columns), kind=block.kind)
+            self.bases[group] = Basis.of(left, right)
+        self.config.groups = groups
+
+    def fitted(self, match: Match, token_counts: Tensor | None = None) -> Fitted:
+        """Says how each block's direction is shaped, and why the others' are not.
+
+        Args:
+            match: From `match`.
+            token_counts: How often each token occurs in the training data, [V]; where
+                ``rows="frequency"`` it scales the rows of token embeddings.
+        """
+        return fitted_shapes(self.config, self.bases, match, token_counts)
+
+    def shapes(self, match: Match, token_counts: Tensor | None = None) -> dict[int, Shape]:
+        """Returns the shapes of the blocks' directions, as `zopeft.engine.Engine` takes them.
+
+        Args:
+            match: From `match`.
+            token_counts: As for `fitted`.
+        """
+        return self.fitted(match, token_counts).shapes
+
+    def copy(self) -> FineTuner:
+        """Returns an independent copy."""
+        return FineTuner(copy.deepcopy(self.config), copy.deepcopy(self.nets), self.bases)
+
+    def shuffled(self, seed: int) -> FineTuner:
+        """Returns a control: the same networks and bases, each one serving another group.
+
+        The networks are reassigned along one random cycle through all groups, so that none
+        keeps its place; bases along a cycle through the groups of the same shape, where a
+        shape that stands alone keeps its own.
+
+        Args:
+            seed: Seed of the cycles.
         """
         other = self.copy()
         cycle(other.nets, seed)
-        other.config.training = {**self.config.training, "control": "shuffled", "shuffle": seed}
-        return other
+        other.bases = permuted(self.bases, self.config.groups, _generator(seed))
+        return other._called("shuffled", seed)
+
+    def with_random_bases(self, seed: int) -> FineTuner:
+        """Returns a control: subspaces of the same ranks, in random directions.
+
+        Args:
+            seed: Seed of the directions.
+        """
+        other = self.copy()
+        other.bases = random_like(self.bases, _generator(seed))
+        return other._called("random bases", seed)
+
+    def without_bases(self) -> FineTuner:
+        """Returns a control: the scales alone."""
+        other = self.copy()
+        other.config.capacity, other.bases = "scales", {}
+        other.config.groups = [replace(one, shape=None, kind="") for one in other.config.groups]
+        return other._called("without bases", None)
+
+    def _called(self, control: str, seed: int | None) -> FineTuner:
+        self.config.training = {**self.config.training, "control": control, "control_seed": seed}
+        return self
 
     def distance(self, other: FineTuner) -> dict[str, Any]:
         """Says how far these networks are from another's, ``||w - w'|| / ||w'||``.
@@ -215,7 +284,7 @@ class FineTuner:
         Raises:
             InputError: The folder is not empty and `overwrite` is off, or cannot be written.
         """
-        return storage.save(self.config, self.nets, Path(folder), overwrite)
+        return storage.save(self.config, self.nets, self.bases, Path(folder), overwrite)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> FineTuner:
@@ -245,8 +314,12 @@ class FineTuner:
         Raises:
             InputError: The hub cannot be reached or refuses.
         """
-        return storage.push(self.config, self.nets, repo_id, private, token)
+        return storage.push(self.config, self.nets, self.bases, repo_id, private, token)
 
     def __repr__(self) -> str:
         c = self.config
         return f"FineTuner({c.base_model or c.architecture}, {len(c.groups)} groups, {c.space})"
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

@@ -72,9 +72,18 @@ def _facts(config: FineTunerConfig) -> str:
         "sharing": f"one network a {config.sharing}",
         "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, absolute value",
         "normalised": _normalised(config),
+        "subspaces": _subspaces(config),
+        "embedding rows": f"(token count + 1)^{config.power:g}" if config.rows != "none" else "",
         "versions": ", ".join(f"{name} {v}" for name, v in config.versions.items()),
     }
     return "## What it holds\n\n" + _table(facts)
+
+
+def _subspaces(config: FineTunerConfig) -> str:
+    if config.capacity != "subspace":
+        return ""
+    count = sum(group.shape is not None for group in config.groups)
+    return f"{count}, rank {config.rank} at most, {config.mix:.0%} isotropic noise"
 
 
 def _normalised(config: FineTunerConfig) -> str:

@@ -12,9 +12,13 @@ from typing import Any
 from zopeft.errors import close_matches, input_error
 from zopeft.finetuner.features import PAPER_FEATURES, check_features
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Formats that can be read; the first knew no subspaces and no token frequency."""
 SHARINGS = ("block", "layer")
 NORMALISATIONS = ("all", "authors")
+CAPACITIES = ("scales", "subspace")
+ROWS = ("none", "frequency")
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Group:
         base_role: Role of the tensor that `key` names.
         layer: Layer index, None outside the layers.
         depth: Relative depth in [0, 1], None outside the layers.
+        shape: Shape [O, I] of its block, where the fine-tuner holds a subspace for it.
+        kind: Kind of that block (`Block.kind`): says which way round a weight is stored.
     """
 
     key: str
@@ -34,6 +40,8 @@ class Group:
     base_role: str
     layer: int | None
     depth: float | None
+    shape: tuple[int, int] | None = None
+    kind: str = ""
 
 
 @dataclass
@@ -55,6 +63,13 @@ class FineTunerConfig:
             `normalisation_weights`).
         embed_rows: Rows of an embedding that ``authors`` counts: 15 tokens an example of the
             batch.
+        capacity: What was learned: ``scales``, a number a block, or ``subspace``, also a
+            left and a right basis for each matrix.
+        rank: Directions of a basis, at most; a small matrix has as many as fit.
+        mix: Share in [0, 1] of a subspace's power that is isotropic noise.
+        rows: ``frequency`` where rows of token embeddings are scaled by how often their
+            tokens occur in the training data, ``none`` where all alike.
+        power: The power of the frequency that a row's standard deviation is.
         training: Facts of its own training: tasks, settings, scores.
         versions: Versions of the libraries that made it.
         format_version: Version of this layout.
@@ -71,24 +86,42 @@ class FineTunerConfig:
     normalise: bool = True
     normalisation: str = "all"
     embed_rows: int = 15 * 16
+    capacity: str = "scales"
+    rank: int = 16
+    mix: float = 0.1
+    rows: str = "none"
+    power: float = 0.5
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def __post_init__(self) -> None:
         self.features = check_features(self.features)
-        if self.sharing not in SHARINGS:
-            do = close_matches(str(self.sharing), SHARINGS)
-            raise input_error("sharing", "unknown sharing", self.sharing, do)
+        for name, known in (
+            ("sharing", SHARINGS),
+            ("normalisation", NORMALISATIONS),
+            ("capacity", CAPACITIES),
+            ("rows", ROWS),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                do = close_matches(str(value), known)
+                raise input_error(name, f"unknown {name}", value, do)
         if type(self.hidden) is not int or self.hidden < 1:
             raise input_error("hidden", "must be a whole number, 1 or more", self.hidden)
         if not isinstance(self.normalise, bool):
             raise input_error("normalise", "must be true or false", self.normalise)
-        if self.normalisation not in NORMALISATIONS:
-            do = close_matches(str(self.normalisation), NORMALISATIONS)
-            raise input_error("normalisation", "unknown normalisation", self.normalisation, do)
-        if type(self.embed_rows) is not int or self.embed_rows < 1:
-            raise input_error("embed_rows", "must be a whole number, 1 or more", self.embed_rows)
+        for name in ("embed_rows", "rank"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise input_error(name, "must be a whole number, 1 or more", value)
+        for name, high in (("mix", 1.0), ("power", 10.0)):
+            value = getattr(self, name)
+            if not (isinstance(value, int | float) and 0.0 <= value <= high):
+                raise input_error(name, f"must be a number between 0 and {high:g}", value)
+        if self.capacity == "subspace" and self.sharing != "block":
+            do = "share by block, or learn scales alone"
+            raise input_error("capacity", "a subspace belongs to one block", self.sharing, do)
         if not self.groups:
             raise input_error("groups", "the group table is empty")
 
@@ -96,6 +129,9 @@ class FineTunerConfig:
         """Returns plain values that JSON can hold; a number that is not finite becomes null."""
         plain = _plain(asdict(self))
         assert isinstance(plain, dict)
+        for group in plain["groups"]:
+            if group["shape"] is None:
+                del group["shape"], group["kind"]
         return plain
 
     @classmethod
@@ -110,7 +146,7 @@ class FineTunerConfig:
             InputError: It is of another format, or a field is missing or malformed.
         """
         version = values.get("format_version")
-        if version != FORMAT_VERSION:
+        if version not in READABLE:
             raise input_error(
                 where,
                 f"not a fine-tuner's configuration of format {FORMAT_VERSION}",
@@ -123,6 +159,7 @@ class FineTunerConfig:
         try:
             groups = [_group(row) for row in values["groups"]]
             rest = {k: v for k, v in values.items() if k in known and k != "groups"}
+            rest["format_version"] = FORMAT_VERSION
             rest["features"] = tuple(values["features"])
             rest["training"] = dict(values.get("training", {}))
             rest["versions"] = dict(values.get("versions", {}))
@@ -133,13 +170,16 @@ class FineTunerConfig:
 
 
 def _group(row: Mapping[str, Any]) -> Group:
-    layer, depth = row["layer"], row["depth"]
+    layer, depth, shape = row["layer"], row["depth"], row.get("shape")
+    rows, columns = (0, 0) if shape is None else shape
     return Group(
         key=str(row["key"]),
         role=str(row["role"]),
         base_role=str(row.get("base_role", row["role"])),
         layer=None if layer is None else int(layer),
         depth=None if depth is None else float(depth),
+        shape=None if shape is None else (int(rows), int(columns)),
+        kind=str(row.get("kind", "")),
     )
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from zopeft import hub
 from zopeft.errors import InputError, input_error
+from zopeft.finetuner.bases import Basis, is_orthonormal, stored_shapes
 from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.pertnn import PertNN
@@ -22,9 +23,16 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 CONFIG, WEIGHTS, CARD = "finetuner_config.json", "finetuner.safetensors", "README.md"
+_SHOWN = 4
 
 
-def save(config: FineTunerConfig, nets: PertNN, folder: Path, overwrite: bool) -> Path:
+def save(
+    config: FineTunerConfig,
+    nets: PertNN,
+    bases: Mapping[int, Basis],
+    folder: Path,
+    overwrite: bool,
+) -> Path:
     """Writes the three files; see `FineTuner.save_pretrained`."""
     from safetensors.torch import save as to_bytes
 
@@ -37,6 +45,10 @@ def save(config: FineTunerConfig, nets: PertNN, folder: Path, overwrite: bool) -
             )
         folder.mkdir(parents=True, exist_ok=True)
         tensors = {n: p.detach().float().cpu().contiguous() for n, p in nets.named_parameters()}
+        for index, basis in bases.items():
+            # Two groups may hold one tensor, which the format refuses.
+            tensors[f"left.{index}"] = basis.left.clone()
+            tensors[f"right.{index}"] = basis.right.clone()
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
         _write(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
         _write(folder / CONFIG, text.encode())
@@ -54,7 +66,7 @@ def _write(path: Path, content: bytes) -> None:
     os.replace(partial, path)
 
 
-def load(folder: Path) -> tuple[FineTunerConfig, PertNN]:
+def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis]]:
     """Reads and checks the two files of a fine-tuner.
 
     Raises:
@@ -80,22 +92,30 @@ def load(folder: Path) -> tuple[FineTunerConfig, PertNN]:
         if str(problem).startswith(where):
             raise
         raise InputError(f"{where}: {problem}") from None
-    return config, _nets(config, folder / WEIGHTS)
+    tensors = _checked(config, folder / WEIGHTS)
+    return config, _nets(tensors), _bases(tensors)
 
 
-def _nets(config: FineTunerConfig, path: Path) -> PertNN:
+def _checked(config: FineTunerConfig, path: Path) -> dict[str, Tensor]:
+    """Returns the file's tensors, which are those that the configuration asks for.
+
+    Raises:
+        InputError: A tensor is missing, foreign, of another shape, or not what it must be.
+    """
     tensors = _tensors(path)
-    nets = PertNN(1, 1, 1, torch.Generator())
     groups, hidden, inputs = len(config.groups), config.hidden, len(config.features)
     wanted: Mapping[str, tuple[int, ...]] = {
         "w1": (groups, hidden, inputs),
         "b1": (groups, hidden),
         "w2": (groups, hidden),
         "b2": (groups,),
+        **stored_shapes(config),
     }
     if set(tensors) != set(wanted):
+        missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
+        found = [f"no {n}" for n in missing[:_SHOWN]] + [f"also {n}" for n in foreign[:_SHOWN]]
         raise input_error(
-            str(path), f"must hold the tensors {', '.join(wanted)}", ", ".join(sorted(tensors))
+            str(path), f"must hold the {len(wanted)} tensors {_named(wanted)}", ", ".join(found)
         )
     for name, shape in wanted.items():
         tensor = tensors[name]
@@ -107,8 +127,26 @@ def _nets(config: FineTunerConfig, path: Path) -> PertNN:
             )
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise input_error(str(path), f"{name} holds values that are not finite numbers")
-        setattr(nets, name, torch.nn.Parameter(tensor.float()))
+        if "." in name and not is_orthonormal(tensor):
+            raise input_error(str(path), f"{name} holds directions that are not orthonormal")
+    return tensors
+
+
+def _named(names: Mapping[str, Any]) -> str:
+    more = ", ..." if len(names) > _SHOWN else ""
+    return ", ".join(list(names)[:_SHOWN]) + more
+
+
+def _nets(tensors: Mapping[str, Tensor]) -> PertNN:
+    nets = PertNN(1, 1, 1, torch.Generator())
+    for name, _ in list(nets.named_parameters()):
+        setattr(nets, name, torch.nn.Parameter(tensors[name].float()))
     return nets
+
+
+def _bases(tensors: Mapping[str, Tensor]) -> dict[int, Basis]:
+    indices = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("left."))
+    return {i: Basis.of(tensors[f"left.{i}"], tensors[f"right.{i}"]) for i in indices}
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -168,7 +206,12 @@ def _fetch(name: str, revision: str | None) -> Path:
 
 
 def push(
-    config: FineTunerConfig, nets: PertNN, repo_id: str, private: bool, token: str | None
+    config: FineTunerConfig,
+    nets: PertNN,
+    bases: Mapping[int, Basis],
+    repo_id: str,
+    private: bool,
+    token: str | None,
 ) -> str:
     """Uploads the three files; see `FineTuner.push_to_hub`."""
     if not hub.is_repository(repo_id):
@@ -179,7 +222,7 @@ def push(
         )
     api = _client(token)
     with tempfile.TemporaryDirectory() as folder:
-        save(config, nets, Path(folder), overwrite=True)
+        save(config, nets, bases, Path(folder), overwrite=True)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Fine-tuner")

@@ -55,7 +55,7 @@ class PaperTrainer:
         self.batches, self.settings, self.finetuner = batches, settings, finetuner
         self.device = blocks[0].parameter.device
         finetuner.nets.to(self.device)
-        found = directions_of("meta-training", blocks, settings.noise, settings.rank)
+        found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
         engine = Engine(blocks, found.family, shapes=found.shapes)
         self.trajectory = Trajectory(model, blocks, engine, loss_function, settings)
         self.objective = PaperObjective(

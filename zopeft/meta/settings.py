@@ -9,9 +9,13 @@ from typing import Any
 from zopeft.errors import InputError, close_matches, input_error
 
 OBJECTIVES = ("paper", "signal")
-RULES = ("signal", "signal_rms", "signal_twice")
+RULES = ("signal", "signal_rms", "signal_twice", "none")
 PERTNN_OPTIMIZERS = ("sgd", "adam")
 SHARINGS = ("block", "layer")
+CAPACITIES = ("scales", "subspace")
+ROWS = ("none", "frequency")
+MIN_STEPS = 8
+"""Half of them gather the bases, and the statistics need two gradients in each of two halves."""
 
 
 @dataclass(frozen=True)
@@ -42,8 +46,14 @@ class MetaSettings:
         sharing: "block", one PertNN a block, or "layer", one a layer.
         normalise: Keep ``sum d scale^2 = sum d``.
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
+        capacity: "scales", a number a block, or "subspace": also each matrix's leading
+            gradient directions, gathered in the first half of the steps (signal objective).
+        rank: Directions a side of a subspace; a smaller matrix has as many as fit.
+        mix: Share of a subspace's power that is isotropic noise.
+        token_rows: "frequency" scales rows of token embeddings by (count + 1)^0.5; a recipe's
+            ``meta.rows``.
         noise: Name of the noise (`zopeft.noise.NOISES`).
-        rank: Rank of low_rank noise.
+        noise_rank: Rank of low_rank noise.
         seed: Seed of directions, batches and the PertNNs' start.
 
     Raises:
@@ -66,8 +76,12 @@ class MetaSettings:
     sharing: str = "block"
     normalise: bool = True
     optimizer: str = "sgd"
+    capacity: str = "scales"
+    rank: int = 16
+    mix: float = 0.1
+    token_rows: str = "none"
     noise: str = "gaussian"
-    rank: int = 4
+    noise_rank: int = 4
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -75,7 +89,7 @@ class MetaSettings:
             ("steps", 1, math.inf),
             ("batch_size", 1, math.inf),
             ("hidden", 1, math.inf),
-            ("rank", 1, 64),
+            ("noise_rank", 1, 64),
             ("reset_every", 0, math.inf),
             ("reset_below", 0.0, 1.0),
             ("momentum", 0.0, 0.999),
@@ -83,6 +97,8 @@ class MetaSettings:
             ("lr_zo", 0.0, math.inf),
             ("lr_pertnn", 0.0, math.inf),
             ("lr_model", 0.0, math.inf),
+            ("rank", 1, 256),
+            ("mix", 0.0, 1.0),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
@@ -94,12 +110,31 @@ class MetaSettings:
             ("rule", RULES),
             ("optimizer", PERTNN_OPTIMIZERS),
             ("sharing", SHARINGS),
+            ("capacity", CAPACITIES),
+            ("token_rows", ROWS),
         ):
             value = getattr(self, name)
             if value not in known:
                 raise input_error(
                     f"meta.{name}", "unknown value", value, close_matches(str(value), known)
                 )
+        self._check_capacity()
+
+    def _check_capacity(self) -> None:
+        for name, plain in (("capacity", "scales"), ("token_rows", "none")):
+            value = getattr(self, name)
+            if self.objective == "paper" and value != plain:
+                do = "use the objective signal"
+                raise input_error(f"meta.{name}", "the paper's objective has none", value, do)
+        if self.capacity != "subspace":
+            return
+        if self.sharing != "block":
+            do = "share by block"
+            raise input_error("meta.capacity", "a subspace belongs to one block", self.sharing, do)
+        if self.steps < MIN_STEPS:
+            raise input_error(
+                "meta.steps", f"must be at least {MIN_STEPS} for a subspace", self.steps
+            )
 
     @classmethod
     def of(cls, **settings: Any) -> MetaSettings:

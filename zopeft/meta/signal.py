@@ -37,7 +37,7 @@ def closed_form(
 
     ``signal``: ``s^2 = S^2 / (E h)``; ``signal_twice``: its square (two mirror steps);
     ``signal_rms``: times the mean square of the block's weights, a factor that was found
-    by experiment and has no derivation.
+    by experiment and has no derivation; ``none``: all scales one.
 
     Args:
         signal: S, float64 [N]; floored at `SIGNAL_FLOOR` of the energy.
@@ -50,6 +50,8 @@ def closed_form(
     Returns:
         float64 [N], positive, with mean square one over blocks.
     """
+    if rule == "none":
+        return torch.ones_like(energy)
     tiny = torch.finfo(torch.float64).tiny
     energy = energy.clamp(min=float(energy.max()) * 1e-12 + tiny)
     curvature = curvature.clamp(min=float(curvature.max()) * 1e-12 + tiny)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from zopeft.blocks import Blocks
 from zopeft.engine import Engine
 from zopeft.finetuner import FineTuner
+from zopeft.meta.gathering import BasisGathering
 from zopeft.meta.paper_trainer import Batches, Progress
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal import best_lr, closed_form, objective
@@ -21,6 +22,8 @@ from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
 
 LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
+StepMaker = Callable[[int, str, Any, float, float], tuple[float, float]]
+"""From step, task, batch, last norm and share of the lr to loss and gradient norm."""
 
 
 class SignalTrainer:
@@ -32,6 +35,10 @@ class SignalTrainer:
     second copy of the weights. Clipping goes by the norm of the step before, since the
     gradient is used up as it is made; the first step only looks.
 
+    With ``capacity="subspace"`` the first half of the steps gathers the bases
+    (`BasisGathering`); then the trajectory starts again, and S, E and h are measured as
+    directions in those subspaces see the gradient.
+
     Args:
         model: The model.
         batches: Yields (task name, batch) without end.
@@ -41,6 +48,8 @@ class SignalTrainer:
         settings: The settings; `rule` chooses the closed form.
         blocks: The blocks to learn scales for.
         finetuner: The fine-tuner whose scales are set.
+        token_counts: How often each token occurs in the tasks' data, [V]; for
+            ``rows="frequency"``.
     """
 
     def __init__(
@@ -52,12 +61,15 @@ class SignalTrainer:
         settings: MetaSettings,
         blocks: Blocks,
         finetuner: FineTuner,
+        token_counts: Tensor | None = None,
     ) -> None:
         self.model, self.batches, self.settings = model, batches, settings
+        self.token_counts = token_counts
         self.draw_labels, self.finetuner, self.blocks = draw_labels, finetuner, blocks
-        found = directions_of("meta-training", blocks, settings.noise, settings.rank)
+        found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
         self.engine = Engine(blocks, found.family, shapes=found.shapes)
         self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings)
+        self.match = finetuner.match(blocks)
         self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))
         self.history: list[dict[str, Any]] = []
 
@@ -75,22 +87,46 @@ class SignalTrainer:
             RunError: The loss was not finite for some steps in a row.
         """
         steps = self.settings.steps
+        first = steps // 2 if self.settings.capacity == "subspace" else 0
         self.engine.adopt()
         mean, variance = self.engine.statistics()
         rms = (variance + mean.square()).sqrt()
+        stream = iter(self.batches)
         with self.trajectory:
-            norm = math.nan
-            for step, (task, batch) in zip(range(steps), self.batches, strict=False):
-                figures, norm = self._step(step, task, batch, norm)
-                self.history.append(figures)
-                if progress is not None:
-                    progress(step + 1, steps, figures)
-                self.trajectory.note(figures["loss"])
+            if first:
+                gathering = BasisGathering(self.trajectory, self.finetuner.config, self.settings)
+                self._walk(stream, range(first), gathering.step, progress)
+                self.finetuner.set_bases(self.match, gathering.bases())
+                self.trajectory.restart()
+            shapes = self.finetuner.shapes(self.match, self.token_counts)
+            self.statistics.shapes = {
+                index: shape.to(self.blocks[index].parameter.device)
+                for index, shape in shapes.items()
+            }
+            self._walk(stream, range(first, steps), self._step, progress)
         return self._conclude(rms)
 
+    def _walk(
+        self,
+        stream: Iterator[tuple[str, Any]],
+        steps: range,
+        make: StepMaker,
+        progress: Progress | None,
+    ) -> None:
+        """Makes some steps, whose learning rate falls to zero."""
+        norm = math.nan
+        for step, (task, batch) in zip(steps, stream, strict=False):
+            share = 1.0 - (step - steps.start) / len(steps)
+            loss, norm = make(step, task, batch, norm, share)
+            figures = {"step": step, "task": task, "loss": loss, "gradient_norm": norm}
+            self.history.append(figures)
+            if progress is not None:
+                progress(step + 1, self.settings.steps, figures)
+            self.trajectory.note(loss)
+
     def _step(
-        self, step: int, task: str, batch: Any, last_norm: float
-    ) -> tuple[dict[str, Any], float]:
+        self, step: int, task: str, batch: Any, last_norm: float, share: float
+    ) -> tuple[float, float]:
         seed = step_seed(self.settings.seed, step)
         statistics = self.statistics
         if step % 2 == 0:
@@ -98,16 +134,14 @@ class SignalTrainer:
             statistics.begin_curvature(count)
             self.trajectory.backward(drawn, statistics.take_curvature)
         statistics.begin_gradient(step)
-        share = 1.0 - step / self.settings.steps
         loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
-        norm = float(statistics.gradient_norm)
-        return {"step": step, "task": task, "loss": loss, "gradient_norm": norm}, norm
+        return loss, float(statistics.gradient_norm)
 
     def _conclude(self, rms: Tensor) -> dict[str, Any]:
         signal = self.statistics.signal()
         energy, curvature = self.statistics.energy(), self.statistics.curvature()
         scales = closed_form(signal, energy, curvature, rms, self.settings.rule)
-        self.finetuner.set_scales(self.finetuner.match(self.blocks), scales.float())
+        self.finetuner.set_scales(self.match, scales.float())
         numels = torch.tensor(self.blocks.numels, dtype=torch.float64, device=scales.device)
         used = scales * (numels.sum() / (numels * scales.square()).sum()).sqrt()
         ones = torch.ones_like(used)
@@ -124,6 +158,7 @@ class SignalTrainer:
         )
         return {
             "resets": self.trajectory.resets,
+            "shapes": self.finetuner.fitted(self.match, self.token_counts).report,
             "log_gain_over_ones": float(gain),
             "best_lr": best_lr(used, signal, energy, curvature),
             "best_lr_of_ones": best_lr(ones, signal, energy, curvature),

@@ -9,15 +9,20 @@ are the gradients' on average.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Blocks
+from zopeft.engine import Shape
+from zopeft.meta.shaped import seen
 from zopeft.noise import Noise
 
 SKETCH = 4096
 """Numbers a sketch: the error of an inner product is about its vectors' norms / 64."""
 CHUNK_ROWS = 1024
+MASK = 0xFFFFFFFF
 
 
 class Sketch:
@@ -59,10 +64,15 @@ class BlockStatistics:
     Args:
         blocks: The blocks, [N].
         seed: 64-bit key of the sketches' signs.
+        shapes: Block to the shape of its directions: there S, E and h are those of the
+            gradient as such directions see it (`zopeft.meta.shaped`).
     """
 
-    def __init__(self, blocks: Blocks, seed: int) -> None:
+    def __init__(
+        self, blocks: Blocks, seed: int, shapes: Mapping[int, Shape] | None = None
+    ) -> None:
         self.blocks = blocks
+        self.shapes = dict(shapes or {})
         device = blocks[0].parameter.device
         self._sketch = Sketch(seed)
         self._halves = torch.zeros(2, len(blocks), SKETCH, device=device)
@@ -93,12 +103,17 @@ class BlockStatistics:
     def take_gradient(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient of the loss."""
         for index in indices:
-            part = self._part(index, gradient)
-            energy = part.double().square().sum()
-            self._energy[index] += energy
-            self._norm += energy
-            address = self.blocks[index].address
-            self._halves[self._half, index] += self._sketch(part, address)
+            part, shape = self._part(index, gradient), self.shapes.get(index)
+            if shape is not None:
+                self._norm += part.double().square().sum()
+            for number, (piece, factor) in enumerate(seen(part, shape)):
+                energy = piece.double().square().sum() * factor**2
+                self._energy[index] += energy
+                if shape is None:
+                    self._norm += energy
+                # Pieces with signs of their own: their sketches add up to that of them all.
+                address = self.blocks[index].address + number & MASK
+                self._halves[self._half, index] += self._sketch(piece, address).mul_(factor)
 
     def take_curvature(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient with drawn labels.
@@ -109,7 +124,9 @@ class BlockStatistics:
         """
         for index in indices:
             part = self._part(index, gradient)
-            self._curvature[index] += self._weight * part.double().square().sum()
+            for piece, factor in seen(part, self.shapes.get(index)):
+                square = piece.double().square().sum() * factor**2
+                self._curvature[index] += self._weight * square
 
     def _part(self, index: int, gradient: Tensor) -> Tensor:
         columns = self.blocks[index].columns

@@ -19,6 +19,7 @@ from zopeft.meta.paper_trainer import PaperTrainer, Progress
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
+from zopeft.tasks.frequency import count_tokens
 from zopeft.tasks.sampling import draw_labels
 
 
@@ -83,6 +84,10 @@ def meta_train(
         sharing=checked.sharing,
         normalise=checked.normalise,
         seed=checked.seed,
+        capacity=checked.capacity,
+        rank=checked.rank,
+        mix=checked.mix,
+        rows=checked.token_rows,
     )
     start = finetuner.copy()
     begun = time.perf_counter()
@@ -90,7 +95,10 @@ def meta_train(
     if checked.objective == "paper":
         trainer = PaperTrainer(model, batches, task_loss, checked, blocks, finetuner)
     else:
-        trainer = SignalTrainer(model, batches, task_loss, draw_labels, checked, blocks, finetuner)
+        counts = count_tokens(datasets.values()) if checked.token_rows == "frequency" else None
+        trainer = SignalTrainer(
+            model, batches, task_loss, draw_labels, checked, blocks, finetuner, counts
+        )
     scores = trainer.train(progress)
     losses = [row["loss"] for row in trainer.history]
     finetuner.config.training = {

@@ -126,7 +126,7 @@ class Trajectory:
                     loss,
                     "lower meta.lr_model or meta.eps",
                 )
-            self._restart()
+            self.restart()
             return
         self._bad = 0
         if self._first is None:
@@ -135,9 +135,10 @@ class Trajectory:
         settings = self.settings
         due = bool(settings.reset_every) and self._since_reset >= settings.reset_every
         if due or self._running < settings.reset_below * self._first:
-            self._restart()
+            self.restart()
 
-    def _restart(self) -> None:
+    def restart(self) -> None:
+        """Puts the model back to its start, bit for bit."""
         self._go_back()
         self._descent.reset()
         self.resets += 1

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from zopeft.blocks import Blocks
+from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import FineTuner
 from zopeft.methods.record import StepRecord
@@ -21,11 +23,15 @@ class ZOFineTuner(ZerothOrder):
     losses and the block's last raw scale; ``scale = raw sqrt(sum d) / sqrt(sum d raw^2)``;
     then the step of `ZerothOrder`. As in the authors' code, losses start at 0, raw scales
     at 1, and the last raw scale is fed back before normalisation; the scale multiplies
-    the noise as a standard deviation.
+    the noise as a standard deviation. Where the fine-tuner holds subspaces, or scales
+    embeddings by token frequency, z_i has that shape (`FineTuner.fitted`).
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
         finetuner: A `FineTuner`, whose groups are matched to the blocks.
+        token_counts: How often each token occurs in the training data, [V], for a
+            fine-tuner with ``rows="frequency"``; None perturbs all rows alike.
+        shapes: Block index to shape, in place of those of the fine-tuner.
         **options: The arguments of `ZerothOrder`.
 
     Raises:
@@ -38,7 +44,14 @@ class ZOFineTuner(ZerothOrder):
 
     needs_finetuner = True
 
-    def __init__(self, blocks: Blocks, finetuner: FineTuner, **options: Any) -> None:
+    def __init__(
+        self,
+        blocks: Blocks,
+        finetuner: FineTuner,
+        token_counts: Tensor | None = None,
+        shapes: Mapping[int, Shape] | None = None,
+        **options: Any,
+    ) -> None:
         if not isinstance(finetuner, FineTuner):
             raise input_error(
                 "ZOFineTuner finetuner",
@@ -46,9 +59,12 @@ class ZOFineTuner(ZerothOrder):
                 type(finetuner).__name__,
                 "load one with zopeft.FineTuner.from_pretrained(FOLDER)",
             )
-        super().__init__(blocks, **options)
         self.finetuner = finetuner
-        self.match = finetuner.match(blocks)
+        if isinstance(blocks, Blocks):
+            self.match = finetuner.match(blocks)
+            self.fitted = finetuner.fitted(self.match, token_counts)
+            shapes = {**self.fitted.shapes, **(shapes or {})}
+        super().__init__(blocks, shapes=shapes, **options)
         self._device = self.engine.device
         self._numels = torch.tensor(blocks.numels, dtype=torch.float32, device=self._device)
         self._losses = torch.zeros(2, device=self._device)

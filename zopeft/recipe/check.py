@@ -205,6 +205,14 @@ def _conflicts(recipe: Recipe) -> list[str]:
         found.append(
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
         )
+    meta = recipe.meta
+    if meta.objective == "paper" and (meta.capacity, meta.rows) != ("scales", "none"):
+        found.append(
+            "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
+            "add --objective signal"
+        )
+    if meta.capacity == "subspace" and meta.sharing == "layer":
+        found.append("--sharing layer: a subspace belongs to one block; leave it out")
     if recipe.peft.name == SCALES and recipe.job == "meta-train":
         found.append("--peft scales: meta-train needs gradients; use --full or --lora")
     return found

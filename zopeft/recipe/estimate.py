@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from zopeft.recipe.schema import FULL, Recipe
@@ -20,7 +20,8 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     Returns:
         ``model dtype bits batch_size length device memory_bytes context_bytes`` and ``needs``,
         a dict for each `zopeft.models.memory.Need` with ``total`` and ``fits`` (None where
-        there is no GPU and no `memory`).
+        there is no GPU and no `memory`); ``finetuner``, the bytes on disk and in memory of
+        a fine-tuner learned on the model, for each capacity.
 
     Raises:
         InputError: The model's configuration cannot be had, or the adapter does not fit it.
@@ -60,7 +61,43 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
             }
             for need in needs
         ],
+        "finetuner": finetuner_sizes(recipe),
     }
+
+
+def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
+    """Returns what a fine-tuner of a recipe's model takes, without learning one.
+
+    Args:
+        recipe: Its model, and the rank and widths of its ``meta`` section.
+
+    Returns:
+        ``file_bytes`` and ``memory_bytes`` for each capacity.
+    """
+    from zopeft.blocks import discover
+    from zopeft.finetuner import FineTunerConfig
+    from zopeft.finetuner.config import CAPACITIES
+    from zopeft.finetuner.matching import groups_of
+    from zopeft.finetuner.size import file_bytes, memory_bytes
+    from zopeft.meta.leading import matrices
+    from zopeft.models import resolve
+    from zopeft.models.skeleton import load_config, outline
+
+    meta = recipe.meta
+    source = resolve(recipe.model.name)
+    blocks = discover(outline(load_config(source), source.path), "full")
+    groups = groups_of(blocks, "block")
+    for index in matrices(blocks, embeddings=meta.rows == "none"):
+        rows, columns = blocks[index].shape
+        groups[index] = replace(groups[index], shape=(rows, columns))
+    found = {}
+    for capacity in CAPACITIES:
+        config = FineTunerConfig(groups, hidden=meta.hidden, capacity=capacity, rank=meta.rank)
+        found[capacity] = {
+            "file_bytes": file_bytes(config),
+            "memory_bytes": memory_bytes(config),
+        }
+    return found
 
 
 def _gpu() -> tuple[str | None, float | None]:

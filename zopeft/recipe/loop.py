@@ -32,6 +32,7 @@ class Run:
         lr: Learning rate at the start.
         lr_last: Learning rate of the last step.
         lr_reason: Where it came from.
+        shapes: Which blocks' directions have which shape; "" where none has.
     """
 
     steps: int
@@ -42,6 +43,7 @@ class Run:
     lr: float
     lr_last: float
     lr_reason: str
+    shapes: str
 
 
 class CountedLoss:
@@ -167,7 +169,19 @@ def _told(
         lr=float(first.get("initial_lr", first["lr"])),
         lr_last=float(first["lr"] if last is None else last.lr[0]),
         lr_reason=str(getattr(method, "lr_reason", reason)),
+        shapes=_shapes_of(method),
     )
+
+
+def _shapes_of(method: Any) -> str:
+    """Returns one line on the shapes of a method's directions."""
+    from zopeft.finetuner.subspaces import Fitted
+
+    engine = getattr(method, "engine", None)
+    fitted = getattr(method, "fitted", None)
+    if fitted is None and engine is not None:
+        fitted = Fitted(engine.shapes)
+    return "" if fitted is None else fitted.report
 
 
 def journaled_losses(out: Path) -> dict[int, float]:
@@ -191,6 +205,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         learning_rate=method.lr,
         eps=method.eps,
         noise=method.noise,
+        rows=method.rows,
         rank=method.rank,
         weight_decay=method.weight_decay,
         max_bad_steps=method.max_bad_steps,

@@ -47,6 +47,8 @@ def meta_train(
         InputError: The model, the tasks, their data or a setting cannot be used.
         RunError: The loss was not finite for some steps in a row.
     """
+    from zopeft.finetuner.size import file_bytes
+
     started = time.monotonic()
     if not recipe.meta.tasks:
         do = "give one or more of: " + ", ".join(registry("task"))
@@ -79,6 +81,8 @@ def meta_train(
     summary = {
         **state,
         "groups": len(finetuner.config.groups),
+        "shapes": finetuner.config.training.get("shapes", ""),
+        "file_bytes": file_bytes(finetuner.config),
         "steps": len(history),
         "seconds": round(time.monotonic() - started, 3),
         **ends(losses),
@@ -125,7 +129,7 @@ def _run(
     from zopeft.meta import meta_train as learn
 
     section = asdict(recipe.meta)
-    settings = {k: v for k, v in section.items() if k != "tasks"}
+    settings = {k: v for k, v in section.items() if k not in ("tasks", "rows")}
 
     def progress(step: int, total: int, figures: Mapping[str, Any]) -> None:
         if not history:
@@ -142,7 +146,8 @@ def _run(
         blocks=blocks,
         progress=progress,
         noise=recipe.method.noise,
-        rank=recipe.method.rank,
+        noise_rank=recipe.method.rank,
         seed=recipe.training.seed,
+        token_rows=recipe.meta.rows,
         **settings,
     )

@@ -111,6 +111,8 @@ class MethodSection:
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
         noise: What the random directions are made of.
         rank: Rank of the matrices' directions with low_rank noise.
+        rows: "frequency" scales rows of token embeddings by how often their tokens occur in
+            the training data, "none" does not; None is the fine-tuner's choice.
         weight_decay: Decay of the weights, as a share of lr.
         clip: Largest projected gradient, in multiples of its running size; 0 for none; null
             for 2 with lr "auto", else none.
@@ -125,6 +127,7 @@ class MethodSection:
     eps: float | None = number(None, above=0.0)
     noise: str = named("gaussian", "noise")
     rank: int = number(4, low=1, high=64)
+    rows: Literal["none", "frequency"] | None = None
     weight_decay: float = number(0.0, low=0.0)
     clip: float | None = number(None, low=0.0)
     max_bad_steps: int = number(10, low=1)
@@ -180,11 +183,16 @@ class MetaSection:
         sharing: One PertNN a "block" or a "layer".
         normalise: Keep the total noise power of the blocks constant.
         optimizer: Optimizer of the PertNNs.
+        capacity: "scales", a number a block, or "subspace", also leading directions of each
+            matrix (signal objective).
+        rank: Directions a side of a subspace.
+        mix: Share of a subspace's power that is isotropic noise.
+        rows: "frequency" scales rows of token embeddings by token frequency.
     """
 
     tasks: tuple[str, ...] = named((), "task")
     objective: Literal["paper", "signal"] = "paper"
-    rule: Literal["signal", "signal_rms", "signal_twice"] = "signal_rms"
+    rule: Literal["signal", "signal_rms", "signal_twice", "none"] = "signal_rms"
     steps: int = number(300, low=1)
     batch_size: int = number(8, low=1)
     eps: float = number(1e-3, above=0.0)
@@ -199,6 +207,10 @@ class MetaSection:
     sharing: Literal["block", "layer"] = "block"
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
+    capacity: Literal["scales", "subspace"] = "scales"
+    rank: int = number(16, low=1, high=256)
+    mix: float = number(0.1, low=0.0, high=1.0)
+    rows: Literal["none", "frequency"] = "none"
 
 
 @dataclass(frozen=True)

@@ -111,6 +111,7 @@ def tune(
         "lr": run.lr,
         "lr_last": run.lr_last,
         "lr_reason": run.lr_reason,
+        "shapes": run.shapes,
         "peak_bytes": peak_bytes(),
         "status": "done",
     }

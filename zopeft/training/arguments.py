@@ -31,6 +31,9 @@ class ZOTrainingArguments(TrainingArguments):
         noise: Name of the noise (`zopeft.noise.NOISES`).
         rank: Rank of low_rank noise, 1 to 64.
         max_bad_steps: Steps in a row with a loss that is not finite before giving up.
+        rows: "frequency" scales the rows of token embeddings by how often their tokens occur
+            in the training data, "none" does not; None for what the fine-tuner was learned
+            with ("none" without one).
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before; 0 for no clipping; None for 2 with "auto", else 0.
         probes: "stacked" for both probes in one forward, "separate" for two, "auto" by the
@@ -49,6 +52,7 @@ class ZOTrainingArguments(TrainingArguments):
     eps: float | None = None
     noise: str = "gaussian"
     rank: int = 4
+    rows: str | None = None
     max_bad_steps: int = 10
     clip: float | None = None
     probes: str = "auto"
@@ -68,6 +72,8 @@ class ZOTrainingArguments(TrainingArguments):
         """Checks zopeft's arguments, then transformers' own."""
         self.order = int(METHODS[self.method].order)
         self._check_learning_rate()
+        if self.rows not in (None, "none", "frequency"):
+            raise input_error("rows", "must be 'none' or 'frequency'", self.rows)
         if self.max_bad_steps < 1:
             raise input_error("max_bad_steps", "must be at least 1", self.max_bad_steps)
         if self.journal_sync_steps < 1:

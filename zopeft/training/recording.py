@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import TrainerCallback
 
 from zopeft.errors import input_error
@@ -165,4 +166,11 @@ def finetuner_digest(finetuner: Any) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for name, tensor in sorted(finetuner.nets.state_dict().items()):
         digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
+    config = finetuner.config
+    if config.rows != "none":
+        digest.update(f"rows {config.rows} {config.power}".encode())
+    for index, basis in sorted(finetuner.bases.items()):
+        digest.update(f"basis {index} {config.mix}".encode())
+        for side in (basis.left, basis.right):
+            digest.update(side.view(torch.int16).numpy().tobytes())
     return digest.hexdigest()

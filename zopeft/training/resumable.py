@@ -253,6 +253,7 @@ class Resumable(Beneath):
         if hasattr(self.train_dataset, "__len__"):
             settings["examples"] = len(self.train_dataset)
         settings["eps"] = self.method.eps
+        settings["rows"] = args.rows
         settings["clip"] = self.method.clip.factor
         settings["probes"] = args.probes
         settings["stacked_tokens"] = self.method.probing.most_tokens

@@ -16,9 +16,11 @@ from transformers import PrinterCallback, Trainer
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.methods.batch_loss import BatchLoss
+from zopeft.tasks.frequency import count_tokens
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.resumable import Resumable
@@ -156,6 +158,8 @@ class ZOTrainerMixin(Resumable):
             )
         if kind.needs_finetuner:
             options["finetuner"] = self._find_finetuner()
+        if args.order == 0:
+            options.update(self._frequency(options.get("finetuner")))
         journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
         proposed = journal is not None and args.learning_rate == "auto"
         self.optimizer = kind(self._find_blocks(), **options)
@@ -166,6 +170,22 @@ class ZOTrainerMixin(Resumable):
         elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
             self._calibrate(self.optimizer)
         return self.optimizer
+
+    def _frequency(self, finetuner: Any) -> dict[str, Any]:
+        """Returns the method's arguments for rows of embeddings by token frequency."""
+        if self.args.rows == "frequency":
+            blocks, counts = self._find_blocks(), count_tokens([self.train_dataset])
+            shapes = frequency_shapes(blocks, counts)
+            if not shapes:
+                do = "leave rows out, or train the full model"
+                raise input_error(
+                    "rows", "no table of token embeddings is trained", "frequency", do
+                )
+            return {"shapes": shapes}
+        wanted = finetuner is not None and finetuner.config.rows == "frequency"
+        if not wanted or self.args.rows == "none":
+            return {}
+        return {"token_counts": count_tokens([self.train_dataset])}
 
     def _find_finetuner(self) -> Any:
         given = self.finetuner if self.finetuner is not None else self.args.finetuner

@@ -1,0 +1,64 @@
+"""How often each token occurs in training data."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zopeft.errors import input_error
+from zopeft.tasks.encoding import Encoded
+
+
+def count_tokens(datasets: Iterable[Any]) -> Tensor:
+    """Counts the tokens of training examples.
+
+    Of a task's example with several options those that training reads count: the right one
+    where the loss is "answer", all of them, each after its prompt, where it is "choice".
+
+    Args:
+        datasets: Datasets of encoded examples, or of dicts with ``input_ids``.
+
+    Returns:
+        int64 [V'], V' one more than the largest id found.
+
+    Raises:
+        InputError: A dataset cannot be read twice or says nothing of its tokens, or there is
+            no token at all.
+    """
+    counter: Counter[int] = Counter()
+    for dataset in datasets:
+        if not hasattr(dataset, "__len__"):
+            raise input_error(
+                "token counts",
+                "the training data can be read only once",
+                type(dataset).__name__,
+                "use rows='none'",
+            )
+        for index in range(len(dataset)):
+            counter.update(_ids(dataset[index]))
+    if not counter:
+        raise input_error("token counts", "the training data holds no token")
+    counts = torch.zeros(max(counter) + 1, dtype=torch.int64)
+    counts[list(counter)] = torch.tensor(list(counter.values()))
+    return counts
+
+
+def _ids(example: Any) -> Iterator[int]:
+    if isinstance(example, Encoded):
+        prompts = example.prompts[:1] if example.shared else example.prompts
+        return chain.from_iterable((*prompts, *example.options))
+    try:
+        ids = example["input_ids"]
+    except (TypeError, KeyError, IndexError):
+        raise input_error(
+            "token counts",
+            "an example of the training data has no input_ids",
+            type(example).__name__,
+            "use rows='none'",
+        ) from None
+    return iter(torch.as_tensor(ids).flatten().tolist())
