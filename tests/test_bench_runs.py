@@ -1,6 +1,7 @@
 """Runs of a bench: budgets, pairing, rows, resuming, workers and the command."""
 
 import json
+import math
 import queue
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from zopeft.bench.cells import Request, cells_of
 from zopeft.bench.contest import Contender
 from zopeft.bench.entry import Entry, parse_entry
 from zopeft.bench.rows import read_rows
-from zopeft.bench.run import propose, run
+from zopeft.bench.run import Outcome, make_method, propose, run
 from zopeft.errors import InputError
 
 BUDGET = ("bench.forwards=20", "bench.grid=1", "bench.seeds=2", "training.batch_size=4")
@@ -157,6 +158,21 @@ def test_the_budget_counts_what_a_method_costs(cell):
     looks = -(-out.steps // 5)
     assert out.forwards == out.calibration + 2 * out.steps + looks
     assert out.spent[0] == out.calibration + 3
+
+
+def test_a_run_that_ends_far_above_its_start_has_diverged():
+    def outcome(*losses):
+        return Outcome(1e-3, "given", losses=list(losses))
+
+    assert outcome(0.2, 3.0, 7.3, 7.3).risen and outcome(2.0, math.nan).risen
+    assert not outcome(0.2, 7.0, 1.1).risen and not outcome(2.0, 1.0).risen
+
+
+def test_rows_by_token_frequency(cell):
+    body = Bodies().get(cell, 0)
+    method = make_method(parse_entry("mezo rows=frequency"), body, 1e-3, cell.recipe, 0)
+    assert [type(shape).__name__ for shape in method.engine.shapes.values()] == ["Rows"]
+    assert not make_method(Entry(), body, 1e-3, cell.recipe, 0).engine.shapes
 
 
 def test_lr_auto_is_the_centre_of_the_grid(cell):

@@ -3,7 +3,8 @@
 An entry is a method, or a fine-tuner, with options: ``mezo``, ``mezo clip=1``,
 ``noise=binomial`` (a method's name left out is mezo), ``fo_adam``, ``finetuner FOLDER``,
 ``finetuner FOLDER shuffled``. ``KEY=VALUE`` is an argument of the method; ``label=TEXT``
-names the entry in tables and ``shuffle=N`` chooses another shuffle.
+names the entry in tables and ``shuffle=N`` chooses another shuffle. ``rows=frequency`` is
+the recipe's ``method.rows``.
 """
 
 from __future__ import annotations
@@ -180,6 +181,8 @@ def options_of(method: str) -> list[str]:
         names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
         if not any(p.kind == p.VAR_KEYWORD for p in parameters):
             break
+    if not METHODS[method].order:
+        names.append("rows")
     return list(dict.fromkeys(names))
 
 

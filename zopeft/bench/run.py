@@ -14,14 +14,18 @@ from torch import Tensor
 
 from zopeft.bench.body import Body, batches
 from zopeft.bench.entry import Entry
+from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import RunError
 from zopeft.methods import METHODS
 from zopeft.recipe.schema import Recipe
+from zopeft.tasks.frequency import count_tokens
 
 POINTS = 100
 """Points that a run's curve is told with."""
 BACKWARD = 2
 """What a backward pass costs, in forward passes."""
+WORSE = 1.0
+"""Nats above its beginning at which the end of a run counts as diverged."""
 TAIL = 0.1
 """Share of a run, at its end, whose mean is its training loss."""
 
@@ -39,7 +43,7 @@ class Outcome:
         calibration: Forward passes of the calibration alone.
         losses: Training loss of each step (the mean over its probes).
         spent: Forward passes after each step.
-        diverged: Whether the run broke off, or its end is not finite.
+        diverged: Whether the run broke off, or its end is not finite or far above its start.
         seconds: Time of the steps.
         peak_bytes: Most GPU memory used; None on a CPU, where it cannot be told by run.
     """
@@ -58,9 +62,22 @@ class Outcome:
     @property
     def tail(self) -> float:
         """Mean loss of the run's last tenth; infinite where the run diverged."""
-        width = max(1, round(TAIL * len(self.losses)))
-        last = self.losses[-width:]
+        last = self._part(-1)
         return math.inf if self.diverged or not last else sum(last) / len(last)
+
+    def _part(self, end: int) -> list[float]:
+        """Returns the losses of the first tenth (0) or of the last (-1)."""
+        width = max(1, round(TAIL * len(self.losses)))
+        return self.losses[:width] if end == 0 else self.losses[-width:]
+
+    @property
+    def risen(self) -> bool:
+        """Whether the end is `WORSE` than the beginning: such a run is no point of a curve."""
+        first, last = self._part(0), self._part(-1)
+        if not last:
+            return False
+        rise = sum(last) / len(last) - sum(first) / len(first)
+        return not rise <= WORSE
 
     def curve(self) -> list[list[float | None]]:
         """Returns [forward passes, mean loss] of up to `POINTS` equal parts of the run."""
@@ -118,8 +135,13 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
         options |= {"eps": section.eps, "noise": section.noise, "clip": section.clip}
         options |= {"max_bad_steps": section.max_bad_steps, "seed": seed}
     options |= {"weight_decay": section.weight_decay, **entry.options}
+    by_frequency = options.pop("rows", section.rows) == "frequency"
     if entry.finetuner:
-        options["finetuner"] = finetuner_of(entry, body)
+        options["finetuner"] = finetuner = finetuner_of(entry, body)
+        if finetuner.config.rows == "frequency":
+            options["token_counts"] = count_tokens([body.train])
+    if by_frequency:
+        options["shapes"] = frequency_shapes(body.blocks, count_tokens([body.train]))
     return METHODS[entry.method](body.blocks, **options)
 
 
@@ -139,6 +161,8 @@ def finetuner_of(entry: Entry, body: Body) -> Any:
             sharing=config.sharing,
             normalise=config.normalise,
             seed=entry.shuffle,
+            rows=config.rows,
+            power=config.power,
         )
     return trained
 
@@ -199,7 +223,7 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
     out.forwards = out.calibration + loss.forwards
     offset = out.calibration if bench.count_calibration else 0
     out.spent = [offset + count for count in out.spent]
-    out.diverged = out.diverged or (out.steps > 0 and not math.isfinite(out.tail))
+    out.diverged = out.diverged or out.risen
     return out
 
 
