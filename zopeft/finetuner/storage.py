@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from zopeft import hub
 from zopeft.errors import InputError, input_error
+from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.pertnn import PertNN
@@ -36,7 +36,7 @@ def save(config: FineTunerConfig, nets: PertNN, folder: Path, overwrite: bool) -
                 "folder", "exists and is not empty", str(folder), "give another or overwrite it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: p.detach().float().cpu().contiguous() for n, p in nets.named_parameters()}
+        tensors = {n: t.detach().float().cpu().contiguous() for n, t in nets.state_dict().items()}
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
         _write(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
         _write(folder / CONFIG, text.encode())
@@ -85,14 +85,9 @@ def load(folder: Path) -> tuple[FineTunerConfig, PertNN]:
 
 def _nets(config: FineTunerConfig, path: Path) -> PertNN:
     tensors = _tensors(path)
-    nets = PertNN(1, 1, 1, torch.Generator())
-    groups, hidden, inputs = len(config.groups), config.hidden, len(config.features)
-    wanted: Mapping[str, tuple[int, ...]] = {
-        "w1": (groups, hidden, inputs),
-        "b1": (groups, hidden),
-        "w2": (groups, hidden),
-        "b2": (groups,),
-    }
+    nets = nets_of(config, torch.Generator())
+    groups = len(config.groups)
+    wanted = {name: tuple(tensor.shape) for name, tensor in nets.state_dict().items()}
     if set(tensors) != set(wanted):
         raise input_error(
             str(path), f"must hold the tensors {', '.join(wanted)}", ", ".join(sorted(tensors))
@@ -107,7 +102,7 @@ def _nets(config: FineTunerConfig, path: Path) -> PertNN:
             )
         if not tensor.is_floating_point() or not bool(tensor.isfinite().all()):
             raise input_error(str(path), f"{name} holds values that are not finite numbers")
-        setattr(nets, name, torch.nn.Parameter(tensor.float()))
+    nets.load_state_dict(tensors)
     return nets
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,9 +10,9 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
-from zopeft.finetuner import FineTuner
+from zopeft.finetuner import Course, FineTuner
 from zopeft.methods.record import StepRecord
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.methods.zeroth_order import Closure, ZerothOrder
 
 
 class ZOFineTuner(ZerothOrder):
@@ -22,6 +23,10 @@ class ZOFineTuner(ZerothOrder):
     then the step of `ZerothOrder`. As in the authors' code, losses start at 0, raw scales
     at 1, and the last raw scale is fed back before normalisation; the scale multiplies
     the noise as a standard deviation.
+
+    A fine-tuner may read the course of the run instead (`zopeft.finetuner.Course`): running
+    loss and change of the loss along the directions. One that reads ``bend`` costs a third
+    forward pass a step, at the weights themselves.
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
@@ -54,28 +59,55 @@ class ZOFineTuner(ZerothOrder):
         self._losses = torch.zeros(2, device=self._device)
         self._raw = torch.ones(len(blocks), device=self._device)
         self._next_raw = self._raw
+        self.course = Course()
+        self._unperturbed: list[float] = []
 
     @torch.no_grad()
     def _scales(self) -> Tensor:
         mean, variance = self.engine.statistics()
         features = self.finetuner.features(
-            self.match, mean.float(), variance.float(), self._losses, self._raw
+            self.match,
+            mean.float(),
+            variance.float(),
+            self._losses,
+            self._raw,
+            self.course.reading(),
         )
         self._next_raw = self.finetuner.raw_scales(self.match, features)
         return self.finetuner.used_scales(self.match, self._next_raw, self._numels)
 
+    @torch.no_grad()
+    def estimate(self, closure: Closure) -> Tensor:
+        """As `ZerothOrder.estimate`, with a third probe where the fine-tuner reads ``bend``."""
+        loss = super().estimate(closure)
+        if self.finetuner.reads("bend"):
+            self._unperturbed.append(float(closure()))
+            self.forward_passes += 1
+        return loss
+
     def _memory(self) -> Tensor:
-        return self._next_raw
+        if not self.finetuner.reads("bend"):
+            return self._next_raw
+        mean = sum(self._unperturbed) / max(1, len(self._unperturbed))
+        self._unperturbed = []
+        return torch.cat([self._next_raw, self._next_raw.new_tensor([mean])])
 
     def _finish(self, record: StepRecord) -> None:
         plus, minus = record.losses
         self._losses = torch.tensor([plus, minus], dtype=torch.float32, device=self._device)
         assert record.memory is not None
-        self._raw = torch.tensor(record.memory, device=self._device)
+        raw, rest = record.memory[: len(self.blocks)], record.memory[len(self.blocks) :]
+        self._raw = torch.tensor(raw, device=self._device)
+        # The loss between the probes goes through the journal's 32 bits also in a run that
+        # never stops.
+        self.course.note(plus, minus, float(rest[0]) if len(rest) else math.nan)
 
     def _own_state(self) -> dict[str, Any]:
-        return {"losses": self._losses.clone(), "raw": self._raw.clone()}
+        course = self.course.state_dict()
+        return {"losses": self._losses.clone(), "raw": self._raw.clone(), "course": course}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         self._losses = state["losses"].to(self._device)
         self._raw = state["raw"].to(self._device)
+        if "course" in state:
+            self.course.load_state_dict(state["course"])
