@@ -75,7 +75,7 @@ class FineTunerConfig:
     hidden: int = 64
     sharing: str = "block"
     output: str = "absolute"
-    bound: float = math.log(4.0)
+    bound: float = math.log(2.0)
     normalise: bool = True
     normalisation: str = "all"
     embed_rows: int = 15 * 16

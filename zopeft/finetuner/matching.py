@@ -147,10 +147,10 @@ def match_blocks(config: FineTunerConfig, blocks: Blocks, allow_none: bool = Fal
     """Matches groups to blocks.
 
     Each block takes the first group found by: its role, where roles share a group; the name of
-    its base tensor; its role and layer; its role at the nearest relative depth; else none. A group learned on the same kind of
-    adapter goes before one learned on the base tensor. Names and indices inside layers count
-    only between models of the same number of layers: in a deeper or shallower sibling, layer 3
-    is another place.
+    its base tensor; its role and layer; its role at the nearest relative depth; else none. A
+    group learned on the same kind of adapter goes before one learned on the base tensor. Names
+    and indices inside layers count only between models of the same number of layers: in a
+    deeper or shallower sibling, layer 3 is another place.
 
     Args:
         config: The fine-tuner's configuration.

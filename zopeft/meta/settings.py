@@ -7,11 +7,13 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
+from zopeft.finetuner import STATE_FEATURES
 
 OBJECTIVES = ("paper", "signal")
 RULES = ("signal", "signal_rms", "signal_twice")
 PERTNN_OPTIMIZERS = ("sgd", "adam")
-SHARINGS = ("block", "layer")
+SHARINGS = ("block", "layer", "role")
+POLICIES = ("constant", "state")
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,12 @@ class MetaSettings:
         reset_below: Also start again once the running loss has fallen below this share of
             the first loss; 0 for never.
         hidden: Hidden units of a PertNN.
-        sharing: "block", one PertNN a block, or "layer", one a layer.
+        sharing: "block", one PertNN a block, "layer", one a layer, or "role", one a role.
+        policy: Of the signal objective: "constant", each scale its closed form, or "state",
+            PertNNs that move the scales about it with the state of the run (`StateTrainer`).
+        windows: Stretches of each run whose statistics "state" learns from.
+        penalty: Weight of the squared deviation from the closed form in "state".
+        features: What the PertNNs of "state" read: names from `STATE_FEATURES` and "bend".
         normalise: Keep ``sum d scale^2 = sum d``.
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
         noise: Noise family.
@@ -63,6 +70,10 @@ class MetaSettings:
     reset_below: float = 0.0
     hidden: int = 64
     sharing: str = "block"
+    policy: str = "constant"
+    windows: int = 10
+    penalty: float = 1.0
+    features: tuple[str, ...] = STATE_FEATURES
     normalise: bool = True
     optimizer: str = "sgd"
     noise: str = "gaussian"
@@ -73,6 +84,8 @@ class MetaSettings:
             ("steps", 1, math.inf),
             ("batch_size", 1, math.inf),
             ("hidden", 1, math.inf),
+            ("windows", 2, math.inf),
+            ("penalty", 0.0, math.inf),
             ("reset_every", 0, math.inf),
             ("reset_below", 0.0, 1.0),
             ("momentum", 0.0, 0.999),
@@ -91,12 +104,35 @@ class MetaSettings:
             ("rule", RULES),
             ("optimizer", PERTNN_OPTIMIZERS),
             ("sharing", SHARINGS),
+            ("policy", POLICIES),
         ):
-            value = getattr(self, name)
-            if value not in known:
-                raise input_error(
-                    f"meta.{name}", "unknown value", value, close_matches(str(value), known)
-                )
+            _check_name(f"meta.{name}", getattr(self, name), known)
+        for feature in self.features:
+            _check_name("meta.features", feature, (*STATE_FEATURES, "bend"))
+        self._check_policy()
+
+    def _check_policy(self) -> None:
+        if self.policy == "constant":
+            return
+        if self.objective != "signal":
+            do = "set meta.objective to signal"
+            raise input_error("meta.policy", "state needs the signal objective", self.objective, do)
+        if self.run_length < 2 * self.windows:
+            raise input_error(
+                "meta.windows",
+                f"a run of {self.run_length} steps has not two steps for each window",
+                self.windows,
+                "take fewer, or raise meta.steps and meta.reset_every",
+            )
+        if not self.features:
+            raise input_error(
+                "meta.features", "none given", do="known: " + ", ".join(STATE_FEATURES)
+            )
+
+    @property
+    def run_length(self) -> int:
+        """Steps of a run from the base model."""
+        return min(self.steps, self.reset_every or self.steps)
 
     @classmethod
     def of(cls, **settings: Any) -> MetaSettings:
@@ -111,3 +147,8 @@ class MetaSettings:
             hints = "; ".join(f"{name!r}: {close_matches(name, known)}" for name in unknown)
             raise InputError(f"meta_train: unknown setting; {hints}")
         return cls(**settings)
+
+
+def _check_name(where: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise input_error(where, "unknown value", value, close_matches(str(value), known))

@@ -96,10 +96,15 @@ class SignalTrainer:
             statistics.begin_curvature(count)
             self.trajectory.backward(drawn, statistics.take_curvature)
         statistics.begin_gradient(step)
-        share = 1.0 - step / self.settings.steps
-        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
+        loss = self.trajectory.descend(
+            batch, seed, last_norm, self._share(step), statistics.take_gradient
+        )
         norm = float(statistics.gradient_norm)
         return {"step": step, "task": task, "loss": loss, "gradient_norm": norm}, norm
+
+    def _share(self, step: int) -> float:
+        """Returns the share of the learning rate that a step of the trajectory takes."""
+        return 1.0 - step / self.settings.steps
 
     def _conclude(self, rms: Tensor) -> dict[str, Any]:
         signal = self.statistics.signal()

@@ -166,7 +166,12 @@ class MetaSection:
         reset_every: Steps after which the model goes back to its start; 0 for never.
         reset_below: Also go back once the loss has fallen below this share; 0 for never.
         hidden: Hidden units of a PertNN.
-        sharing: One PertNN a "block" or a "layer".
+        sharing: One PertNN a "block", a "layer" or a "role".
+        policy: "constant" scales, or PertNNs that move them with the "state" of the run
+            (signal objective only).
+        windows: Stretches of each run that "state" learns from.
+        penalty: Weight of the squared deviation from the closed form in "state".
+        features: What the PertNNs of "state" read.
         normalise: Keep the total noise power of the blocks constant.
         optimizer: Optimizer of the PertNNs.
     """
@@ -185,7 +190,13 @@ class MetaSection:
     reset_every: int = _number(100, low=0)
     reset_below: float = _number(0.0, low=0.0)
     hidden: int = _number(64, low=1)
-    sharing: Literal["block", "layer"] = "block"
+    sharing: Literal["block", "layer", "role"] = "block"
+    policy: Literal["constant", "state"] = "constant"
+    windows: int = _number(10, low=2)
+    penalty: float = _number(1.0, low=0.0)
+    features: tuple[str, ...] = _name(
+        ("depth", "log_loss", "loss_share", "change", "log_rms"), "feature"
+    )
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
 
@@ -223,6 +234,7 @@ class Recipe:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
         plain["meta"]["tasks"] = list(self.meta.tasks)
+        plain["meta"]["features"] = list(self.meta.features)
         plain.pop("spaces")
         plain.pop("tasks")
         if self.job != "meta-train":
