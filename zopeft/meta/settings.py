@@ -14,6 +14,7 @@ RULES = ("signal", "signal_rms", "signal_twice")
 PERTNN_OPTIMIZERS = ("sgd", "adam")
 SHARINGS = ("block", "layer", "role")
 POLICIES = ("constant", "state")
+STATE_CHOICES = (*STATE_FEATURES, "log_loss", "bend")
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class MetaSettings:
             PertNNs that move the scales about it with the state of the run (`StateTrainer`).
         windows: Stretches of each run whose statistics "state" learns from.
         penalty: Weight of the squared deviation from the closed form in "state".
-        features: What the PertNNs of "state" read: names from `STATE_FEATURES` and "bend".
+        features: What the PertNNs of "state" read: names from `STATE_CHOICES`.
         normalise: Keep ``sum d scale^2 = sum d``.
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
         noise: Noise family.
@@ -108,7 +109,7 @@ class MetaSettings:
         ):
             _check_name(f"meta.{name}", getattr(self, name), known)
         for feature in self.features:
-            _check_name("meta.features", feature, (*STATE_FEATURES, "bend"))
+            _check_name("meta.features", feature, STATE_CHOICES)
         self._check_policy()
 
     def _check_policy(self) -> None:
@@ -126,7 +127,7 @@ class MetaSettings:
             )
         if not self.features:
             raise input_error(
-                "meta.features", "none given", do="known: " + ", ".join(STATE_FEATURES)
+                "meta.features", "none given", do="known: " + ", ".join(STATE_CHOICES)
             )
 
     @property

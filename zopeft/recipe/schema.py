@@ -194,9 +194,7 @@ class MetaSection:
     policy: Literal["constant", "state"] = "constant"
     windows: int = _number(10, low=2)
     penalty: float = _number(1.0, low=0.0)
-    features: tuple[str, ...] = _name(
-        ("depth", "log_loss", "loss_share", "change", "log_rms"), "feature"
-    )
+    features: tuple[str, ...] = _name(("depth", "loss_share", "change", "log_rms"), "feature")
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
 
