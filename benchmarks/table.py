@@ -16,11 +16,13 @@ from rows import RESULTS
 
 KEYS = {
     "learning": ("hardware", "task", "space", "seed"),
+    "meta_train": ("hardware", "threads", "model", "case"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
     "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
+    "meta_train": ("value", "extra", "memory_ratio", "seconds_a_step", "time_ratio", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
     "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),
 }
