@@ -103,7 +103,9 @@ def test_a_journal_rebuilds_what_was_trained(tmp_path):
 
 
 def test_clipping_reaches_the_method_and_the_journal(tmp_path):
-    free, clipped = (trainer(tiny_model(), tmp_path / str(clip), clip=clip) for clip in (0.0, 0.1))
+    free, clipped = (
+        trainer(tiny_model(), tmp_path / str(clip), clip=clip) for clip in (0.0, 0.1)
+    )
     for one in (free, clipped):
         one.train()
     assert clipped.method.clip.factor == 0.1
