@@ -17,6 +17,7 @@ from rows import RESULTS
 KEYS = {
     "gpu": ("hardware", "model", "space", "dtype", "case"),
     "learning": ("hardware", "task", "space", "seed"),
+    "meta_train": ("hardware", "threads", "model", "case"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
     "stacked": ("hardware", "threads", "model", "space", "batch", "dtype", "case"),
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
@@ -32,6 +33,7 @@ VALUES = {
         "commit",
     ),
     "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
+    "meta_train": ("value", "extra", "memory_ratio", "seconds_a_step", "time_ratio", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
     "stacked": ("value", "ratio_median", "ratio_of_minima", "clock", "commit"),
     "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
     from zopeft.finetuner import FineTuner
     from zopeft.recipe.heatmap import Cell
+    from zopeft.recipe.movement import Movement
+
+    from .output import Output
 
 finetuner_app = typer.Typer(help="Show a learned fine-tuner.", no_args_is_help=True)
 _LONG = 100
@@ -24,6 +27,10 @@ def show(
     finetuner: Annotated[str, typer.Argument(metavar="PATH|ID", help="A folder or hub id.")],
     model: Annotated[
         str | None, typer.Option("--model", metavar="MODEL", help="Show its scales on this model.")
+    ] = None,
+    run: Annotated[
+        str | None,
+        typer.Option("--run", metavar="DIR", help="Show how scales moved along this tuning run."),
     ] = None,
     png: o.Png = None,
     loss: o.Loss = 1.0,
@@ -36,17 +43,24 @@ def show(
     with output(json, debug) as screen:
         from zopeft.finetuner import FineTuner
         from zopeft.recipe.heatmap import check_png, plot_scales
+        from zopeft.recipe.movement import along_the_loss
 
         if png is not None:
             check_png(png)
         found = FineTuner.from_pretrained(finetuner)
+        if run is not None:
+            _along_a_run(screen, run, png, json)
+            return
         cells, note = _cells(found, model, loss, screen.listen)
         if png is not None:
             plot_scales(cells, png, f"{found!r}", note, raw=model is None)
         statistics = found.config.training.get("statistics")
+        moves = along_the_loss(found)
         if json:
             scales = [{"layer": c.layer, "role": c.column, "scale": c.scale} for c in cells]
-            screen.result({**found.config.to_dict(), "scales": scales, "note": note, "png": png})
+            along = None if moves is None else moves.rows()
+            shown = {"scales": scales, "along_the_loss": along, "note": note, "png": png}
+            screen.result({**found.config.to_dict(), **shown})
             return
         screen.table(facts_table("fine-tuner", _facts(found)))
         screen.table(facts_table("training", _training(found)))
@@ -56,8 +70,36 @@ def show(
             screen.table(rows_table(title, columns, _statistics(found, statistics)))
         for table in _scale_tables(cells, note):
             screen.table(table)
+        if moves is not None:
+            screen.table(_movement(moves, "raw scales at shares of a run's first loss"))
         if png is not None:
             screen.note(f"heatmap: {png}")
+
+
+def _along_a_run(screen: Output, run: str, png: str | None, json: bool) -> None:
+    """Shows the scales that a run has used, from its journal."""
+    from zopeft.recipe.movement import along_a_run, plot_run
+
+    found = along_a_run(run)
+    moves = found.movement()
+    if png is not None:
+        plot_run(found, png, f"scales along {run}")
+    if json:
+        screen.result({"run": run, "steps": len(found.steps), "roles": moves.rows(), "png": png})
+        return
+    screen.table(_movement(moves, f"scales along {run} (geometric means over a role)"))
+    if png is not None:
+        screen.note(f"lines: {png}")
+
+
+def _movement(moves: Movement, title: str) -> Table:
+    from .output import rows_table
+
+    rows = [
+        (role, *(f"{scale:.3g}" for scale in scales))
+        for role, scales in zip(moves.roles, moves.scales.tolist(), strict=True)
+    ]
+    return rows_table(title, ("role", *moves.moments), rows)
 
 
 def _cells(
@@ -78,7 +120,7 @@ def _cells(
 
 
 def _facts(finetuner: FineTuner) -> dict[str, Any]:
-    from zopeft.finetuner.size import basis_numbers, file_bytes, memory_bytes
+    from zopeft.finetuner.size import basis_numbers, file_bytes, memory_bytes, network_numbers
 
     config = finetuner.config
     subspace = config.capacity == "subspace"
@@ -89,19 +131,24 @@ def _facts(finetuner: FineTuner) -> dict[str, Any]:
         "architecture": f"{config.architecture}, {config.num_layers} layers",
         "space": config.space,
         "groups": f"{len(config.groups)}, one a {config.sharing}",
-        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1",
+        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1"
+        + (f", moves a fixed scale by exp({config.bound:.3g})" if _moves(finetuner) else ""),
         "capacity": config.capacity,
         "subspaces": f"{len(finetuner.bases)} of rank {config.rank} at most, "
         f"mixed with {config.mix:.0%} of isotropic noise"
         if subspace
         else None,
         "embedding rows": "by token frequency" if config.rows == "frequency" else None,
-        "numbers": sum(p.numel() for p in finetuner.nets.parameters()) + basis_numbers(config),
+        "numbers": network_numbers(config) + basis_numbers(config),
         "on disk": f"{file_bytes(config) / 1e6:.2f} MB",
         "in memory": f"{memory_bytes(config) / 1e6:.2f} MB",
         "normalised": normalised if config.normalise else "no",
         "versions": ", ".join(f"{name} {version}" for name, version in config.versions.items()),
     }
+
+
+def _moves(finetuner: FineTuner) -> bool:
+    return finetuner.config.output == "bounded"
 
 
 def _training(finetuner: FineTuner) -> dict[str, Any]:
@@ -110,7 +157,7 @@ def _training(finetuner: FineTuner) -> dict[str, Any]:
         return {"": "none: the networks stand at their random start"}
     facts: dict[str, Any] = {}
     for name, value in training.items():
-        if isinstance(value, dict) and name != "statistics":
+        if isinstance(value, dict) and name not in ("statistics", "windows"):
             value = ", ".join(f"{key} {one}" for key, one in value.items())
         if isinstance(value, list) and all(isinstance(one, str) for one in value):
             value = ", ".join(value)
@@ -122,11 +169,11 @@ def _training(finetuner: FineTuner) -> dict[str, Any]:
 def _statistics(finetuner: FineTuner, statistics: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Returns one row a role: medians of signal, energy, curvature and scale."""
     roles = {group.key: group.role for group in finetuner.config.groups}
-    by_role: dict[str, list[dict[str, float]]] = {}
+    by_role: dict[str, list[dict[str, Any]]] = {}
     for name, entry in statistics.items():
-        by_role.setdefault(roles.get(name, "other"), []).append(entry)
+        by_role.setdefault(str(entry.get("role", roles.get(name, "other"))), []).append(entry)
 
-    def middle(entries: list[dict[str, float]], key: str) -> float | None:
+    def middle(entries: list[dict[str, Any]], key: str) -> float | None:
         values = [entry[key] for entry in entries if entry.get(key) is not None]
         return float(median(values)) if values else None
 

@@ -25,7 +25,15 @@ Rank = Annotated[
 ]
 Sharing = Annotated[
     str | None,
-    typer.Option("--sharing", metavar="block|layer", help="One PertNN a block or a layer."),
+    typer.Option(
+        "--sharing", metavar="block|layer|role", help="One PertNN a block, a layer or a role."
+    ),
+]
+Policy = Annotated[
+    str | None,
+    typer.Option(
+        "--policy", metavar="constant|state", help="Whether scales move with the run (signal only)."
+    ),
 ]
 NoNormalise = Annotated[
     bool, typer.Option("--no-normalise", help="Let the scales change the total noise power.")
@@ -58,6 +66,7 @@ def meta_train(
     capacity: Capacity = None,
     rank: Rank = None,
     sharing: Sharing = None,
+    policy: Policy = None,
     no_normalise: NoNormalise = False,
     hidden: Hidden = None,
     lr: MetaLr = None,
@@ -94,6 +103,7 @@ def meta_train(
         "meta.capacity": ("--capacity", capacity),
         "meta.rank": ("--rank", rank),
         "meta.sharing": ("--sharing", sharing),
+        "meta.policy": ("--policy", policy),
         "meta.normalise": ("--no-normalise", False if no_normalise else None),
         "meta.hidden": ("--hidden", hidden),
         "meta.lr_zo": ("--lr", lr),

@@ -150,6 +150,21 @@ def test_mezo_by_token_frequency(zopeft_command, base, tmp_path):
     assert "no table of token embeddings is trained" in line
 
 
+def test_meta_train_scales_that_move_with_the_state(zopeft_command, base, tmp_path):
+    out = tmp_path / "finetuner"
+    words = ("--steps", 8, "--batch-size", 2, "--out", out, "--objective", "signal")
+    words += ("--policy", "state", "--sharing", "role", "--reset-every", 4)
+    words += ("meta.windows=2", "meta.features=[loss_share,change]")
+    zopeft_command.json("meta-train", *base, *words)
+    config = json.loads((out / "finetuner_config.json").read_text())
+    assert (config["output"], config["sharing"]) == ("bounded", "role")
+    assert config["features"] == ["loss_share", "change"]
+    assert [w["run"] for w in config["training"]["windows"]] == [0, 0, 1, 1]
+    assert config["training"]["policy"]["kept"] in (True, False)
+    wrong = zopeft_command.refused("meta-train", *base, "--policy", "state", "--overwrite")
+    assert "state needs the signal objective" in wrong
+
+
 def test_killed_and_resumed(zopeft_command, base, tmp_path):
     words = ("tune", *base, *QUICK, "--steps", 300, "training.eval_before=false")
     words = [str(word) for word in words]

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zopeft.finetuner.artifact import FineTuner
+    from zopeft.finetuner.bounded import BoundedPertNN
     from zopeft.finetuner.config import FineTunerConfig, Group
-    from zopeft.finetuner.features import FEATURES, PAPER_FEATURES
+    from zopeft.finetuner.course import Course, Reading
+    from zopeft.finetuner.features import FEATURES, PAPER_FEATURES, STATE_FEATURES
     from zopeft.finetuner.legacy import import_pickle
     from zopeft.finetuner.matching import Match
     from zopeft.finetuner.normalisation import normalise
@@ -22,11 +24,15 @@ if TYPE_CHECKING:
 __all__ = [
     "FEATURES",
     "PAPER_FEATURES",
+    "STATE_FEATURES",
+    "BoundedPertNN",
+    "Course",
     "FineTuner",
     "FineTunerConfig",
     "Group",
     "Match",
     "PertNN",
+    "Reading",
     "import_pickle",
     "normalise",
 ]
@@ -34,6 +40,10 @@ __all__ = [
 _HOMES = {
     "FEATURES": "zopeft.finetuner.features",
     "PAPER_FEATURES": "zopeft.finetuner.features",
+    "STATE_FEATURES": "zopeft.finetuner.features",
+    "BoundedPertNN": "zopeft.finetuner.bounded",
+    "Course": "zopeft.finetuner.course",
+    "Reading": "zopeft.finetuner.course",
     "FineTuner": "zopeft.finetuner.artifact",
     "FineTunerConfig": "zopeft.finetuner.config",
     "Group": "zopeft.finetuner.config",

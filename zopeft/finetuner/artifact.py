@@ -16,8 +16,10 @@ from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import storage
 from zopeft.finetuner.bases import Basis, permuted, random_like
+from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
 from zopeft.finetuner.controls import cycle, distance, make_constant
+from zopeft.finetuner.course import Reading
 from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
@@ -58,6 +60,7 @@ class FineTuner:
         sharing: str = "block",
         normalise: bool = True,
         seed: int = 0,
+        output: str = "absolute",
         **capacity: Any,
     ) -> FineTuner:
         """Makes an untrained fine-tuner for these blocks.
@@ -66,9 +69,10 @@ class FineTuner:
             blocks: The blocks it is to serve.
             hidden: Hidden units of each network, 1 or more.
             features: Names of features (see `FEATURES`).
-            sharing: ``block`` or ``layer`` (see `groups_of`).
+            sharing: ``block``, ``layer`` or ``role`` (see `groups_of`).
             normalise: Whether the scales share a fixed budget.
             seed: Seed of the networks' start.
+            output: ``absolute`` (`PertNN`) or ``bounded`` (`BoundedPertNN`).
             **capacity: The fields ``capacity rank mix rows power`` of `FineTunerConfig`.
 
         Raises:
@@ -83,12 +87,12 @@ class FineTuner:
             features=tuple(features),
             hidden=hidden,
             sharing=sharing,
+            output=output,
             normalise=normalise,
             versions=library_versions(),
             **capacity,
         )
-        generator = torch.Generator().manual_seed(seed)
-        return cls(config, PertNN(len(config.groups), len(config.features), hidden, generator))
+        return cls(config, nets_of(config, torch.Generator().manual_seed(seed)))
 
     def match(self, blocks: Blocks, allow_none: bool = False) -> Match:
         """Says which group serves which block (see `match_blocks`).
@@ -105,6 +109,7 @@ class FineTuner:
         variance: Tensor,
         losses: Tensor | Sequence[float],
         previous_raw: Tensor,
+        reading: Reading | None = None,
     ) -> Tensor:
         """Returns what the networks read.
 
@@ -114,6 +119,7 @@ class FineTuner:
             variance: Their unbiased variance [N].
             losses: The last step's losses (plus, minus) [2]; zeros before the first step.
             previous_raw: Last raw scales [N]; ones before the first step.
+            reading: Where the run stands; None: nothing has been seen.
 
         Returns:
             Features in the dtype of `mean`, [N, F]. Where layers share a network, mean and
@@ -123,9 +129,13 @@ class FineTuner:
             group, numels = match.on(mean.device)
             mean, variance = pool(mean, variance, numels, group, len(self.config.groups))
         pair = torch.as_tensor(losses, dtype=mean.dtype, device=mean.device)
-        return stack_features(
-            self.config.features, Observed(mean, variance, pair, previous_raw.to(mean))
-        )
+        depth = match.depths(mean.device).to(mean.dtype) if self.reads("depth") else None
+        seen = Observed(mean, variance, pair, previous_raw.to(mean), depth, reading or Reading())
+        return stack_features(self.config.features, seen)
+
+    def reads(self, feature: str) -> bool:
+        """Tells whether the networks read a feature."""
+        return feature in self.config.features
 
     def raw_scales(self, match: Match, features: Tensor) -> Tensor:
         """Returns the networks' outputs, before normalisation.

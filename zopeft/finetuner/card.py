@@ -70,13 +70,19 @@ def _facts(config: FineTunerConfig) -> str:
         "space": config.space,
         "groups": f"{len(config.groups)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
         "sharing": f"one network a {config.sharing}",
-        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, absolute value",
+        "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, {_ending(config)}",
         "normalised": _normalised(config),
         "subspaces": _subspaces(config),
         "embedding rows": f"(token count + 1)^{config.power:g}" if config.rows != "none" else "",
         "versions": ", ".join(f"{name} {v}" for name, v in config.versions.items()),
     }
     return "## What it holds\n\n" + _table(facts)
+
+
+def _ending(config: FineTunerConfig) -> str:
+    if config.output == "absolute":
+        return "absolute value"
+    return f"a fixed scale times exp({config.bound:.3g} tanh)"
 
 
 def _subspaces(config: FineTunerConfig) -> str:

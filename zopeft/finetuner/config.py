@@ -15,7 +15,8 @@ from zopeft.finetuner.features import PAPER_FEATURES, check_features
 FORMAT_VERSION = 2
 READABLE = (1, 2)
 """Formats that can be read; the first knew no subspaces and no token frequency."""
-SHARINGS = ("block", "layer")
+SHARINGS = ("block", "layer", "role")
+OUTPUTS = ("absolute", "bounded")
 NORMALISATIONS = ("all", "authors")
 CAPACITIES = ("scales", "subspace")
 ROWS = ("none", "frequency")
@@ -26,8 +27,9 @@ class Group:
     """What one PertNN serves.
 
     Attributes:
-        key: Name of the base tensor (`Block.key`); ``layer 3`` where a whole layer shares.
-        role: Role of the block it was learned on; ``layer`` where a whole layer shares.
+        key: Name of the base tensor (`Block.key`); ``layer 3`` where a whole layer shares,
+            ``role q_proj`` where a role does.
+        role: Role of the blocks it was learned on; ``layer`` where a whole layer shares.
         base_role: Role of the tensor that `key` names.
         layer: Layer index, None outside the layers.
         depth: Relative depth in [0, 1], None outside the layers.
@@ -56,7 +58,11 @@ class FineTunerConfig:
         space: The space it was learned in, ``full`` or ``adapter``.
         features: Names of the features, in the networks' input order.
         hidden: Hidden units of each network.
-        sharing: ``block``, a network for each block, or ``layer``, one for each layer.
+        sharing: ``block``, a network for each block, ``layer``, one for each layer, or
+            ``role``, one for each role.
+        output: What a network's output is: ``absolute``, the scale itself (`PertNN`), or
+            ``bounded``, how far it lies from a fixed one (`BoundedPertNN`).
+        bound: Largest ``|log(scale / fixed scale)|`` of ``bounded``, above 0.
         normalise: Whether ``sum d scale^2 = sum d`` is enforced.
         normalisation: What d counts: ``all``, every element of a block; ``authors``, as in
             the authors' code, an embedding only `embed_rows` of its rows (see
@@ -83,6 +89,8 @@ class FineTunerConfig:
     features: tuple[str, ...] = PAPER_FEATURES
     hidden: int = 64
     sharing: str = "block"
+    output: str = "absolute"
+    bound: float = math.log(2.0)
     normalise: bool = True
     normalisation: str = "all"
     embed_rows: int = 15 * 16
@@ -99,6 +107,7 @@ class FineTunerConfig:
         self.features = check_features(self.features)
         for name, known in (
             ("sharing", SHARINGS),
+            ("output", OUTPUTS),
             ("normalisation", NORMALISATIONS),
             ("capacity", CAPACITIES),
             ("rows", ROWS),
@@ -107,6 +116,8 @@ class FineTunerConfig:
             if value not in known:
                 do = close_matches(str(value), known)
                 raise input_error(name, f"unknown {name}", value, do)
+        if not 0.0 < self.bound < math.inf:
+            raise input_error("bound", "must be finite and above 0", self.bound)
         if type(self.hidden) is not int or self.hidden < 1:
             raise input_error("hidden", "must be a whole number, 1 or more", self.hidden)
         if not isinstance(self.normalise, bool):

@@ -23,8 +23,8 @@ def cycle(nets: PertNN, seed: int) -> None:
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     taken = torch.empty(count, dtype=torch.long)
     taken[order] = order.roll(1)
-    for parameter in nets.parameters():
-        parameter.copy_(parameter[taken.to(parameter.device)])
+    for tensor in nets.per_group():
+        tensor.copy_(tensor[taken.to(tensor.device)])
 
 
 @torch.no_grad()
@@ -43,9 +43,7 @@ def make_constant(nets: PertNN, group: Tensor, numels: Tensor, scales: Tensor) -
     blank = torch.zeros(nets.b2.shape[0], dtype=weight.dtype, device=weight.device)
     total = blank.index_add(0, group, weight)
     value = (blank.index_add(0, group, power) / total.clamp_min(1)).sqrt()
-    hit = total > 0
-    nets.w2[hit] = 0.0
-    nets.b2[hit] = value[hit].to(nets.b2)
+    nets.hold(total > 0, value)
 
 
 @torch.no_grad()

@@ -5,17 +5,24 @@ A feature is one function and one line in `FEATURES`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from zopeft.errors import input_error
+from zopeft.finetuner.course import Reading
 from zopeft.registry import Registry
 
 PAPER_FEATURES = ("mean", "variance", "loss_plus", "loss_minus", "scale")
 """The paper's inputs, in the order of the authors' code."""
+STATE_FEATURES = ("depth", "loss_share", "change", "log_rms")
+"""Where a block and a run stand; made for `BoundedPertNN`. Without the costly `bend`, and
+without `log_loss`, which on a task of another loss stands at the end of its range from the
+first step on."""
+_SMALLEST = 1e-16
 
 
 @dataclass(frozen=True)
@@ -27,12 +34,16 @@ class Observed:
         variance: Their unbiased variance [N].
         losses: The last step's two losses, (plus, minus) [2]; 0 before the first step.
         scale: Each block's last raw scale, before normalisation [N]; 1 before the first step.
+        depth: Each block's relative depth in [0, 1], NaN outside the layers [N]; None: NaN.
+        reading: Where the run stands.
     """
 
     mean: Tensor
     variance: Tensor
     losses: Tensor
     scale: Tensor
+    depth: Tensor | None = None
+    reading: Reading = field(default_factory=Reading)
 
 
 Feature = Callable[[Observed], Tensor]
@@ -43,7 +54,22 @@ _FUNCTIONS: dict[str, Feature] = {
     "loss_plus": lambda seen: seen.losses[0].expand_as(seen.mean),
     "loss_minus": lambda seen: seen.losses[1].expand_as(seen.mean),
     "scale": lambda seen: seen.scale,
+    "depth": lambda seen: _everywhere(seen, math.nan) if seen.depth is None else seen.depth,
+    "log_loss": lambda seen: _everywhere(seen, seen.reading.log_loss),
+    "loss_share": lambda seen: _everywhere(seen, seen.reading.loss_share),
+    "change": lambda seen: _everywhere(seen, seen.reading.change),
+    "bend": lambda seen: _everywhere(seen, seen.reading.bend),
+    "log_rms": lambda seen: 0.5 * _square(seen).clamp_min(_SMALLEST).log(),
 }
+
+
+def _everywhere(seen: Observed, value: float) -> Tensor:
+    return torch.full_like(seen.mean, value)
+
+
+def _square(seen: Observed) -> Tensor:
+    return seen.variance + seen.mean.square()
+
 
 FEATURES = Registry(
     "feature",
@@ -54,6 +80,13 @@ FEATURES = Registry(
         "loss_plus": "last step's loss at weights + eps u",
         "loss_minus": "last step's loss at weights - eps u",
         "scale": "the block's last raw scale",
+        "depth": "relative depth of the block's layer, 0 to 1",
+        "log_loss": "log of the running loss",
+        "loss_share": "log of the running loss, as a share of the run's first",
+        "change": "log of the running |loss_plus - loss_minus|, as a share of its first",
+        "bend": "log of the running loss_plus + loss_minus - 2 loss, as a share of its first; "
+        "costs a third forward pass a step",
+        "log_rms": "log of the root mean square of the block's values",
     },
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from zopeft.finetuner.config import FineTunerConfig, Group
 from zopeft.finetuner.normalisation import normalisation_weights
 
 LAYER_ROLE = "layer"
-_HOWS = ("name", "layer", "depth", "none")
+_HOWS = ("name", "role", "layer", "depth", "none")
 _SHOWN = 6
 
 
@@ -27,7 +28,7 @@ class Match:
 
     Attributes:
         group: Index of each block's group, -1 where none, long [N].
-        how: ``name``, ``layer``, ``depth`` or ``none`` for each block [N].
+        how: ``name``, ``role``, ``layer``, ``depth`` or ``none`` for each block [N].
         numels: Elements of each block [N].
         blocks: The blocks.
         config: The fine-tuner's configuration.
@@ -43,6 +44,7 @@ class Match:
     counted: Tensor | None = None
     _moved: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False)
     _counted: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
+    _depths: dict[torch.device, Tensor] = field(default_factory=dict, repr=False)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """Returns `group` and `numels` on a device; each device is copied to once."""
@@ -58,6 +60,13 @@ class Match:
             self._counted[numels.device] = self.counted.to(numels.device)
         counted = self._counted[numels.device].to(numels.dtype)
         return torch.where(counted > 0, counted, numels)
+
+    def depths(self, device: torch.device) -> Tensor:
+        """Returns each block's relative depth, NaN outside the layers, float32 [N]."""
+        if device not in self._depths:
+            found = [math.nan if block.depth is None else block.depth for block in self.blocks]
+            self._depths[device] = torch.tensor(found, device=device)
+        return self._depths[device]
 
     @property
     def matched(self) -> Tensor:
@@ -112,10 +121,15 @@ def groups_of(blocks: Blocks, sharing: str) -> list[Group]:
     Args:
         blocks: The blocks it is to be learned on.
         sharing: ``block``: a group for each block. ``layer``: one for all blocks of a layer,
-            and one for each block outside the layers.
+            and one for each block outside the layers. ``role``: one for all blocks of a role
+            on tensors of a role, whatever their layer, and one for each block of no known role.
     """
     groups: dict[object, Group] = {}
     for block in blocks:
+        if sharing == "role" and block.base_role != OTHER:
+            key = _role_key(block.role, block.base_role)
+            groups.setdefault(key, Group(key, block.role, block.base_role, None, None))
+            continue
         if sharing == "layer" and block.layer is not None:
             shared = Group(f"layer {block.layer}", LAYER_ROLE, LAYER_ROLE, block.layer, block.depth)
             groups.setdefault(shared.key, shared)
@@ -125,14 +139,18 @@ def groups_of(blocks: Blocks, sharing: str) -> list[Group]:
     return list(groups.values())
 
 
+def _role_key(role: str, base_role: str) -> str:
+    return f"role {role}" if role == base_role else f"role {base_role} {role}"
+
+
 def match_blocks(config: FineTunerConfig, blocks: Blocks, allow_none: bool = False) -> Match:
     """Matches groups to blocks.
 
-    Each block takes the first group found by: the name of its base tensor; its role and layer;
-    its role at the nearest relative depth; else none. A group learned on the same kind of
-    adapter goes before one learned on the base tensor. Names and indices inside layers count
-    only between models of the same number of layers: in a deeper or shallower sibling, layer 3
-    is another place.
+    Each block takes the first group found by: its role, where roles share a group; the name of
+    its base tensor; its role and layer; its role at the nearest relative depth; else none. A
+    group learned on the same kind of adapter goes before one learned on the base tensor. Names
+    and indices inside layers count only between models of the same number of layers: in a
+    deeper or shallower sibling, layer 3 is another place.
 
     Args:
         config: The fine-tuner's configuration.
@@ -176,10 +194,12 @@ class _Table:
         self.by_key: dict[tuple[str, str, str], int] = {}
         self.by_layer: dict[tuple[str, str, int | None], int] = {}
         self.by_role: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        self.by_shared: dict[str, int] = {}
         for index, group in enumerate(groups):
             role = (group.role, group.base_role)
             self.by_key.setdefault((group.key, *role), index)
             self.by_layer.setdefault((*role, group.layer), index)
+            self.by_shared.setdefault(group.key, index)
             if group.depth is not None:
                 self.by_role.setdefault(role, []).append((group.depth, index))
 
@@ -190,6 +210,9 @@ class _Table:
             roles.append((block.base_role, block.base_role))
         if shared and block.layer is not None:
             roles = [(LAYER_ROLE, LAYER_ROLE)]
+        for role in roles:
+            if _role_key(*role) in self.by_shared:
+                return self.by_shared[_role_key(*role)], "role"
         same_place = self.same_layers or block.layer is None
         for role in roles if same_place else ():
             if (block.key, *role) in self.by_key:

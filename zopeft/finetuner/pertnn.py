@@ -57,6 +57,25 @@ class PertNN(nn.Module):
         Returns:
             Raw scales, at least 0, [N].
         """
+        return self.inner(x, group).abs()
+
+    def inner(self, x: Tensor, group: Tensor) -> Tensor:
+        """Returns the networks' outputs before the absolute value, [N]; see `forward`."""
         w1, b1, w2, b2 = (p.index_select(0, group) for p in (self.w1, self.b1, self.w2, self.b2))
         h = torch.tanh(torch.einsum("nhf,nf->nh", w1, x) + b1)
-        return ((w2 * h).sum(-1) + b2).abs()
+        return (w2 * h).sum(-1) + b2
+
+    def per_group(self) -> list[Tensor]:
+        """Returns the tensors that hold a row for each group."""
+        return [self.w1, self.b1, self.w2, self.b2]
+
+    @torch.no_grad()
+    def hold(self, hit: Tensor, value: Tensor) -> None:
+        """Makes some networks constant, in place.
+
+        Args:
+            hit: Which ones, bool [G].
+            value: What they give from now on, [G]; the others' is not read.
+        """
+        self.w2[hit] = 0.0
+        self.b2[hit] = value[hit].to(self.b2)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 
 from zopeft.finetuner.bases import stored_shapes
+from zopeft.finetuner.bounded import net_shapes
 from zopeft.finetuner.config import FineTunerConfig
 
 
 def network_numbers(config: FineTunerConfig) -> int:
-    """Numbers of all networks: ``G (H F + 2 H + 1)``."""
-    return len(config.groups) * (config.hidden * (len(config.features) + 2) + 1)
+    """Numbers of all networks: ``G (H F + 2 H + 1)``, and ``G + 2 F`` more where bounded."""
+    return sum(math.prod(shape) for shape in net_shapes(config).values())
 
 
 def basis_numbers(config: FineTunerConfig) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor
 from zopeft import hub
 from zopeft.errors import InputError, input_error
 from zopeft.finetuner.bases import Basis, is_orthonormal, stored_shapes
+from zopeft.finetuner.bounded import net_shapes, nets_of
 from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.pertnn import PertNN
@@ -44,7 +45,7 @@ def save(
                 "folder", "exists and is not empty", str(folder), "give another or overwrite it"
             )
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {n: p.detach().float().cpu().contiguous() for n, p in nets.named_parameters()}
+        tensors = {n: t.detach().float().cpu().contiguous() for n, t in nets.state_dict().items()}
         for index, basis in bases.items():
             # Two groups may hold one tensor, which the format refuses.
             tensors[f"left.{index}"] = basis.left.clone()
@@ -93,7 +94,7 @@ def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis]]:
             raise
         raise InputError(f"{where}: {problem}") from None
     tensors = _checked(config, folder / WEIGHTS)
-    return config, _nets(tensors), _bases(tensors)
+    return config, _nets(config, tensors), _bases(tensors)
 
 
 def _checked(config: FineTunerConfig, path: Path) -> dict[str, Tensor]:
@@ -103,14 +104,8 @@ def _checked(config: FineTunerConfig, path: Path) -> dict[str, Tensor]:
         InputError: A tensor is missing, foreign, of another shape, or not what it must be.
     """
     tensors = _tensors(path)
-    groups, hidden, inputs = len(config.groups), config.hidden, len(config.features)
-    wanted: Mapping[str, tuple[int, ...]] = {
-        "w1": (groups, hidden, inputs),
-        "b1": (groups, hidden),
-        "w2": (groups, hidden),
-        "b2": (groups,),
-        **stored_shapes(config),
-    }
+    groups = len(config.groups)
+    wanted: Mapping[str, tuple[int, ...]] = {**net_shapes(config), **stored_shapes(config)}
     if set(tensors) != set(wanted):
         missing, foreign = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
         found = [f"no {n}" for n in missing[:_SHOWN]] + [f"also {n}" for n in foreign[:_SHOWN]]
@@ -137,10 +132,9 @@ def _named(names: Mapping[str, Any]) -> str:
     return ", ".join(list(names)[:_SHOWN]) + more
 
 
-def _nets(tensors: Mapping[str, Tensor]) -> PertNN:
-    nets = PertNN(1, 1, 1, torch.Generator())
-    for name, _ in list(nets.named_parameters()):
-        setattr(nets, name, torch.nn.Parameter(tensors[name].float()))
+def _nets(config: FineTunerConfig, tensors: Mapping[str, Tensor]) -> PertNN:
+    nets = nets_of(config, torch.Generator())
+    nets.load_state_dict({name: tensors[name] for name in net_shapes(config)})
     return nets
 
 

@@ -7,11 +7,14 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
+from zopeft.finetuner import STATE_FEATURES
 
 OBJECTIVES = ("paper", "signal")
 RULES = ("signal", "signal_rms", "signal_twice", "none")
 PERTNN_OPTIMIZERS = ("sgd", "adam")
-SHARINGS = ("block", "layer")
+SHARINGS = ("block", "layer", "role")
+POLICIES = ("constant", "state")
+STATE_CHOICES = (*STATE_FEATURES, "log_loss", "bend")
 CAPACITIES = ("scales", "subspace")
 ROWS = ("none", "frequency")
 MIN_STEPS = 8
@@ -43,7 +46,12 @@ class MetaSettings:
         reset_below: Also start again once the running loss has fallen below this share of
             the first loss; 0 for never.
         hidden: Hidden units of a PertNN.
-        sharing: "block", one PertNN a block, or "layer", one a layer.
+        sharing: "block", one PertNN a block, "layer", one a layer, or "role", one a role.
+        policy: Of the signal objective: "constant", each scale its closed form, or "state",
+            PertNNs that move the scales about it with the state of the run (`StateTrainer`).
+        windows: Stretches of each run whose statistics "state" learns from.
+        penalty: Weight of the squared deviation from the closed form in "state".
+        features: What the PertNNs of "state" read: names from `STATE_CHOICES`.
         normalise: Keep ``sum d scale^2 = sum d``.
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
         capacity: "scales", a number a block, or "subspace": also each matrix's leading
@@ -74,6 +82,10 @@ class MetaSettings:
     reset_below: float = 0.0
     hidden: int = 64
     sharing: str = "block"
+    policy: str = "constant"
+    windows: int = 10
+    penalty: float = 1.0
+    features: tuple[str, ...] = STATE_FEATURES
     normalise: bool = True
     optimizer: str = "sgd"
     capacity: str = "scales"
@@ -90,6 +102,8 @@ class MetaSettings:
             ("batch_size", 1, math.inf),
             ("hidden", 1, math.inf),
             ("noise_rank", 1, 64),
+            ("windows", 2, math.inf),
+            ("penalty", 0.0, math.inf),
             ("reset_every", 0, math.inf),
             ("reset_below", 0.0, 1.0),
             ("momentum", 0.0, 0.999),
@@ -110,15 +124,15 @@ class MetaSettings:
             ("rule", RULES),
             ("optimizer", PERTNN_OPTIMIZERS),
             ("sharing", SHARINGS),
+            ("policy", POLICIES),
             ("capacity", CAPACITIES),
             ("token_rows", ROWS),
         ):
-            value = getattr(self, name)
-            if value not in known:
-                raise input_error(
-                    f"meta.{name}", "unknown value", value, close_matches(str(value), known)
-                )
+            _check_name(f"meta.{name}", getattr(self, name), known)
+        for feature in self.features:
+            _check_name("meta.features", feature, STATE_CHOICES)
         self._check_capacity()
+        self._check_policy()
 
     def _check_capacity(self) -> None:
         for name, plain in (("capacity", "scales"), ("token_rows", "none")):
@@ -131,10 +145,36 @@ class MetaSettings:
         if self.sharing != "block":
             do = "share by block"
             raise input_error("meta.capacity", "a subspace belongs to one block", self.sharing, do)
+        if self.policy != "constant":
+            do = "use the policy constant, or learn scales alone"
+            raise input_error("meta.capacity", "a subspace has constant scales", self.policy, do)
         if self.steps < MIN_STEPS:
             raise input_error(
                 "meta.steps", f"must be at least {MIN_STEPS} for a subspace", self.steps
             )
+
+    def _check_policy(self) -> None:
+        if self.policy == "constant":
+            return
+        if self.objective != "signal":
+            do = "set meta.objective to signal"
+            raise input_error("meta.policy", "state needs the signal objective", self.objective, do)
+        if self.run_length < 2 * self.windows:
+            raise input_error(
+                "meta.windows",
+                f"a run of {self.run_length} steps has not two steps for each window",
+                self.windows,
+                "take fewer, or raise meta.steps and meta.reset_every",
+            )
+        if not self.features:
+            raise input_error(
+                "meta.features", "none given", do="known: " + ", ".join(STATE_CHOICES)
+            )
+
+    @property
+    def run_length(self) -> int:
+        """Steps of a run from the base model."""
+        return min(self.steps, self.reset_every or self.steps)
 
     @classmethod
     def of(cls, **settings: Any) -> MetaSettings:
@@ -149,3 +189,8 @@ class MetaSettings:
             hints = "; ".join(f"{name!r}: {close_matches(name, known)}" for name in unknown)
             raise InputError(f"meta_train: unknown setting; {hints}")
         return cls(**settings)
+
+
+def _check_name(where: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise input_error(where, "unknown value", value, close_matches(str(value), known))

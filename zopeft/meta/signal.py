@@ -19,15 +19,17 @@ SIGNAL_FLOOR = 0.01
 def objective(scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor) -> Tensor:
     """Returns ``J = 2 log sum s^2 S - log sum s^2 E - log sum s^2 h``, 0-dim.
 
+    With leading dimensions, the same in all, one J for each of them.
+
     Args:
-        scales: [N], positive.
-        signal: S, [N].
-        energy: E, [N].
-        curvature: h, [N].
+        scales: [..., N], positive.
+        signal: S, [..., N].
+        energy: E, [..., N].
+        curvature: h, [..., N].
     """
     square = scales.square()
-    gain = (square * signal).sum().log()
-    return 2.0 * gain - (square * energy).sum().log() - (square * curvature).sum().log()
+    gain = (square * signal).sum(-1).log()
+    return 2.0 * gain - (square * energy).sum(-1).log() - (square * curvature).sum(-1).log()
 
 
 def closed_form(

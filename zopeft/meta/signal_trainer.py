@@ -149,7 +149,7 @@ class SignalTrainer:
             ones, signal, energy, curvature
         )
         rows = zip(
-            self.blocks.names,
+            self.blocks,
             signal.tolist(),
             energy.tolist(),
             curvature.tolist(),
@@ -163,7 +163,13 @@ class SignalTrainer:
             "best_lr": best_lr(used, signal, energy, curvature),
             "best_lr_of_ones": best_lr(ones, signal, energy, curvature),
             "statistics": {
-                name: {"signal": s, "energy": e, "curvature": h, "scale": u}
-                for name, s, e, h, u in rows
+                block.name: {
+                    "role": block.role,
+                    "signal": s,
+                    "energy": e,
+                    "curvature": h,
+                    "scale": u,
+                }
+                for block, s, e, h, u in rows
             },
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,24 +23,22 @@ class StartState:
     """
 
     def __init__(self, blocks: Blocks, folder: Path | None = None) -> None:
-        from safetensors.torch import save_file
-
         self._parameters = dict(_unique(blocks))
         self._folder = tempfile.TemporaryDirectory(prefix="zopeft-start-", dir=folder)
-        self._file = Path(self._folder.name) / "start.safetensors"
-        with torch.no_grad():
-            tensors = {n: p.detach().contiguous() for n, p in self._parameters.items()}
-            # Views of one flat buffer share storage, which the format refuses: save those alone.
-            shared = len({t.untyped_storage().data_ptr() for t in tensors.values()}) < len(tensors)
-            save_file({n: t.clone() if shared else t for n, t in tensors.items()}, self._file)
+        self._file = Path(self._folder.name) / "start.bin"
+        # Raw bytes, a tensor at a time: a library that writes or maps a whole file would hold
+        # a second copy of the weights meanwhile.
+        with open(self._file, "wb") as file:
+            for parameter in self._parameters.values():
+                file.write(_bytes(parameter.detach().contiguous().cpu()))
 
     def restore(self) -> None:
         """Writes the kept weights back into the model, bit for bit."""
-        from safetensors import safe_open
-
-        with safe_open(self._file, framework="pt") as tensors, torch.no_grad():
-            for name, parameter in self._parameters.items():
-                parameter.data.copy_(tensors.get_tensor(name))
+        with open(self._file, "rb") as file, torch.no_grad():
+            for parameter in self._parameters.values():
+                kept = torch.empty(parameter.shape, dtype=parameter.dtype)
+                file.readinto(_bytes(kept))
+                parameter.data.copy_(kept)
 
     def close(self) -> None:
         """Deletes the file."""
@@ -51,3 +50,9 @@ def _unique(blocks: Blocks) -> list[tuple[str, Tensor]]:
     for block in blocks:
         seen.setdefault(id(block.parameter), (block.parameter_name, block.parameter))
     return list(seen.values())
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """Returns the memory of a contiguous CPU tensor, not a copy of it."""
+    array: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+    return memoryview(array)

@@ -10,6 +10,7 @@ are the gradients' on average.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,17 @@ class Sketch:
             total += signed[:whole].view(-1, SKETCH).sum(0)
             total[: signed.numel() - whole] += signed[whole:]
         return total
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What `BlockStatistics` has summed up to a moment; see `BlockStatistics.since`."""
+
+    halves: Tensor
+    counts: tuple[int, int]
+    energy: Tensor
+    curvature: Tensor
+    curvature_count: int
 
 
 class BlockStatistics:
@@ -138,10 +150,7 @@ class BlockStatistics:
         Unbiased for the squared norm of the mean gradient, so it may come out negative
         where there is no signal.
         """
-        even, odd = (
-            self._halves[half].double() / max(1, count) for half, count in enumerate(self._counts)
-        )
-        return (even * odd).sum(1)
+        return _product(self._halves, self._counts)
 
     def energy(self) -> Tensor:
         """Returns E, float64 [N]."""
@@ -150,3 +159,27 @@ class BlockStatistics:
     def curvature(self) -> Tensor:
         """Returns h, float64 [N]."""
         return self._curvature / max(1, self._curvature_count)
+
+    def sums(self) -> Sums:
+        """Returns a copy of the sums so far: the beginning of a window."""
+        return Sums(
+            self._halves.clone(),
+            (self._counts[0], self._counts[1]),
+            self._energy.clone(),
+            self._curvature.clone(),
+            self._curvature_count,
+        )
+
+    def since(self, before: Sums) -> tuple[Tensor, Tensor, Tensor]:
+        """Returns S, E and h of what came after `before`, float64, each [N]."""
+        counts = [now - then for now, then in zip(self._counts, before.counts, strict=True)]
+        signal = _product(self._halves - before.halves, counts)
+        energy = (self._energy - before.energy) / max(1, sum(counts))
+        drawn = max(1, self._curvature_count - before.curvature_count)
+        return signal, energy, (self._curvature - before.curvature) / drawn
+
+
+def _product(halves: Tensor, counts: list[int]) -> Tensor:
+    """Returns the inner product of the two halves' mean sketches, [N]."""
+    even, odd = (halves[half].double() / max(1, count) for half, count in enumerate(counts))
+    return (even * odd).sum(1)

@@ -13,11 +13,12 @@ from torch import nn
 from zopeft.blocks import Blocks, discover
 from zopeft.blocks.offloaded import refuse_offloaded
 from zopeft.errors import input_error
-from zopeft.finetuner import FineTuner
+from zopeft.finetuner import PAPER_FEATURES, FineTuner
 from zopeft.meta.batches import TaskBatches
 from zopeft.meta.paper_trainer import PaperTrainer, Progress
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal_trainer import SignalTrainer
+from zopeft.meta.state_trainer import StateTrainer
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
 from zopeft.tasks.frequency import count_tokens
 from zopeft.tasks.sampling import draw_labels
@@ -78,9 +79,12 @@ def meta_train(
         datasets[task.name] = TaskDataset(task, found, tokenizer, max_length)
     device = blocks[0].parameter.device
     batches = TaskBatches(datasets, Collator(tokenizer), checked.batch_size, checked.seed, device)
+    moving = checked.policy == "state"
     finetuner = FineTuner.initial(
         blocks,
         hidden=checked.hidden,
+        features=checked.features if moving else PAPER_FEATURES,
+        output="bounded" if moving else "absolute",
         sharing=checked.sharing,
         normalise=checked.normalise,
         seed=checked.seed,
@@ -96,9 +100,11 @@ def meta_train(
         trainer = PaperTrainer(model, batches, task_loss, checked, blocks, finetuner)
     else:
         counts = count_tokens(datasets.values()) if checked.token_rows == "frequency" else None
-        trainer = SignalTrainer(
-            model, batches, task_loss, draw_labels, checked, blocks, finetuner, counts
-        )
+        common = (model, batches, task_loss, draw_labels, checked, blocks, finetuner)
+        if moving:
+            trainer = StateTrainer(*common, sorted(datasets), counts)
+        else:
+            trainer = SignalTrainer(*common, counts)
     scores = trainer.train(progress)
     losses = [row["loss"] for row in trainer.history]
     finetuner.config.training = {

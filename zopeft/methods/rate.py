@@ -86,6 +86,7 @@ class RunningRate:
 
     def note(self, record: StepRecord) -> None:
         """Takes note of a step that has been applied, or skipped for its loss."""
+        due = self.due()
         self._steps += 1
         if record.skipped:
             self.lr *= 0.5
@@ -98,7 +99,8 @@ class RunningRate:
         self._squares.append(record.projected_grads[0] ** 2)
         for kept in (self._losses, self._rates, self._squares):
             del kept[:-MOST_WINDOW]
-        if record.centre is not None:
+        # A method may take the loss at the weights in other steps too, for its own ends.
+        if due and record.centre is not None:
             self._look((plus + minus - 2.0 * record.centre) / record.eps**2)
 
     def _look(self, bend: float) -> None:

@@ -129,6 +129,10 @@ class ZerothOrder(Restorable):
         """Returns what the journal must hold of the method's own state for this step."""
         return None
 
+    def _takes_centre(self) -> bool:
+        """Returns whether the step that is due takes the loss at the weights themselves, too."""
+        return self.rate is not None and self.rate.due()
+
     def _finish(self, record: StepRecord) -> None:
         """Takes note of a step that has been applied (or replayed)."""
 
@@ -195,7 +199,7 @@ class ZerothOrder(Restorable):
             direction = Direction(step_seed(self.seed, self.steps), self._scales())
             self._pending = Pending(direction, self.eps)
         pending = self._pending
-        if self.rate is not None and self.rate.due():
+        if self._takes_centre():
             pending.add_centre(float(closure()))
             self.forward_passes += 1
         losses, passes = self.probing.pair(pending.direction, pending.eps, closure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
-from zopeft.finetuner import FineTuner
+from zopeft.finetuner import Course, FineTuner
 from zopeft.methods.record import StepRecord
 from zopeft.methods.zeroth_order import ZerothOrder
 
@@ -25,6 +26,10 @@ class ZOFineTuner(ZerothOrder):
     at 1, and the last raw scale is fed back before normalisation; the scale multiplies
     the noise as a standard deviation. Where the fine-tuner holds subspaces, or scales
     embeddings by token frequency, z_i has that shape (`FineTuner.fitted`).
+
+    A fine-tuner may read the course of the run instead (`zopeft.finetuner.Course`): running
+    loss and change of the loss along the directions. One that reads ``bend`` costs a third
+    forward pass a step, at the weights themselves.
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
@@ -70,15 +75,24 @@ class ZOFineTuner(ZerothOrder):
         self._losses = torch.zeros(2, device=self._device)
         self._raw = torch.ones(len(blocks), device=self._device)
         self._next_raw = self._raw
+        self.course = Course()
 
     @torch.no_grad()
     def _scales(self) -> Tensor:
         mean, variance = self.engine.statistics()
         features = self.finetuner.features(
-            self.match, mean.float(), variance.float(), self._losses, self._raw
+            self.match,
+            mean.float(),
+            variance.float(),
+            self._losses,
+            self._raw,
+            self.course.reading(),
         )
         self._next_raw = self.finetuner.raw_scales(self.match, features)
         return self.finetuner.used_scales(self.match, self._next_raw, self._numels)
+
+    def _takes_centre(self) -> bool:
+        return super()._takes_centre() or self.finetuner.reads("bend")
 
     def _memory(self) -> Tensor:
         return self._next_raw
@@ -88,10 +102,16 @@ class ZOFineTuner(ZerothOrder):
         self._losses = torch.tensor([plus, minus], dtype=torch.float32, device=self._device)
         assert record.memory is not None
         self._raw = torch.tensor(record.memory, device=self._device)
+        # The rate's own looks are too rare for a running mean.
+        zero = record.centre if self.finetuner.reads("bend") else None
+        self.course.note(plus, minus, math.nan if zero is None else zero)
 
     def _own_state(self) -> dict[str, Any]:
-        return {"losses": self._losses.clone(), "raw": self._raw.clone()}
+        course = self.course.state_dict()
+        return {"losses": self._losses.clone(), "raw": self._raw.clone(), "course": course}
 
     def _load_own_state(self, state: dict[str, Any]) -> None:
         self._losses = state["losses"].to(self._device)
         self._raw = state["raw"].to(self._device)
+        if "course" in state:
+            self.course.load_state_dict(state["course"])

@@ -211,8 +211,13 @@ def _conflicts(recipe: Recipe) -> list[str]:
             "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
             "add --objective signal"
         )
-    if meta.capacity == "subspace" and meta.sharing == "layer":
-        found.append("--sharing layer: a subspace belongs to one block; leave it out")
+    if meta.capacity == "subspace" and meta.sharing != "block":
+        found.append(f"--sharing {meta.sharing}: a subspace belongs to one block; leave it out")
+    if meta.capacity == "subspace" and meta.policy != "constant":
+        found.append(
+            f"--policy {meta.policy}: a subspace has constant scales; leave it out, or "
+            "--capacity subspace"
+        )
     if recipe.peft.name == SCALES and recipe.job == "meta-train":
         found.append("--peft scales: meta-train needs gradients; use --full or --lora")
     return found

@@ -16,11 +16,12 @@ _REGISTRIES = {
     "peft": ("zopeft.models", "PEFT"),
     "task": ("zopeft.tasks", "TASKS"),
     "model": ("zopeft.models", "MODELS"),
+    "feature": ("zopeft.finetuner", "FEATURES"),
 }
 
 
 def registry(kind: str) -> Mapping[str, Any]:
-    """Returns the registry of "method", "noise", "peft", "task" or "model"."""
+    """Returns the registry of "method", "noise", "peft", "task", "model" or "feature"."""
     module, attribute = _REGISTRIES[kind]
     found: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
     return found

@@ -180,7 +180,12 @@ class MetaSection:
         reset_every: Steps after which the model goes back to its start; 0 for never.
         reset_below: Also go back once the loss has fallen below this share; 0 for never.
         hidden: Hidden units of a PertNN.
-        sharing: One PertNN a "block" or a "layer".
+        sharing: One PertNN a "block", a "layer" or a "role".
+        policy: "constant" scales, or PertNNs that move them with the "state" of the run
+            (signal objective only).
+        windows: Stretches of each run that "state" learns from.
+        penalty: Weight of the squared deviation from the closed form in "state".
+        features: What the PertNNs of "state" read.
         normalise: Keep the total noise power of the blocks constant.
         optimizer: Optimizer of the PertNNs.
         capacity: "scales", a number a block, or "subspace", also leading directions of each
@@ -204,7 +209,11 @@ class MetaSection:
     reset_every: int = number(100, low=0)
     reset_below: float = number(0.0, low=0.0)
     hidden: int = number(64, low=1)
-    sharing: Literal["block", "layer"] = "block"
+    sharing: Literal["block", "layer", "role"] = "block"
+    policy: Literal["constant", "state"] = "constant"
+    windows: int = number(10, low=2)
+    penalty: float = number(1.0, low=0.0)
+    features: tuple[str, ...] = named(("depth", "loss_share", "change", "log_rms"), "feature")
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
     capacity: Literal["scales", "subspace"] = "scales"
@@ -252,6 +261,7 @@ class Recipe:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
         plain["meta"]["tasks"] = list(self.meta.tasks)
+        plain["meta"]["features"] = list(self.meta.features)
         for overlay in ("models", "spaces", "tasks", "small"):
             plain.pop(overlay)
         bench = plain.pop("bench")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -94,8 +95,12 @@ def bare_cells(finetuner: FineTuner, loss: float = TYPICAL_LOSS) -> list[Cell]:
     from zopeft.finetuner.features import Observed, stack_features
 
     groups = finetuner.config.groups
-    zeros = torch.zeros(len(groups))
-    seen = Observed(zeros, zeros, torch.tensor([loss, loss]), torch.ones(len(groups)))
+    # Networks that know an average read what is missing as that.
+    missing = math.nan if finetuner.config.output == "bounded" else 0.0
+    blank = torch.full((len(groups),), missing)
+    depth = torch.tensor([math.nan if g.depth is None else g.depth for g in groups])
+    losses = torch.tensor([loss, loss])
+    seen = Observed(blank, blank, losses, torch.ones(len(groups)), depth)
     with torch.no_grad():
         features = stack_features(finetuner.config.features, seen)
         raw = finetuner.nets(features, torch.arange(len(groups))).tolist()
