@@ -9,11 +9,18 @@ import torch
 
 
 class PlainMeZO:
-    """MeZO as it is usually written: one stream of torch.normal, weights changed in place."""
+    """MeZO as it is usually written: one stream of torch.normal, weights changed in place.
 
-    def __init__(self, model: Any, lr: float, eps: float) -> None:
+    Args:
+        model: All that asks for a gradient is trained.
+        lr: Learning rate.
+        eps: Finite-difference step.
+        first_seed: The seed before that of the first step; each step takes the next.
+    """
+
+    def __init__(self, model: Any, lr: float, eps: float, first_seed: int = 0) -> None:
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        self.lr, self.eps, self.count = lr, eps, 0
+        self.lr, self.eps, self.count = lr, eps, first_seed
 
     def _add(self, seed: int, factor: float) -> None:
         torch.manual_seed(seed)
@@ -22,8 +29,8 @@ class PlainMeZO:
             weight.data.add_(z, alpha=factor)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], torch.Tensor]) -> None:
-        """One step: three perturbations and one update."""
+    def step(self, closure: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """One step: three perturbations and one update; returns the probes' mean loss."""
         self.count += 1
         self._add(self.count, self.eps)
         plus = closure()
@@ -32,3 +39,4 @@ class PlainMeZO:
         self._add(self.count, self.eps)
         grad = float((plus - minus) / (2 * self.eps))
         self._add(self.count, -self.lr * grad)
+        return (plus + minus) / 2

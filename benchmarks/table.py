@@ -15,6 +15,7 @@ from rich.table import Table
 from rows import RESULTS
 
 KEYS = {
+    "convergence": ("hardware", "model", "task", "part", "case", "steps", "lr", "seed"),
     "gpu": ("hardware", "model", "space", "dtype", "case"),
     "learning": ("hardware", "task", "space", "seed"),
     "meta_train": ("hardware", "threads", "model", "case"),
@@ -23,6 +24,7 @@ KEYS = {
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
+    "convergence": ("loss_before", "loss_after", "loss_of_run", "drift", "commit"),
     "gpu": (
         "elements",
         "value",
