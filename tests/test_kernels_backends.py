@@ -185,6 +185,7 @@ def test_the_backend_is_chosen_by_device_and_what_is_installed(monkeypatch, capl
     assert choice.kernels_for("auto", Noise(), [cuda, cpu]).name in (gpu, "numba")
     assert choice.kernels_for("plain", Noise(), [cpu]).name == "plain"
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         assert choice.kernels_for("auto", Noise(), [cpu]).name == "plain"
         assert choice.kernels_for("auto", Noise(), [cuda]).name == "plain"

@@ -139,7 +139,7 @@ def test_step_seeds_differ_and_fit_64_bits():
 
 
 def test_unknown_family_is_refused_with_a_hint():
-    with pytest.raises(InputError, match="unknown noise, got 'gausian'; did you mean 'gaussian'"):
+    with pytest.raises(InputError, match="family, got 'gausian'; did you mean 'gaussian'"):
         Noise("gausian")
 
 
