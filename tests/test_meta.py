@@ -306,3 +306,51 @@ def test_meta_train_without_a_task_or_tokenizer_is_refused():
         zopeft.meta_train(model, tasks=["copa"])
     with pytest.raises(InputError, match="at least one task"):
         zopeft.meta_train(model, tasks=[], tokenizer=object())
+
+
+@pytest.mark.parametrize("spoilt", [torch.inf, torch.nan])
+def test_a_gradient_that_is_not_finite_is_left_out_of_the_statistics(spoilt):
+    blocks = zopeft.discover(tiny())
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn():
+        return [torch.randn(block.shape, generator=generator) for block in blocks]
+
+    def take(statistics, taker, gradients):
+        for index, (block, gradient) in enumerate(zip(blocks, gradients, strict=True)):
+            getattr(statistics, taker)(block.parameter, [index], gradient)
+
+    kept, all_of_them = BlockStatistics(blocks, 3), BlockStatistics(blocks, 3)
+    for step in range(6):
+        gradients = drawn()
+        bad = step in (2, 5)
+        if bad:
+            gradients[3].view(-1)[7] = spoilt
+        for statistics in (all_of_them,) if bad else (kept, all_of_them):
+            statistics.begin_curvature(4)
+            take(statistics, "take_curvature", gradients)
+            statistics.begin_gradient(step)
+            take(statistics, "take_gradient", gradients)
+        assert bool(all_of_them.gradient_norm.isfinite()) != bad
+    for name in ("signal", "energy", "curvature"):
+        torch.testing.assert_close(getattr(all_of_them, name)(), getattr(kept, name)())
+        assert bool(getattr(kept, name)().isfinite().all())
+    assert float(kept.energy().min()) > 0
+
+
+def test_the_first_step_after_a_restart_is_not_clipped_by_the_run_before():
+    """As at the very start: the norm is not known, and the step only looks."""
+    blocks = zopeft.discover(model := tiny())
+    settings = MetaSettings.of(objective="signal", steps=8, reset_every=3)
+    finetuner = FineTuner.initial(blocks)
+    trainer = SignalTrainer(model, batches(), loss_of, draw, settings, blocks, finetuner)
+    norms, descend = [], trainer.trajectory.descend
+
+    def watched(batch, seed, gradient_norm, *rest):
+        norms.append(gradient_norm)
+        return descend(batch, seed, gradient_norm, *rest)
+
+    trainer.trajectory.descend = watched
+    trainer.train()
+    assert [step for step, norm in enumerate(norms) if norm != norm] == [0, 3, 6]
+    assert norms[1] == trainer.history[0]["gradient_norm"] > 0

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,20 +12,20 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
-from zopeft.finetuner import storage
-from zopeft.finetuner.bases import Basis, permuted, random_like
+from zopeft.finetuner.bases import Basis
 from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
-from zopeft.finetuner.controls import cycle, distance, make_constant
+from zopeft.finetuner.controlled import Controlled
+from zopeft.finetuner.controls import make_constant
 from zopeft.finetuner.course import Reading
 from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
-from zopeft.finetuner.pertnn import PertNN
+from zopeft.finetuner.share import learned_share
 from zopeft.finetuner.subspaces import Fitted, fitted_shapes
 
 
-class FineTuner:
+class FineTuner(Controlled):
     """A learned choice of scales and subspaces: data and pure functions, no optimizer.
 
     ``x_i = features_i``, ``raw_i = PertNN_g(i)(x_i)``, ``scale = normalise(raw)``; a method
@@ -43,13 +41,6 @@ class FineTuner:
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
         equations 2 to 4 and Algorithm 1.
     """
-
-    def __init__(
-        self, config: FineTunerConfig, nets: PertNN, bases: Mapping[int, Basis] | None = None
-    ) -> None:
-        self.config = config
-        self.nets = nets
-        self.bases: dict[int, Basis] = dict(bases or {})
 
     @classmethod
     def initial(
@@ -173,6 +164,20 @@ class FineTuner:
             return normalise(raw, match.weights(numels.to(raw.device)), matched)
         return torch.where(matched, raw, torch.ones_like(raw))
 
+    def signal_share(self, match: Match, scales: Tensor) -> float | None:
+        """Returns which share of the projected gradient's energy was signal in the meta-training.
+
+        ``A / G = sum s^2 S / sum s^2 E`` (see `zopeft.finetuner.share`).
+
+        Args:
+            match: From `match`.
+            scales: Standard deviations of the blocks' noise, [N].
+
+        Returns:
+            The share, above 0; None where the fine-tuner knows no statistics of the blocks.
+        """
+        return learned_share(self.config, match, scales)
+
     def set_scales(self, match: Match, scales: Tensor) -> None:
         """Makes the networks constant: each one then gives the scale of its blocks.
 
@@ -225,111 +230,3 @@ class FineTuner:
             token_counts: As for `fitted`.
         """
         return self.fitted(match, token_counts).shapes
-
-    def copy(self) -> FineTuner:
-        """Returns an independent copy."""
-        return FineTuner(copy.deepcopy(self.config), copy.deepcopy(self.nets), self.bases)
-
-    def shuffled(self, seed: int) -> FineTuner:
-        """Returns a control: the same networks and bases, each one serving another group.
-
-        The networks are reassigned along one random cycle through all groups, so that none
-        keeps its place; bases along a cycle through the groups of the same shape, where a
-        shape that stands alone keeps its own.
-
-        Args:
-            seed: Seed of the cycles.
-        """
-        other = self.copy()
-        cycle(other.nets, seed)
-        other.bases = permuted(self.bases, self.config.groups, _generator(seed))
-        return other._called("shuffled", seed)
-
-    def with_random_bases(self, seed: int) -> FineTuner:
-        """Returns a control: subspaces of the same ranks, in random directions.
-
-        Args:
-            seed: Seed of the directions.
-        """
-        other = self.copy()
-        other.bases = random_like(self.bases, _generator(seed))
-        return other._called("random bases", seed)
-
-    def without_bases(self) -> FineTuner:
-        """Returns a control: the scales alone."""
-        other = self.copy()
-        other.config.capacity, other.bases = "scales", {}
-        other.config.groups = [replace(one, shape=None, kind="") for one in other.config.groups]
-        return other._called("without bases", None)
-
-    def _called(self, control: str, seed: int | None) -> FineTuner:
-        self.config.training = {**self.config.training, "control": control, "control_seed": seed}
-        return self
-
-    def distance(self, other: FineTuner) -> dict[str, Any]:
-        """Says how far these networks are from another's, ``||w - w'|| / ||w'||``.
-
-        Args:
-            other: A fine-tuner with the same numbers of groups, features and hidden units, for
-                example the start of its training.
-
-        Returns:
-            ``total``, over all networks, and ``groups``, a list in the order of the table.
-
-        Raises:
-            InputError: The two are of different sizes.
-        """
-        return distance(self.nets, other.nets)
-
-    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
-        """Writes ``finetuner_config.json``, ``finetuner.safetensors`` and a card ``README.md``.
-
-        Args:
-            folder: Where to; made if it does not exist.
-            overwrite: Write into a folder that holds files already.
-
-        Returns:
-            The folder.
-
-        Raises:
-            InputError: The folder is not empty and `overwrite` is off, or cannot be written.
-        """
-        return storage.save(self.config, self.nets, self.bases, Path(folder), overwrite)
-
-    @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> FineTuner:
-        """Reads a fine-tuner from a folder or from the hub.
-
-        Args:
-            name: Folder that `save_pretrained` wrote, or a hub id.
-            revision: Branch, tag or commit on the hub.
-
-        Raises:
-            InputError: There is no such folder or hub id, the hub cannot be reached, or the
-                files are missing, foreign or damaged.
-        """
-        return cls(*storage.load(storage.locate(name, revision)))
-
-    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
-        """Uploads the three files; makes the repository if it does not exist.
-
-        Args:
-            repo_id: ``organisation/name``.
-            private: Whether a new repository is private.
-            token: Access token; None takes the one that the hub's client is logged in with.
-
-        Returns:
-            The address of the repository.
-
-        Raises:
-            InputError: The hub cannot be reached or refuses.
-        """
-        return storage.push(self.config, self.nets, self.bases, repo_id, private, token)
-
-    def __repr__(self) -> str:
-        c = self.config
-        return f"FineTuner({c.base_model or c.architecture}, {len(c.groups)} groups, {c.space})"
-
-
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)

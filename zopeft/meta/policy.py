@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from zopeft.finetuner import BoundedPertNN
-from zopeft.meta.signal import SIGNAL_FLOOR, objective
+from zopeft.finetuner.share import SIGNAL_FLOOR
+from zopeft.meta.signal import objective
 
 LR = 1e-2
 EPOCHS = 200

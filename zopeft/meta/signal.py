@@ -12,8 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SIGNAL_FLOOR = 0.01
-"""Least share of a block's energy that counts as signal: S may come out at or below zero."""
+from zopeft.finetuner.share import SIGNAL_FLOOR
 
 
 def objective(scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class SignalTrainer:
     to S and E, every second step one more pass with labels drawn from the model adds to
     h (`BlockStatistics`); the scales are `closed_form`'s. Cost: 1.5 passes a step and no
     second copy of the weights. Clipping goes by the norm of the step before, since the
-    gradient is used up as it is made; the first step only looks.
+    gradient is used up as it is made; the first step from the base model only looks.
 
     With ``capacity="subspace"`` the first half of the steps gathers the bases
     (`BasisGathering`); then the trajectory starts again, and S, E and h are measured as
@@ -122,7 +122,11 @@ class SignalTrainer:
             self.history.append(figures)
             if progress is not None:
                 progress(step + 1, self.settings.steps, figures)
+            resets = self.trajectory.resets
             self.trajectory.note(loss)
+            if self.trajectory.resets != resets:
+                # The norm where a run has ended says nothing of where it starts.
+                norm = math.nan
 
     def _step(
         self, step: int, task: str, batch: Any, last_norm: float, share: float

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -77,8 +76,6 @@ class StateTrainer(SignalTrainer):
         if self._run != self.trajectory.resets:
             self._run, self._began = self.trajectory.resets, step
             self.log.begin(task)
-            # Not a number: the first step of every run only looks.
-            last_norm = math.nan
         share = 1.0 - (step - self._began) / self.settings.run_length
         loss, norm = super()._step(step, task, batch, last_norm, share)
         self.log.note(loss)

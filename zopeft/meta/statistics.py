@@ -24,6 +24,7 @@ SKETCH = 4096
 """Numbers a sketch: the error of an inner product is about its vectors' norms / 64."""
 CHUNK_ROWS = 1024
 MASK = 0xFFFFFFFF
+NOTHING, GRADIENT, CURVATURE = range(3)
 
 
 class Sketch:
@@ -73,6 +74,8 @@ class Sums:
 class BlockStatistics:
     """Running S, E and h of every block.
 
+    A gradient that is not finite in some block is left out in all.
+
     Args:
         blocks: The blocks, [N].
         seed: 64-bit key of the sketches' signs.
@@ -92,20 +95,38 @@ class BlockStatistics:
         self._energy = torch.zeros(len(blocks), dtype=torch.float64, device=device)
         self._curvature = torch.zeros_like(self._energy)
         self._curvature_count = 0
+        # The gradient under way: it counts once it is known to be finite as a whole.
+        self._under_way = NOTHING
+        self._sketches = torch.zeros_like(self._halves[0])
+        self._squares = torch.zeros_like(self._energy)
         self._half = 0
         self._weight = 1.0
         self._norm = torch.zeros((), dtype=torch.float64, device=device)
 
     def begin_gradient(self, step: int) -> None:
         """Announces a gradient of the loss; even and odd steps form the two halves."""
-        self._half = step % 2
-        self._counts[self._half] += 1
+        self._settle()
+        self._under_way, self._half = GRADIENT, step % 2
         self._norm.zero_()
 
     def begin_curvature(self, labels: int) -> None:
         """Announces a gradient of the loss with `labels` labels drawn from the model itself."""
-        self._curvature_count += 1
-        self._weight = float(labels)
+        self._settle()
+        self._under_way, self._weight = CURVATURE, float(labels)
+
+    def _settle(self) -> None:
+        """Adds the gradient under way to the sums; one that is not finite is left out of them."""
+        finite = bool(self._squares.isfinite().all() & self._sketches.isfinite().all())
+        if self._under_way == GRADIENT and finite:
+            self._counts[self._half] += 1
+            self._energy += self._squares
+            self._halves[self._half] += self._sketches
+        elif self._under_way == CURVATURE and finite:
+            self._curvature_count += 1
+            self._curvature += self._weight * self._squares
+        self._under_way = NOTHING
+        self._squares.zero_()
+        self._sketches.zero_()
 
     @property
     def gradient_norm(self) -> Tensor:
@@ -120,12 +141,12 @@ class BlockStatistics:
                 self._norm += part.double().square().sum()
             for number, (piece, factor) in enumerate(seen(part, shape)):
                 energy = piece.double().square().sum() * factor**2
-                self._energy[index] += energy
+                self._squares[index] += energy
                 if shape is None:
                     self._norm += energy
                 # Pieces with signs of their own: their sketches add up to that of them all.
                 address = self.blocks[index].address + number & MASK
-                self._halves[self._half, index] += self._sketch(piece, address).mul_(factor)
+                self._sketches[index] += self._sketch(piece, address).mul_(factor)
 
     def take_curvature(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient with drawn labels.
@@ -137,8 +158,7 @@ class BlockStatistics:
         for index in indices:
             part = self._part(index, gradient)
             for piece, factor in seen(part, self.shapes.get(index)):
-                square = piece.double().square().sum() * factor**2
-                self._curvature[index] += self._weight * square
+                self._squares[index] += piece.double().square().sum() * factor**2
 
     def _part(self, index: int, gradient: Tensor) -> Tensor:
         columns = self.blocks[index].columns
@@ -150,18 +170,22 @@ class BlockStatistics:
         Unbiased for the squared norm of the mean gradient, so it may come out negative
         where there is no signal.
         """
+        self._settle()
         return _product(self._halves, self._counts)
 
     def energy(self) -> Tensor:
         """Returns E, float64 [N]."""
+        self._settle()
         return self._energy / max(1, sum(self._counts))
 
     def curvature(self) -> Tensor:
         """Returns h, float64 [N]."""
+        self._settle()
         return self._curvature / max(1, self._curvature_count)
 
     def sums(self) -> Sums:
         """Returns a copy of the sums so far: the beginning of a window."""
+        self._settle()
         return Sums(
             self._halves.clone(),
             (self._counts[0], self._counts[1]),
@@ -172,6 +196,7 @@ class BlockStatistics:
 
     def since(self, before: Sums) -> tuple[Tensor, Tensor, Tensor]:
         """Returns S, E and h of what came after `before`, float64, each [N]."""
+        self._settle()
         counts = [now - then for now, then in zip(self._counts, before.counts, strict=True)]
         signal = _product(self._halves - before.halves, counts)
         energy = (self._energy - before.energy) / max(1, sum(counts))

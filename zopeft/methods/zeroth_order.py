@@ -107,6 +107,7 @@ class ZerothOrder(Restorable):
         self.steps = self.skipped = self.forward_passes = 0
         self.lr_reason = "waiting for the first batch" if self.auto else "given"
         self.last_record: StepRecord | None = None
+        self._share_origin = ""
         self._bad_in_a_row = 0
         self._pending: Pending | None = None
         first = 0.0 if self.auto else float(lr)
@@ -172,7 +173,8 @@ class ZerothOrder(Restorable):
     def _reason(self, curvature: float, energy: float, share: float) -> str:
         if not curvature and not energy:
             return "published default, since the loss does not change along any direction"
-        bounds = [f"signal share {share:.2g} over curvature {curvature:.3g}"] if curvature else []
+        share_text = f"signal share {share:.2g}{self._share_origin}"
+        bounds = [f"{share_text} over curvature {curvature:.3g}"] if curvature else []
         bounds += [f"reach over gradient {math.sqrt(energy):.3g}"] if energy else []
         least = "the lesser of " if len(bounds) == 2 else ""
         return f"{least}{' and '.join(bounds)} ({DIRECTIONS} directions), then as the run shows"

@@ -13,6 +13,7 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
+from zopeft.methods.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.methods.record import StepRecord
 from zopeft.methods.zeroth_order import ZerothOrder
 
@@ -25,7 +26,8 @@ class ZOFineTuner(ZerothOrder):
     then the step of `ZerothOrder`. As in the authors' code, losses start at 0, raw scales
     at 1, and the last raw scale is fed back before normalisation; the scale multiplies
     the noise as a standard deviation. Where the fine-tuner holds subspaces, or scales
-    embeddings by token frequency, z_i has that shape (`FineTuner.fitted`).
+    embeddings by token frequency, z_i has that shape (`FineTuner.fitted`). Where it knows the
+    share of signal of its meta-training, lr="auto" begins with that (`FineTuner.signal_share`).
 
     A fine-tuner may read the course of the run instead (`zopeft.finetuner.Course`): running
     loss and change of the loss along the directions. One that reads ``bend`` costs a third
@@ -90,6 +92,13 @@ class ZOFineTuner(ZerothOrder):
         )
         self._next_raw = self.finetuner.raw_scales(self.match, features)
         return self.finetuner.used_scales(self.match, self._next_raw, self._numels)
+
+    def _share(self, scales: Tensor | None) -> float:
+        learned = None if scales is None else self.finetuner.signal_share(self.match, scales)
+        if learned is None:
+            return super()._share(scales)
+        self._share_origin = " from the fine-tuner"
+        return min(SHARE_MOST, max(SHARE_LEAST, learned))
 
     def _takes_centre(self) -> bool:
         return super()._takes_centre() or self.finetuner.reads("bend")
