@@ -121,13 +121,9 @@ class Bench:
         return found if math.isfinite(found) else math.inf
 
     def run(self, part: str, case: Case, lr: float, seed: int) -> dict[str, Any]:
-        """Trains once and returns the row."""
-        args, model = self.args, self.model(case.dtype)
-        begun = time.process_time()
-        losses = self._steps(model, case, lr, seed, args.steps)
-        seconds = time.process_time() - begun
-        diverged = len(losses) < args.steps
-        row = {
+        """Trains once and returns the row; with --resume, one that is kept already."""
+        args = self.args
+        told = {
             "part": part,
             "case": case.name,
             "model": Path(args.model).name,
@@ -137,6 +133,17 @@ class Bench:
             "steps": args.steps,
             "batch": args.batch,
             "eps": args.eps,
+        }
+        for row in kept() if args.resume else []:
+            if told.items() <= row.items():
+                return row
+        model = self.model(case.dtype)
+        begun = time.process_time()
+        losses = self._steps(model, case, lr, seed, args.steps)
+        seconds = time.process_time() - begun
+        diverged = len(losses) < args.steps
+        row = {
+            **told,
             "unit": f"nats over {len(self.validation)} validation rows",
             "loss_before": round(self.untrained[case.dtype], 4),
             "loss_after": None if diverged else round(self.loss(model), 4),
@@ -186,6 +193,13 @@ def points(losses: list[float], width: int) -> list[float | None]:
     return [round(mean, 3) if math.isfinite(mean) else None for mean in means]
 
 
+def kept() -> list[dict[str, Any]]:
+    """Returns the rows that are kept."""
+    path = RESULTS / "convergence.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(line) for line in lines]
+
+
 def main() -> None:
     """Runs, prints and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -194,7 +208,7 @@ def main() -> None:
     parser.add_argument("--task", default="sst2")
     parser.add_argument("--parts", nargs="*", default=["noise", "bf16"], choices=["noise", "bf16"])
     parser.add_argument("--noises", nargs="+", default=list(NOISES), choices=list(NOISES))
-    parser.add_argument("--rates", nargs="+", type=float, default=[6e-5, 9e-5, 1.3e-4])
+    parser.add_argument("--rates", nargs="+", type=float, default=[9e-5, 1.3e-4, 1.9e-4])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="of part noise")
     parser.add_argument("--bf16-seeds", nargs="+", type=int, default=[0, 1])
     parser.add_argument("--bf16-rate", type=float, default=9e-5)
@@ -205,6 +219,7 @@ def main() -> None:
     parser.add_argument("--eps", type=float, default=1e-3)
     parser.add_argument("--eval", type=int, default=400, help="validation rows")
     parser.add_argument("--keep", action="store_true", help="append the rows to results/")
+    parser.add_argument("--resume", action="store_true", help="make no run again that is kept")
     args = parser.parse_args()
     rows: list[dict[str, Any]] = []
     bench = Bench(args) if args.parts else None
@@ -218,8 +233,7 @@ def main() -> None:
             for case in PRECISIONS.values():
                 rows.append(bench.run("bf16", case, args.bf16_rate, seed))
     if args.keep or not args.parts:
-        lines = (RESULTS / "convergence.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
+        rows = kept()
         parts = {"noise": NOISES, "bf16": PRECISIONS}
         groups = {p: {c: reported(rows, p, c) for c in cases} for p, cases in parts.items()}
         draw(groups, RESULTS / "convergence.png")
