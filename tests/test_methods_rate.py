@@ -105,6 +105,12 @@ def test_steps_without_a_finite_loss_halve_the_rate():
     assert rate.lr == rate.first / 2
 
 
+def test_a_look_that_is_not_finite_is_none():
+    rate = RunningRate(100.0, 0.0, 1e-3)
+    rate.note(record(0, 1.0, 1.0, rate.lr, centre=math.nan))
+    assert rate.lr == rate.first
+
+
 def test_looks_are_every_five_steps_then_every_ten():
     rate, looked = RunningRate(1.0, 1.0, 1e-3), []
     for step in range(130):
