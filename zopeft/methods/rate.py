@@ -100,7 +100,7 @@ class RunningRate:
         for kept in (self._losses, self._rates, self._squares):
             del kept[:-MOST_WINDOW]
         # A method may take the loss at the weights in other steps too, for its own ends.
-        if due and record.centre is not None:
+        if due and record.centre is not None and math.isfinite(record.centre):
             self._look((plus + minus - 2.0 * record.centre) / record.eps**2)
 
     def _look(self, bend: float) -> None:
