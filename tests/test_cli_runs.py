@@ -119,8 +119,9 @@ def test_a_subspace_is_learned_then_tuned_with_and_resumed(zopeft_command, base,
     learned, out = tmp_path / "finetuner", tmp_path / "out"
     words = ("--capacity", "subspace", "--rank", 3, "--steps", 8, "--batch-size", 2)
     words = (*words, "meta.rows=frequency", "meta.rule=none", "--out", learned)
-    assert "add --objective signal" in zopeft_command.refused("meta-train", *base, *words)
-    meta = zopeft_command.json("meta-train", *base, *words, "--objective", "signal")
+    wrong = zopeft_command.refused("meta-train", *base, *words, "--objective", "paper")
+    assert "add --objective signal" in wrong
+    meta = zopeft_command.json("meta-train", *base, *words)
     assert "in a learned subspace, 1 with rows by token frequency" in meta["shapes"]
     config = json.loads((learned / "finetuner_config.json").read_text())
     assert (config["capacity"], config["rank"], config["rows"]) == ("subspace", 3, "frequency")
@@ -161,7 +162,9 @@ def test_meta_train_scales_that_move_with_the_state(zopeft_command, base, tmp_pa
     assert config["features"] == ["loss_share", "change"]
     assert [w["run"] for w in config["training"]["windows"]] == [0, 0, 1, 1]
     assert config["training"]["policy"]["kept"] in (True, False)
-    wrong = zopeft_command.refused("meta-train", *base, "--policy", "state", "--overwrite")
+    wrong = zopeft_command.refused(
+        "meta-train", *base, "--policy", "state", "--objective", "paper", "--overwrite"
+    )
     assert "state needs the signal objective" in wrong
 
 

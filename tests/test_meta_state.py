@@ -412,7 +412,10 @@ def test_a_run_replayed_from_its_records_goes_on_with_the_same_scales():
     ("setting", "message"),
     [
         ({"policy": "sate"}, "meta.policy: unknown value, got 'sate'; did you mean 'state'"),
-        ({"policy": "state"}, "state needs the signal objective, got 'paper'"),
+        (
+            {"objective": "paper", "policy": "state"},
+            "state needs the signal objective, got 'paper'",
+        ),
         (
             {"policy": "state", "objective": "signal", "windows": 60},
             "a run of 100 steps has not two steps for each window, got 60",

@@ -178,8 +178,14 @@ def test_the_rule_none_leaves_all_scales_one():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"capacity": "subspace"}, "meta.capacity: the paper's objective has none"),
-        ({"token_rows": "frequency"}, "meta.token_rows: the paper's objective has none"),
+        (
+            {"objective": "paper", "capacity": "subspace"},
+            "meta.capacity: the paper's objective has none",
+        ),
+        (
+            {"objective": "paper", "token_rows": "frequency"},
+            "meta.token_rows: the paper's objective has none",
+        ),
         (
             {"objective": "signal", "capacity": "subspace", "sharing": "layer"},
             "meta.capacity: a subspace belongs to one block",

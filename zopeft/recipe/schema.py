@@ -196,7 +196,7 @@ class MetaSection:
     """
 
     tasks: tuple[str, ...] = named((), "task")
-    objective: Literal["paper", "signal"] = "paper"
+    objective: Literal["paper", "signal"] = "signal"
     rule: Literal["signal", "signal_rms", "signal_twice", "none"] = "signal_rms"
     steps: int = number(300, low=1)
     batch_size: int = number(8, low=1)
