@@ -28,8 +28,6 @@ PRECISIONS = {
     "plain, fp32": ("#8A8A8A", "--"),
     "plain, bf16": ("#D55E00", "--"),
 }
-
-
 ALIKE = ("model", "task", "steps", "batch", "eps")
 """What rows must share to stand in one table."""
 
@@ -106,7 +104,9 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
         for case, look in style.items():
             if cases.get(case):
                 _case(axes, case, cases[case], *look, rate=part == "noise")
-        axes.set_title(title, fontsize=10)
+        rates = {row["lr"] for rows in cases.values() for row in rows}
+        at = f" (lr {min(rates):g})" if part == "bf16" and len(rates) == 1 else ""
+        axes.set_title(title + at, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.tick_params(labelsize=8)
