@@ -28,8 +28,6 @@ PRECISIONS = {
     "plain, fp32": ("#8A8A8A", "--"),
     "plain, bf16": ("#D55E00", "--"),
 }
-
-
 ALIKE = ("model", "task", "steps", "batch", "eps")
 """What rows must share to stand in one table."""
 
@@ -48,41 +46,66 @@ def best_rate(rows: list[dict[str, Any]], case: str) -> float | None:
     return min(ended, key=lambda r: r["loss_after"])["lr"] if ended else None
 
 
-def reported(rows: list[dict[str, Any]], part: str, case: str) -> list[dict[str, Any]]:
-    """Returns the newest row of each seed that a case is reported by."""
+def reported(
+    rows: list[dict[str, Any]], part: str, case: str, lr: float | None = None
+) -> list[dict[str, Any]]:
+    """Returns the newest row of each seed that a case is reported by, in the order of seeds.
+
+    Args:
+        rows: All rows.
+        part: "noise" or "bf16".
+        case: The case.
+        lr: Of part noise, the rate; None for the best.
+    """
     mine = _of(rows, part, case)
     if part == "noise":
-        lr = best_rate(rows, case)
+        lr = best_rate(rows, case) if lr is None else lr
         mine = [r for r in mine if r["lr"] == lr and r["seed"] != SEARCHED]
-    return list({r["seed"]: r for r in mine}.values())
+    newest = {r["seed"]: r for r in mine}
+    return [newest[seed] for seed in sorted(newest)]
 
 
 def markdown(rows: list[dict[str, Any]], part: str, cases: Iterable[str]) -> str:
-    """Returns a part's table; differences are from its first case, of the same seeds."""
+    """Returns a part's table; differences are from its first case, of the same rate and seeds."""
     first, *_ = cases = list(cases)
-    beside = {r["seed"]: r["loss_after"] for r in reported(rows, part, first)}
     lines = [
-        f"| {part} | lr | loss after | difference, ± its error | mean loss of the run | drift |",
-        "|---|---|---|---|---|---|",
+        f"| {part} | lr | seeds | loss after | difference, ± its error | mean loss of the run "
+        "| drift |",
+        "|---|---|---|---|---|---|---|",
     ]
     for case in cases:
-        mine = reported(rows, part, case)
-        if not mine:
-            continue
-        good = [r for r in mine if not r["diverged"]]
-        cells = [case, f"{mine[0]['lr']:g}", "diverged", "", "", ""]
-        if len(good) == len(mine):
-            after = [r["loss_after"] for r in mine]
-            cells[2] = f"{statistics.fmean(after):.3f} ({min(after):.3f} to {max(after):.3f})"
-            gaps = [r["loss_after"] - beside[r["seed"]] for r in mine if beside.get(r["seed"])]
-            if case != first and len(gaps) > 1:
-                error = statistics.stdev(gaps) / math.sqrt(len(gaps))
-                cells[3] = f"{statistics.fmean(gaps):+.3f} ± {error:.3f}"
-            cells[4] = f"{statistics.fmean(r['loss_of_run'] for r in mine):.3f}"
-        drifts = [r["drift"] for r in mine if r["drift"] is not None]
-        cells[5] = f"{drifts[0]:.2g}" if drifts else ""
-        lines.append("| " + " | ".join(cells) + " |")
+        best = best_rate(rows, case)
+        for lr in sorted({r["lr"] for r in _of(rows, part, case)}):
+            mine = reported(rows, part, case, lr)
+            beside = reported(rows, part, first, lr) if case != first else []
+            if mine:
+                star = " (best)" if lr == best and part == "noise" else ""
+                cells = [case, f"{lr:g}{star}", f"{len(mine)}", *_numbers(mine, beside)]
+                lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _numbers(mine: list[dict[str, Any]], beside: list[dict[str, Any]]) -> list[str]:
+    """The cells of a table's line that are measured."""
+    drifts = [f"{r['drift']:.2g}" for r in mine if r["drift"] is not None]
+    drift = drifts[0] if drifts else ""
+    lost = sum(r["diverged"] for r in mine)
+    if lost:
+        return [f"{lost} diverged", "", "", drift]
+    after = [r["loss_after"] for r in mine]
+    known = {r["seed"]: r["loss_after"] for r in beside if not r["diverged"]}
+    gaps = [r["loss_after"] - known[r["seed"]] for r in mine if r["seed"] in known]
+    gap = ""
+    if len(gaps) > 1:
+        error = statistics.stdev(gaps) / math.sqrt(len(gaps))
+        gap = f"{statistics.fmean(gaps):+.3f} ± {error:.3f}"
+    whole = statistics.fmean(r["loss_of_run"] for r in mine)
+    return [
+        f"{statistics.fmean(after):.3f} ({min(after):.3f} to {max(after):.3f})",
+        gap,
+        f"{whole:.3f}",
+        drift,
+    ]
 
 
 def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None:
@@ -106,7 +129,9 @@ def draw(groups: dict[str, dict[str, list[dict[str, Any]]]], file: Path) -> None
         for case, look in style.items():
             if cases.get(case):
                 _case(axes, case, cases[case], *look, rate=part == "noise")
-        axes.set_title(title, fontsize=10)
+        rates = {row["lr"] for rows in cases.values() for row in rows}
+        at = f" (lr {min(rates):g})" if part == "bf16" and len(rates) == 1 else ""
+        axes.set_title(title + at, fontsize=10)
         axes.set_xlabel("step", fontsize=9)
         axes.grid(alpha=0.25, linewidth=0.6)
         axes.tick_params(labelsize=8)
