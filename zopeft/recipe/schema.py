@@ -106,7 +106,7 @@ class MethodSection:
     Attributes:
         name: Optimizer; None is zo_finetuner with a fine-tuner and mezo without.
         finetuner: Folder or hub id of a learned fine-tuner.
-        lr: Learning rate; "auto" measures one on the first batches.
+        lr: Learning rate; "auto" measures one, and follows the run.
         eps: Finite-difference step, in the units of the weights; None takes the space's
             default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1).
         noise: What the random directions are made of.

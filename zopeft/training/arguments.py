@@ -25,7 +25,7 @@ class ZOTrainingArguments(TrainingArguments):
         method: A name of `zopeft.methods.METHODS`.
         finetuner: Folder or hub id of a fine-tuner, for methods that need one.
         learning_rate: In the units of the weights, or "auto" to have it proposed from the
-            first training batch.
+            first training batch and kept fitting (`zopeft.methods.rate`).
         eps: Finite-difference step in the units of the weights; None for the default of
             the space that is trained.
         noise: Name of the noise (`zopeft.noise.NOISES`).
