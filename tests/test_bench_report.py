@@ -29,6 +29,7 @@ from zopeft.methods import METHODS
             {"clip": 2},
         ),
         ("zo_finetuner finetuner F untrained", "zo_finetuner", "F", "untrained", {}),
+        ("finetuner F random", "zo_finetuner", "F", "random", {}),
         ("fo_sgd momentum=0.9", "fo_sgd", None, "", {"momentum": 0.9}),
     ],
 )

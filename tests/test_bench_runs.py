@@ -110,6 +110,13 @@ def test_controls_run(request_of, finetuner, tmp_path):
     assert len({tuple(map(tuple, r["curve"])) for r in fresh}) == 4
 
 
+def test_random_directions_need_a_subspace(cell, finetuner):
+    body = Bodies().get(cell, 1)
+    entry = Entry("zo_finetuner", str(finetuner), "random")
+    with pytest.raises(InputError, match="holds no subspace"):
+        make_method(entry, body, 1e-3, cell.recipe, 1)
+
+
 def test_the_start_is_put_back(cell):
     bodies, results = Bodies(), []
     for _ in range(2):

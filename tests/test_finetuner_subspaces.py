@@ -263,6 +263,21 @@ def test_shuffled_bases_change_places_within_their_shape(blocks):
     assert control.config.training["control"] == "shuffled"
 
 
+def test_the_shuffled_control_gives_rows_the_frequencies_of_other_tokens(blocks, tmp_path):
+    finetuner, _ = learned(blocks, rows="frequency")
+    match = finetuner.match(blocks)
+    (table,) = [i for i, block in enumerate(blocks) if block.role == "embed"]
+    counts = torch.arange(blocks[table].shape[0])
+    own = finetuner.fitted(match, counts).shapes[table].weights
+    control = finetuner.shuffled(seed=1)
+    other = control.fitted(match, counts).shapes[table].weights
+    assert not torch.equal(own, other)
+    assert torch.equal(own.sort().values, other.sort().values)
+    again = FineTuner.from_pretrained(control.save_pretrained(tmp_path / "control"))
+    assert torch.equal(again.fitted(match, counts).shapes[table].weights, other)
+    assert torch.equal(finetuner.fitted(match, counts).shapes[table].weights, own)
+
+
 def test_random_bases_have_the_same_sizes_and_none_of_the_directions(blocks):
     finetuner, _ = learned(blocks)
     control = finetuner.with_random_bases(seed=4)

@@ -2,7 +2,8 @@
 
 An entry is a method, or a fine-tuner, with options: ``mezo``, ``mezo clip=1``,
 ``noise=binomial`` (a method's name left out is mezo), ``fo_adam``, ``finetuner FOLDER``,
-``finetuner FOLDER shuffled``. ``KEY=VALUE`` is an argument of the method; ``label=TEXT``
+``finetuner FOLDER shuffled`` (or ``untrained``, or ``random``: its subspaces in random
+directions). ``KEY=VALUE`` is an argument of the method; ``label=TEXT``
 names the entry in tables and ``shuffle=N`` chooses another shuffle. ``rows=frequency`` is
 the recipe's ``method.rows``.
 """
@@ -24,7 +25,9 @@ from zopeft.methods import METHODS
 BASELINE = "mezo"
 """The method that all others are compared with: scale 1."""
 LEARNED = "zo_finetuner"
-CONTROLS = ("shuffled", "untrained")
+AUTOMATIC = ("shuffled", "untrained")
+"""Controls that always come along."""
+CONTROLS = (*AUTOMATIC, "random")
 _RESERVED = ("self", "blocks", "lr", "seed", "finetuner", "carrier")
 
 
@@ -35,7 +38,8 @@ class Entry:
     Attributes:
         method: A name in `METHODS`.
         finetuner: Folder or hub id; ``{model}`` in it stands for the model's name.
-        control: "shuffled" (the trained networks serve other blocks), "untrained", or "".
+        control: "shuffled" (all that was learned serves other blocks), "untrained", "random"
+            (subspaces of the same ranks in random directions), or "".
         options: Arguments of the method.
         shuffle: Seed of a control's shuffle or start.
         label: Its name in tables; "" takes its line.
@@ -108,7 +112,7 @@ def parse_entry(text: str) -> Entry:
     return checked(Entry(method or (LEARNED if given.get("finetuner") else BASELINE), **given))
 
 
-_HINT = "write METHOD key=value, or finetuner FOLDER [shuffled|untrained] key=value"
+_HINT = "write METHOD key=value, or finetuner FOLDER [shuffled|untrained|random] key=value"
 
 
 def _take_option(given: dict[str, Any], key: str, value: str, text: str) -> None:
@@ -198,7 +202,7 @@ def with_controls(entries: Sequence[Entry]) -> list[Entry]:
         if entry.finetuner and not entry.control:
             same = {key: value for key, value in entry.options.items() if key in mezo}
             found += [Entry(options=same), entry]
-            found += [replace(entry, control=control, label="") for control in CONTROLS]
+            found += [replace(entry, control=control, label="") for control in AUTOMATIC]
         else:
             found.append(entry)
     lines: dict[str, Entry] = {}

@@ -15,7 +15,7 @@ from torch import Tensor
 from zopeft.bench.body import Body, batches
 from zopeft.bench.entry import Entry
 from zopeft.engine.frequency import frequency_shapes
-from zopeft.errors import RunError
+from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
 from zopeft.recipe.schema import Recipe
 from zopeft.tasks.frequency import count_tokens
@@ -146,12 +146,18 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
 
 
 def finetuner_of(entry: Entry, body: Body) -> Any:
-    """Returns an entry's fine-tuner: as trained, shuffled over blocks, or untrained."""
+    """Returns an entry's fine-tuner: as trained, or one of its controls."""
     from zopeft.finetuner import FineTuner
 
     trained = FineTuner.from_pretrained(str(entry.finetuner))
     if entry.control == "shuffled":
         return trained.shuffled(entry.shuffle)
+    if entry.control == "random":
+        if not trained.bases:
+            raise input_error(
+                "--method", "the fine-tuner holds no subspace", entry.line, "leave random out"
+            )
+        return trained.with_random_bases(entry.shuffle)
     if entry.control == "untrained":
         config = trained.config
         return FineTuner.initial(

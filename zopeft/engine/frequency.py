@@ -18,7 +18,9 @@ def is_token_table(block: Block) -> bool:
     return block.kind == "embedding" and block.role == "embed" and block.columns is None
 
 
-def token_rows(block: Block, counts: Tensor, power: float = POWER) -> Rows:
+def token_rows(
+    block: Block, counts: Tensor, power: float = POWER, order: int | None = None
+) -> Rows:
     """Returns a table's shape: the row of token v is perturbed by ``(count_v + 1)^power``.
 
     The engine normalises the weights, so that the block's mean power stays.
@@ -27,6 +29,7 @@ def token_rows(block: Block, counts: Tensor, power: float = POWER) -> Rows:
         block: A table of token embeddings [V, D].
         counts: How often each token occurs, [V]; tokens past its end count 0.
         power: At least 0; 0 perturbs all rows alike.
+        order: Seed of a random order of the weights over the rows, a control; None for none.
 
     Raises:
         InputError: Tokens were counted that the table has no row for.
@@ -36,7 +39,10 @@ def token_rows(block: Block, counts: Tensor, power: float = POWER) -> Rows:
         raise input_error("token counts", f"{block.name} has {rows} rows only", len(counts))
     whole = torch.zeros(rows, dtype=torch.float64)
     whole[: len(counts)] = counts[:rows].to(whole)
-    return Rows((whole + 1.0).pow(power).float())
+    weights = (whole + 1.0).pow(power).float()
+    if order is not None:
+        weights = weights[torch.randperm(rows, generator=torch.Generator().manual_seed(order))]
+    return Rows(weights)
 
 
 def frequency_shapes(blocks: Blocks, counts: Tensor, power: float = POWER) -> dict[int, Shape]:

@@ -76,6 +76,8 @@ class FineTunerConfig:
         rows: ``frequency`` where rows of token embeddings are scaled by how often their
             tokens occur in the training data, ``none`` where all alike.
         power: The power of the frequency that a row's standard deviation is.
+        rows_order: Seed of an order in which rows take each other's frequencies, of the
+            shuffled control; None: each row takes its own.
         training: Facts of its own training: tasks, settings, scores.
         versions: Versions of the libraries that made it.
         format_version: Version of this layout.
@@ -99,6 +101,7 @@ class FineTunerConfig:
     mix: float = 0.1
     rows: str = "none"
     power: float = 0.5
+    rows_order: int | None = None
     training: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
@@ -130,6 +133,8 @@ class FineTunerConfig:
             value = getattr(self, name)
             if not (isinstance(value, int | float) and 0.0 <= value <= high):
                 raise input_error(name, f"must be a number between 0 and {high:g}", value)
+        if self.rows_order is not None and type(self.rows_order) is not int:
+            raise input_error("rows_order", "must be a whole number or null", self.rows_order)
         if self.capacity == "subspace" and self.sharing != "block":
             do = "share by block, or learn scales alone"
             raise input_error("capacity", "a subspace belongs to one block", self.sharing, do)

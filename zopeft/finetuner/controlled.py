@@ -20,12 +20,15 @@ class Controlled(Stored):
 
         The networks are reassigned along one random cycle through all groups, so that none
         keeps its place; bases along a cycle through the groups of the same shape, where a
-        shape that stands alone keeps its own.
+        shape that stands alone keeps its own. Rows of token embeddings that are scaled by
+        frequency take those of other tokens.
 
         Args:
-            seed: Seed of the cycles.
+            seed: Seed of the cycles and of the rows' order.
         """
         other = self.copy()
+        if self.config.rows == "frequency":
+            other.config.rows_order = seed
         cycle(other.nets, seed)
         other.bases = permuted(self.bases, self.config.groups, _generator(seed))
         return other._called("shuffled", seed)

@@ -71,7 +71,9 @@ def fitted_shapes(
             if token_counts is None:
                 found.unfit[NO_COUNTS] += 1
             else:
-                found.shapes[index] = token_rows(block, token_counts, config.power)
+                found.shapes[index] = token_rows(
+                    block, token_counts, config.power, config.rows_order
+                )
         elif group in bases:
             left, right = _sides(config.groups[group], bases[group], block)
             if left is None and right is None:
