@@ -16,7 +16,7 @@ Capacity = Annotated[
     str | None,
     typer.Option(
         "--capacity",
-        metavar="scales|subspace",
+        metavar="auto|scales|subspace",
         help="Learn a scale a block, or also the directions that matter (objective signal).",
     ),
 ]

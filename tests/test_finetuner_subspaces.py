@@ -190,7 +190,7 @@ def test_rows_by_frequency_take_the_place_of_the_embeddings_subspace(blocks):
 def served(finetuner, adapted):
     """Role of each adapter tensor to which sides of its direction have a basis."""
     blocks = discover(adapted)
-    shapes = finetuner.shapes(finetuner.match(blocks))
+    shapes = finetuner.fitted(finetuner.match(blocks), adapters=True).shapes
     return blocks, {
         i: (shape.left is not None, shape.right is not None) for i, shape in shapes.items()
     }
@@ -202,7 +202,9 @@ def test_lora_takes_the_side_that_it_shares_with_its_base(blocks):
     adapted, sides = served(finetuner, get_peft_model(tied("llama"), config))
     assert len(sides) == len(adapted) == 8
     by_key = {b.name: i for i, b in enumerate(blocks)}
-    shapes = finetuner.shapes(finetuner.match(adapted))
+    match = finetuner.match(adapted)
+    shapes = finetuner.fitted(match, adapters=True).shapes
+    assert finetuner.shapes(match) == {}
     for index, block in enumerate(adapted):
         left, right = bases[by_key[block.key]]
         if block.role == "lora_B":
@@ -223,7 +225,9 @@ def test_lora_on_layers_stored_the_other_way_round():
     adapted, sides = served(finetuner, get_peft_model(tied("gpt2"), config))
     assert len(sides) == len(adapted) == 6
     by_key = {b.name: i for i, b in enumerate(blocks)}
-    shapes = finetuner.shapes(finetuner.match(adapted))
+    match = finetuner.match(adapted)
+    shapes = finetuner.fitted(match, adapters=True).shapes
+    assert finetuner.shapes(match) == {}
     for index, block in enumerate(adapted):
         left, right = bases[by_key[block.key]]
         if block.role.endswith("_A"):

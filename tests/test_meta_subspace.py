@@ -112,7 +112,8 @@ def test_statistics_in_the_shape_against_direct_computation(mix):
 
 def trained(model, counts=None, **settings):
     blocks = zopeft.discover(model)
-    checked = MetaSettings.of(objective="signal", **{"steps": 12, "rank": 3, **settings})
+    plain = {"steps": 12, "rank": 3, "capacity": "scales", "token_rows": "none"}
+    checked = MetaSettings.of(objective="signal", **{**plain, **settings})
     capacity = {name: getattr(checked, name) for name in ("capacity", "rank", "mix")}
     finetuner = FineTuner.initial(blocks, rows=checked.token_rows, **capacity)
     trainer = SignalTrainer(model, batches(), loss_of, draw, checked, blocks, finetuner, counts)
@@ -275,3 +276,21 @@ def test_a_learned_subspace_beats_a_random_one_at_the_same_forward_passes():
     assert learned < 0.05
     assert best(finetuner.with_random_bases(1)) > 10 * learned
     assert best(finetuner.without_bases()) > 10 * learned
+
+
+@pytest.mark.parametrize(
+    ("settings", "space", "capacity", "rows"),
+    [
+        ({}, "full", "subspace", "frequency"),
+        ({}, "adapter", "scales", "frequency"),
+        ({"sharing": "role"}, "full", "scales", "frequency"),
+        ({"policy": "state"}, "full", "scales", "frequency"),
+        ({"steps": 7, "reset_every": 0}, "full", "scales", "frequency"),
+        ({"capacity": "scales", "token_rows": "none"}, "full", "scales", "none"),
+        ({"capacity": "subspace"}, "adapter", "subspace", "frequency"),
+        ({"objective": "paper"}, "full", "scales", "none"),
+    ],
+)
+def test_what_auto_stands_for(settings, space, capacity, rows):
+    decided = MetaSettings.of(**settings).decided(space)
+    assert (decided.capacity, decided.token_rows) == (capacity, rows)

@@ -212,15 +212,18 @@ class FineTuner(Controlled):
             self.bases[group] = Basis.of(left, right)
         self.config.groups = groups
 
-    def fitted(self, match: Match, token_counts: Tensor | None = None) -> Fitted:
+    def fitted(
+        self, match: Match, token_counts: Tensor | None = None, adapters: bool = False
+    ) -> Fitted:
         """Says how each block's direction is shaped, and why the others' are not.
 
         Args:
             match: From `match`.
             token_counts: How often each token occurs in the training data, [V]; where
                 ``rows="frequency"`` it scales the rows of token embeddings.
+            adapters: Whether LoRA takes its share of a basis of its base.
         """
-        return fitted_shapes(self.config, self.bases, match, token_counts)
+        return fitted_shapes(self.config, self.bases, match, token_counts, adapters)
 
     def shapes(self, match: Match, token_counts: Tensor | None = None) -> dict[int, Shape]:
         """Returns the shapes of the blocks' directions, as `zopeft.engine.Engine` takes them.

@@ -53,17 +53,20 @@ def fitted_shapes(
     bases: Mapping[int, Basis],
     match: Match,
     token_counts: Tensor | None = None,
+    adapters: bool = False,
 ) -> Fitted:
     """Returns the shapes of the matched blocks.
 
     A basis serves a block of the shape it was learned on. Of a basis learned on a whole
-    matrix, LoRA's B takes the directions of the outputs and its A those of the inputs.
+    matrix, LoRA's B may take the directions of the outputs and its A those of the inputs.
 
     Args:
         config: The fine-tuner's configuration.
         bases: Group to its basis.
         match: Groups of the blocks.
         token_counts: How often each token occurs, [V]; None if unknown.
+        adapters: Whether LoRA takes its share of a basis of its base: off, since scales
+            alone did better where both were run.
     """
     found = Fitted()
     for index, (block, group) in enumerate(zip(match.blocks, match.group.tolist(), strict=True)):
@@ -74,7 +77,7 @@ def fitted_shapes(
                 found.shapes[index] = token_rows(
                     block, token_counts, config.power, config.rows_order
                 )
-        elif group in bases:
+        elif group in bases and (adapters or block.role == config.groups[group].role):
             left, right = _sides(config.groups[group], bases[group], block)
             if left is None and right is None:
                 found.unfit[OTHER_SIZE] += 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
@@ -15,8 +15,8 @@ PERTNN_OPTIMIZERS = ("sgd", "adam")
 SHARINGS = ("block", "layer", "role")
 POLICIES = ("constant", "state")
 STATE_CHOICES = (*STATE_FEATURES, "log_loss", "bend")
-CAPACITIES = ("scales", "subspace")
-ROWS = ("none", "frequency")
+CAPACITIES = ("auto", "scales", "subspace")
+ROWS = ("auto", "none", "frequency")
 MIN_STEPS = 8
 """Half of them gather the bases, and the statistics need two gradients in each of two halves."""
 
@@ -58,10 +58,11 @@ class MetaSettings:
         optimizer: "sgd" (the paper's) or "adam", for the PertNNs.
         capacity: "scales", a number a block, or "subspace": also each matrix's leading
             gradient directions, gathered in the first half of the steps (signal objective).
+            "auto" takes subspaces where they can be learned, and scales in an adapter.
         rank: Directions a side of a subspace; a smaller matrix has as many as fit.
         mix: Share of a subspace's power that is isotropic noise.
-        token_rows: "frequency" scales rows of token embeddings by (count + 1)^0.5; a recipe's
-            ``meta.rows``.
+        token_rows: "frequency" scales rows of token embeddings by (count + 1)^0.5, "none" all
+            alike, "auto" by frequency with the signal objective; a recipe's ``meta.rows``.
         noise: Name of the noise (`zopeft.noise.NOISES`).
         noise_rank: Rank of low_rank noise.
         seed: Seed of directions, batches and the PertNNs' start.
@@ -71,7 +72,7 @@ class MetaSettings:
     """
 
     objective: str = "signal"
-    rule: str = "signal_rms"
+    rule: str = "signal"
     steps: int = 300
     batch_size: int = 8
     eps: float = 1e-3
@@ -90,10 +91,10 @@ class MetaSettings:
     features: tuple[str, ...] = STATE_FEATURES
     normalise: bool = True
     optimizer: str = "sgd"
-    capacity: str = "scales"
+    capacity: str = "auto"
     rank: int = 16
     mix: float = 0.1
-    token_rows: str = "none"
+    token_rows: str = "auto"
     noise: str = "gaussian"
     noise_rank: int = 4
     seed: int = 0
@@ -139,7 +140,7 @@ class MetaSettings:
     def _check_capacity(self) -> None:
         for name, plain in (("capacity", "scales"), ("token_rows", "none")):
             value = getattr(self, name)
-            if self.objective == "paper" and value != plain:
+            if self.objective == "paper" and value not in (plain, "auto"):
                 do = "use the objective signal"
                 raise input_error(f"meta.{name}", "the paper's objective has none", value, do)
         if self.capacity != "subspace":
@@ -172,6 +173,22 @@ class MetaSettings:
             raise input_error(
                 "meta.features", "none given", do="known: " + ", ".join(STATE_CHOICES)
             )
+
+    def decided(self, space: str) -> MetaSettings:
+        """Returns the settings with "auto" replaced by what it stands for.
+
+        Args:
+            space: The space of the blocks, ``full``, ``adapter`` or another.
+        """
+        signal = self.objective == "signal"
+        can = signal and space == "full" and self.sharing == "block"
+        can = can and self.policy == "constant" and self.steps >= MIN_STEPS
+        capacity, rows = self.capacity, self.token_rows
+        return replace(
+            self,
+            capacity=("subspace" if can else "scales") if capacity == "auto" else capacity,
+            token_rows=("frequency" if signal else "none") if rows == "auto" else rows,
+        )
 
     @property
     def run_length(self) -> int:

@@ -32,7 +32,7 @@ def objective(scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor)
 
 
 def closed_form(
-    signal: Tensor, energy: Tensor, curvature: Tensor, rms: Tensor, rule: str = "signal_rms"
+    signal: Tensor, energy: Tensor, curvature: Tensor, rms: Tensor, rule: str = "signal"
 ) -> Tensor:
     """Returns the scales that S, E and h ask for, up to a common factor.
 

@@ -63,6 +63,7 @@ def meta_train(
     if not tasks:
         raise input_error("meta_train tasks", "at least one task is needed", "none")
     blocks = discover(model) if blocks is None else blocks
+    checked = checked.decided(blocks.space)
     refuse_offloaded(blocks, "meta_train")
     if tokenizer is None:
         tokenizer = _tokenizer_of(blocks)

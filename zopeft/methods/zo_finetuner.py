@@ -39,6 +39,8 @@ class ZOFineTuner(ZerothOrder):
         token_counts: How often each token occurs in the training data, [V], for a
             fine-tuner with ``rows="frequency"``; None perturbs all rows alike.
         shapes: Block index to shape, in place of those of the fine-tuner.
+        adapter_bases: Whether LoRA's A and B are perturbed in the subspaces that were learned
+            for the inputs and outputs of their base.
         **options: The arguments of `ZerothOrder`.
 
     Raises:
@@ -57,6 +59,7 @@ class ZOFineTuner(ZerothOrder):
         finetuner: FineTuner,
         token_counts: Tensor | None = None,
         shapes: Mapping[int, Shape] | None = None,
+        adapter_bases: bool = False,
         **options: Any,
     ) -> None:
         if not isinstance(finetuner, FineTuner):
@@ -69,7 +72,7 @@ class ZOFineTuner(ZerothOrder):
         self.finetuner = finetuner
         if isinstance(blocks, Blocks):
             self.match = finetuner.match(blocks)
-            self.fitted = finetuner.fitted(self.match, token_counts)
+            self.fitted = finetuner.fitted(self.match, token_counts, adapter_bases)
             shapes = {**self.fitted.shapes, **(shapes or {})}
         super().__init__(blocks, shapes=shapes, **options)
         self._device = self.engine.device

@@ -206,7 +206,7 @@ def _conflicts(recipe: Recipe) -> list[str]:
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
         )
     meta = recipe.meta
-    if meta.objective == "paper" and (meta.capacity, meta.rows) != ("scales", "none"):
+    if meta.objective == "paper" and (meta.capacity == "subspace" or meta.rows == "frequency"):
         found.append(
             "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
             "add --objective signal"

@@ -189,15 +189,16 @@ class MetaSection:
         normalise: Keep the total noise power of the blocks constant.
         optimizer: Optimizer of the PertNNs.
         capacity: "scales", a number a block, or "subspace", also leading directions of each
-            matrix (signal objective).
+            matrix (signal objective); "auto": subspaces where they can be learned.
         rank: Directions a side of a subspace.
         mix: Share of a subspace's power that is isotropic noise.
-        rows: "frequency" scales rows of token embeddings by token frequency.
+        rows: "frequency" scales rows of token embeddings by token frequency, "none" all alike;
+            "auto": by frequency with the signal objective.
     """
 
     tasks: tuple[str, ...] = named((), "task")
     objective: Literal["paper", "signal"] = "signal"
-    rule: Literal["signal", "signal_rms", "signal_twice", "none"] = "signal_rms"
+    rule: Literal["signal", "signal_rms", "signal_twice", "none"] = "signal"
     steps: int = number(300, low=1)
     batch_size: int = number(8, low=1)
     eps: float = number(1e-3, above=0.0)
@@ -216,10 +217,10 @@ class MetaSection:
     features: tuple[str, ...] = named(("depth", "loss_share", "change", "log_rms"), "feature")
     normalise: bool = True
     optimizer: Literal["sgd", "adam"] = "sgd"
-    capacity: Literal["scales", "subspace"] = "scales"
+    capacity: Literal["auto", "scales", "subspace"] = "auto"
     rank: int = number(16, low=1, high=256)
     mix: float = number(0.1, low=0.0, high=1.0)
-    rows: Literal["none", "frequency"] = "none"
+    rows: Literal["auto", "none", "frequency"] = "auto"
 
 
 @dataclass(frozen=True)
