@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from zopeft.errors import input_error
-from zopeft.methods.record import StepRecord
-from zopeft.noise import direction_seed
+
+if TYPE_CHECKING:
+    from zopeft.methods.record import StepRecord
 
 SIDES = ("two", "one")
 MOST_DIRECTIONS = 64
@@ -79,10 +81,6 @@ class Estimator:
     def forwards(self) -> int:
         """Forward passes of a step: 2 K, or K + 1."""
         return self.directions + 1 if self.one_sided else 2 * self.directions
-
-    def seeds(self, first: int) -> list[int]:
-        """Returns the keys of a step's directions, [K], of which the first is the step's."""
-        return [direction_seed(first, number) for number in range(self.directions)]
 
     def places(self, eps: float, mirror: bool = False) -> list[tuple[int, float]]:
         """Returns each probe's number of direction and step, in the order that they run in.

@@ -10,6 +10,7 @@ from zopeft.engine import Direction
 from zopeft.engine.direction import Probe
 from zopeft.methods.estimator import Estimator
 from zopeft.methods.record import StepRecord
+from zopeft.noise import direction_seed
 
 
 class Pending:
@@ -39,7 +40,10 @@ class Pending:
         recorded: StepRecord | None = None,
     ) -> None:
         self.estimator, self.eps, self.recorded = estimator, eps, recorded
-        self.directions = [Direction(key, scales) for key in estimator.seeds(seed)]
+        self.directions = [
+            Direction(direction_seed(seed, number), scales)
+            for number in range(estimator.directions)
+        ]
         self.takes_centre = looks and not estimator.one_sided
         places = estimator.places(eps, looks)
         self.probes: list[Probe] = [(self.directions[k], step) for k, step in places]
