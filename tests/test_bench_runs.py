@@ -110,6 +110,19 @@ def test_controls_run(request_of, finetuner, tmp_path):
     assert len({tuple(map(tuple, r["curve"])) for r in fresh}) == 4
 
 
+@pytest.mark.parametrize(
+    ("line", "passes"),
+    [("mezo directions=3", 6), ("mezo directions=4 sides=one normalise=true", 5)],
+)
+def test_entries_with_several_directions_pay_for_all_of_their_forwards(cell, line, passes):
+    entry = parse_entry(line)
+    assert parse_entry(entry.line) == entry
+    found = run(entry, Bodies().get(cell, 1), 1e-4, cell.recipe, 1)
+    assert (found.steps, found.forwards) == (20 // passes, 20 // passes * passes)
+    with pytest.raises(InputError, match="sides: must be 'two' or 'one', got 'three'"):
+        run(parse_entry("mezo sides=three"), Bodies().get(cell, 1), 1e-4, cell.recipe, 1)
+
+
 def test_the_start_is_put_back(cell):
     bodies, results = Bodies(), []
     for _ in range(2):

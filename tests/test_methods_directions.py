@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from test_meta_state import BEND, moving
 from test_methods import Quadratic, make, weights
 from test_probes_shared import counted, four_layers, loss_of
 from test_probes_stacked import adapted, forwards, padded
@@ -342,3 +343,17 @@ def test_a_normalised_step_is_at_most_twice_as_long_as_usual():
     assert rate.factor_at(usual) == rate.factor_at(9.0) == pytest.approx(1.0)
     assert rate.factor_at(usual / 4) == pytest.approx(0.5)
     assert rate.factor_at(0.0) == 0.0
+
+
+@pytest.mark.parametrize("way", ["three pairs", "three, one side"])
+def test_a_fine_tuner_that_reads_the_bend_is_told_it_every_step(way):
+    model = four_layers("llama")
+    keep_trainable(model, r"^model.layers.3.")
+    blocks = zopeft.discover(model)
+    learned = moving(blocks, BEND)
+    method = zopeft.ZOFineTuner(blocks, learned, lr=1e-3, eps=1e-2, **ESTIMATORS[way])
+    for _ in range(2):
+        method.step(lambda: loss_of(model))
+        bend = method.estimator.bend(method.last_record)
+        assert bend is not None and math.isfinite(method.course.reading().bend)
+    assert method.forward_passes == 2 * (method.estimator.forwards + 1)

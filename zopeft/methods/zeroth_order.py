@@ -56,9 +56,9 @@ class ZerothOrder(Bookkeeping):
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before (`RunningClip`); 0 for no clipping; None for 2 with lr="auto", else 0.
         carrier: How weights are held, see `zopeft.engine.Engine`.
-        probes: "stacked" runs both probes in one forward, which needs a closure such as
-            `zopeft.BatchLoss` and twice the memory for activations; "separate" in two;
-            "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
+        probes: "stacked" runs all probes in one forward, which needs a closure such as
+            `zopeft.BatchLoss` and as many times the memory for activations; "separate" each
+            in its own; "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
         rank: Rank of low_rank noise, 1 to 64.
         shapes: Block index to shape, see `zopeft.engine.shapes`; other blocks are as
             `noise` says.
