@@ -1,5 +1,6 @@
 """Runs of a bench: budgets, pairing, rows, resuming, workers and the command."""
 
+import hashlib
 import json
 import math
 import queue
@@ -121,6 +122,27 @@ def test_entries_with_several_directions_pay_for_all_of_their_forwards(cell, lin
     assert (found.steps, found.forwards) == (20 // passes, 20 // passes * passes)
     with pytest.raises(InputError, match="sides: must be 'two' or 'one', got 'three'"):
         run(parse_entry("mezo sides=three"), Bodies().get(cell, 1), 1e-4, cell.recipe, 1)
+
+
+def test_directions_of_the_recipe_are_those_of_all_entries_and_of_other_rows(request_of):
+    plain = cells_of(request_of())[1][0]
+    several = cells_of(request_of("method.directions=3"))[1][0]
+    assert plain.digest == _digest_of_before(plain) != several.digest
+    body = Bodies().get(several, 1)
+    for line, count in (("mezo", 3), ("mezo directions=2", 2)):
+        method = make_method(parse_entry(line), body, 1e-4, several.recipe, 1)
+        assert method.estimator.directions == count
+
+
+def _digest_of_before(cell):
+    """What a cell's digest was when there was one way to probe."""
+    plain = cell.recipe.to_dict()
+    for name in ("directions", "sides", "normalise"):
+        del plain["method"][name]
+    told = {section: plain[section] for section in ("model", "peft", "task", "method")}
+    told["batch_size"] = plain["training"]["batch_size"]
+    told["budget"] = [plain["bench"][key] for key in ("forwards", "count_calibration")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def test_the_start_is_put_back(cell):

@@ -63,12 +63,19 @@ def test_keys_of_directions_are_those_of_no_step():
     assert direction_seed(step_seed(0, 0), 1) == 8578416303671939540
 
 
+@pytest.mark.parametrize("carrier", ["flat", "modules"])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_a_step_is_its_formula(name):
+def test_a_step_is_its_formula(name, carrier):
     model, eps, lr, decay = layer(), 1e-2, 1e-2, 0.3
     options = ESTIMATORS[name]
     method = zopeft.MeZO(
-        zopeft.discover(model), lr=lr, eps=eps, weight_decay=decay, seed=4, **options
+        zopeft.discover(model),
+        lr=lr,
+        eps=eps,
+        weight_decay=decay,
+        seed=4,
+        carrier=carrier,
+        **options,
     )
     before = model.weight.detach().double()
     seeds = [direction_seed(step_seed(4, 0), k) for k in range(options.get("directions", 1))]
@@ -80,7 +87,7 @@ def test_a_step_is_its_formula(name):
         grads = (losses - torch.stack([loss_at(before - eps * u) for u in us])) / (2 * eps)
     if options.get("normalise"):
         grads = (losses - loss_at(before)) / losses.std(unbiased=False)
-    method.step(lambda: loss_at(model.weight))
+    method.step(lambda: loss_at(model(torch.eye(I)).t()))
     found = method.last_record.projected_grads
     assert found == pytest.approx(grads.tolist(), rel=1e-3)
     expected = (1 - lr * decay) * before - lr / len(us) * sum(
@@ -150,12 +157,17 @@ SHAPES = {
 def test_shaped_directions_are_summed_too(kind, carrier):
     model = layer()
     method = zopeft.MeZO(
-        zopeft.discover(model), lr=1e-2, directions=3, carrier=carrier, **SHAPES[kind]
+        zopeft.discover(model),
+        lr=1e-2,
+        directions=3,
+        carrier=carrier,
+        weight_decay=0.3,
+        **SHAPES[kind],
     )
     before = model.weight.detach().double()
     method.step(lambda: loss_at(model(torch.eye(I)).t()))
     record = method.last_record
-    expected = before
+    expected = (1 - 1e-2 * 0.3) * before
     for number, grad in enumerate(record.projected_grads):
         u = along(direction_seed(record.seed, number), **SHAPES[kind])
         expected = expected - 1e-2 / 3 * grad * u

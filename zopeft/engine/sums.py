@@ -63,9 +63,10 @@ def update_weight(
             statistics = kernels.update(direction.seed, address, weight, coefficient, decay, scale)
             decay = 1.0
         return statistics
+    scratch = torch.empty(min(CHUNK, weight.numel()), device=weight.device)
     for start in range(0, weight.numel(), CHUNK):
         piece = weight[start : start + CHUNK]
-        total = piece.float().mul_(decay)
+        total = scratch[: piece.numel()].copy_(piece).mul_(decay)
         for direction, coefficient in terms:
             scale = _scale(direction, index)
             kernels.shift(direction.seed, address, start, total, coefficient, scale, total)
