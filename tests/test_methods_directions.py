@@ -260,6 +260,8 @@ def test_auto_looks_at_the_curvature_with_one_more_forward(way, steps, passes):
         if looked:
             assert method.estimator.bend(method.last_record) == pytest.approx(70, rel=0.7)
     assert method.forward_passes == len(calls) > first == 17
+    count = method.estimator.directions
+    assert (f", times {count} directions" in method.lr_reason) == (count > 1)
 
 
 def test_micro_batches_look_alike_and_are_averaged():

@@ -169,9 +169,9 @@ class Engine:
     ) -> None:
         """Writes ``theta_i <- decay_i * theta_i + sum_k coefficient_ki * u_ki``, in fp32.
 
-        16-bit storage is rounded stochastically, with bits addressed like the noise, so
-        the same update gives the same bits; once, however many directions there are (but
-        see `zopeft.engine.sums`). Coefficients of zero change no bit.
+        16-bit storage is rounded stochastically (once; see `zopeft.engine.sums`), with bits
+        addressed like the noise, so the same update gives the same bits. Coefficients of
+        zero change no bit.
 
         Args:
             direction: The direction that was probed, or several, [K].

@@ -82,6 +82,12 @@ class Estimator:
         """Forward passes of a step: 2 K, or K + 1."""
         return self.directions + 1 if self.one_sided else 2 * self.directions
 
+    @property
+    def units(self) -> str:
+        """What a learning rate is multiplied by, in words; "" for one direction."""
+        spread = " and the spread of their losses over eps" if self.normalise else ""
+        return f", times {self.directions} directions{spread}" if self.directions > 1 else ""
+
     def places(self, eps: float, mirror: bool = False) -> list[tuple[int, float]]:
         """Returns each probe's number of direction and step, in the order that they run in.
 

@@ -8,7 +8,8 @@ steps and falls as the model becomes sure, and the share falls as the loss does.
 measured as the run goes:
 
 * ``h``: every few steps one more forward pass, without a perturbation, gives ``u' H u =
-  (loss_plus + loss_minus - 2 loss) / eps^2``.
+  (loss_plus + loss_minus - 2 loss) / eps^2``. (One-sided steps have that loss, and look from
+  the other side of their first direction instead.)
 * ``share``: what the loss has really lost in a step, over the last third of the run, is
   ``lr A - lr^2 / 2 * G h``; solved for ``A / G`` it is ``fall / (lr G) + lr h / 2``.
 * a step does not go much further than its probes have looked: ``lr <= reach / sqrt(G)``,

@@ -176,7 +176,8 @@ class ZerothOrder(Bookkeeping):
         self._set_lr(self.rate.first)
         self.auto = False
         self.forward_passes += look.forward_passes
-        self.lr_reason = look.reason(f"signal share {share:.2g}{self._share_origin}")
+        reason = look.reason(f"signal share {share:.2g}{self._share_origin}")
+        self.lr_reason = reason + self.estimator.units
         return self.rate.first
 
     @torch.no_grad()
