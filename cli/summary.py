@@ -16,7 +16,7 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "model": summary["model"],
         "task": summary["task"],
         "space": summary["peft"],
-        "method": summary["method"],
+        "method": _method(summary),
         "steps": summary["steps"],
         "loss": change(summary["loss_first"], summary["loss_last"]),
         **_metric_changes(summary["metrics"]),
@@ -29,6 +29,17 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "out": summary["out"],
     }
     return facts_table("tuned", facts)
+
+
+def _method(summary: Mapping[str, Any]) -> str:
+    """Returns the method, with how it probes where that is not a pair along one direction."""
+    settings = (summary.get("recipe") or {}).get("method") or {}
+    count, one_sided = settings.get("directions", 1), settings.get("sides") == "one"
+    words = [str(summary["method"])]
+    words += [f"{count} directions a step"] if count > 1 else []
+    words += ["one-sided"] if one_sided else []
+    words += ["normalised"] if settings.get("normalise") else []
+    return ", ".join(words)
 
 
 def _rates(summary: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Runs of a bench: budgets, pairing, rows, resuming, workers and the command."""
 
+import hashlib
 import json
 import math
 import queue
@@ -115,6 +116,40 @@ def test_random_directions_need_a_subspace(cell, finetuner):
     entry = Entry("zo_finetuner", str(finetuner), "random")
     with pytest.raises(InputError, match="holds no subspace"):
         make_method(entry, body, 1e-3, cell.recipe, 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "passes"),
+    [("mezo directions=3", 6), ("mezo directions=4 sides=one normalise=true", 5)],
+)
+def test_entries_with_several_directions_pay_for_all_of_their_forwards(cell, line, passes):
+    entry = parse_entry(line)
+    assert parse_entry(entry.line) == entry
+    found = run(entry, Bodies().get(cell, 1), 1e-4, cell.recipe, 1)
+    assert (found.steps, found.forwards) == (20 // passes, 20 // passes * passes)
+    with pytest.raises(InputError, match="sides: must be 'two' or 'one', got 'three'"):
+        run(parse_entry("mezo sides=three"), Bodies().get(cell, 1), 1e-4, cell.recipe, 1)
+
+
+def test_directions_of_the_recipe_are_those_of_all_entries_and_of_other_rows(request_of):
+    plain = cells_of(request_of())[1][0]
+    several = cells_of(request_of("method.directions=3"))[1][0]
+    assert plain.digest == _digest_of_before(plain) != several.digest
+    body = Bodies().get(several, 1)
+    for line, count in (("mezo", 3), ("mezo directions=2", 2)):
+        method = make_method(parse_entry(line), body, 1e-4, several.recipe, 1)
+        assert method.estimator.directions == count
+
+
+def _digest_of_before(cell):
+    """What a cell's digest was when there was one way to probe."""
+    plain = cell.recipe.to_dict()
+    for name in ("directions", "sides", "normalise"):
+        del plain["method"][name]
+    told = {section: plain[section] for section in ("model", "peft", "task", "method")}
+    told["batch_size"] = plain["training"]["batch_size"]
+    told["budget"] = [plain["bench"][key] for key in ("forwards", "count_calibration")]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def test_the_start_is_put_back(cell):

@@ -53,6 +53,14 @@ def test_unknown_recipe(tune):
     assert "did you mean 'embedded'" in tune("--recipe", "embeded")
 
 
+def test_directions_that_do_not_go_together(tune):
+    assert "method.directions: must be at most 64, got 65" in tune("method.directions=65")
+    assert "method.sides: must be one of two, one, got 'both'" in tune("method.sides=both")
+    line = "method.normalise: divides by the spread of several one-sided directions; take sides"
+    assert line in tune("method.normalise=true", "method.directions=4")
+    assert line in tune("method.normalise=true", "method.sides=one")
+
+
 def test_several_problems_on_one_line(tune):
     line = tune("--method", "mezzo", "--eps", "-1", "training.stepz=3")
     assert "3 problems: (1)" in line

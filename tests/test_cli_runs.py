@@ -62,6 +62,34 @@ def test_the_adapter_is_a_normal_one(zopeft_command, base, tiny_model, tmp_path)
     assert scored["model"] == str(tiny_model)
 
 
+@pytest.mark.parametrize(
+    ("words", "told", "passes"),
+    [
+        (("method.directions=3",), "mezo, 3 directions a step", 18),
+        (("method.sides=one",), "mezo, one-sided", 6),
+        (
+            ("method.directions=3", "method.sides=one", "method.normalise=true"),
+            "mezo, 3 directions a step, one-sided, normalised",
+            12,
+        ),
+    ],
+)
+def test_several_directions_are_told_and_resumed(
+    zopeft_command, base, tmp_path, words, told, passes
+):
+    from zopeft.cli.summary import tune_table
+
+    out = ("--out", tmp_path / "out")
+    summary = zopeft_command.json("tune", *base, *QUICK, "--steps", 3, *out, *words)
+    assert summary["forward_passes"] == passes
+    assert told in [str(cell) for column in tune_table(summary).columns for cell in column.cells]
+    again = ("--steps", 4, "--resume", *out)
+    other = zopeft_command.refused("tune", *base, *QUICK, *again, "method.directions=5")
+    assert "method.directions" in other and "-> 5" in other
+    resumed = zopeft_command.json("tune", *base, *QUICK, *again)
+    assert (resumed["steps"], resumed["recipe"]["method"]) == (4, summary["recipe"]["method"])
+
+
 def test_auto_learning_rate_is_told(zopeft_command, base, tmp_path):
     words = ("--steps", 1, "--batch-size", 2, "--out", tmp_path / "out")
     summary = zopeft_command.json("tune", *base, *words, "training.eval_before=false")

@@ -134,6 +134,22 @@ def test_an_update_is_the_probes_direction(folder, kind):
     assert all(bool((block.data >= 0).all()) for block in blocks)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_several_directions_are_summed_before_the_sign_is_kept(folder, kind):
+    blocks = zopeft.discover(load(folder, kind), space="scales")
+    engine = Engine(blocks)
+    before = [block.data.float().clone() for block in blocks]
+    factors = []
+    for seed in (5, 6):
+        with engine.perturbed(Direction(seed), 1e-3):
+            moved = [b.data.float() / d - 1.0 for b, d in zip(blocks, before, strict=True)]
+        factors.append([1e3 * each for each in moved])
+    engine.update([Direction(5), Direction(6)], torch.tensor([[0.5], [-0.2]]), 0.9)
+    for block, start, one, two in zip(blocks, before, *factors, strict=True):
+        expected = start * (0.9 + 0.5 * one - 0.2 * two).clamp(min=0)
+        torch.testing.assert_close(block.data.float(), expected, rtol=0, atol=2e-3 * start.max())
+
+
 def test_statistics(folder):
     blocks = zopeft.discover(load(folder, "8bit"), space="scales")
     mean, variance = Engine(blocks).statistics()

@@ -87,6 +87,25 @@ def test_an_update_has_the_bits_of_the_plain_one(backend, family, dtype, count, 
 
 
 @pytest.mark.parametrize("backend", FAST)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("count", COUNTS)
+def test_stored_numbers_have_the_bits_of_the_plain_ones(backend, dtype, count, threads):
+    """And those of an update: the rounding of both reads the same words."""
+    plain, fast = pair(backend, "gaussian")
+    values, updated = weights(count, torch.float32), weights(count, dtype)
+    for start in (0, 333):
+        expected, got = (torch.full_like(updated, 7) for _ in range(2))
+        plain.store(SEED, 77, start, values.clone(), expected)
+        fast.store(SEED, 77, start, values.clone(), got)
+        assert same(got, expected)
+    moved = updated.float()
+    plain.update(SEED, 77, moved, -2e-4, 0.99, None)
+    plain.update(SEED, 77, updated, -2e-4, 0.99, None)
+    fast.store(SEED, 77, 0, moved, got)
+    assert same(got, updated)
+
+
+@pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_stays_so(backend, dtype):
     plain, fast = pair(backend, "binomial")

@@ -15,6 +15,16 @@ from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps
 
 ZEROTH_ORDER = [name for name in METHODS if METHODS[name].order == 0]
+WAYS = {
+    "": {},
+    "4 directions": {"directions": 4},
+    "one side": {"sides": "one"},
+    "4 directions, one side": {"directions": 4, "sides": "one"},
+    "normalised": {"directions": 4, "sides": "one", "normalise": True},
+}
+ENTRIES = [f"{name} {way}".strip() for name in ZEROTH_ORDER for way in WAYS]
+LINEAR = [entry for entry in ENTRIES if not entry.endswith("normalised")]
+"""Those whose learning rate is in the usual units."""
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -39,9 +49,10 @@ class Quadratic(nn.Module):
         )
 
 
-def make(name, model, **options):
+def make(entry, model, **options):
+    name, _, way = entry.partition(" ")
     blocks = zopeft.discover(model)
-    options = {"lr": 1e-2, **options}
+    options = {"lr": 1e-2, **WAYS[way], **options}
     if METHODS[name].order == 0:
         options.setdefault("eps", 1e-3)
     if METHODS[name].needs_finetuner:
@@ -62,10 +73,12 @@ def equal(a, b):
 def test_the_registry_holds_these_methods():
     assert sorted(METHODS) == ["fo_adam", "fo_sgd", "mezo", "zo_finetuner"]
     assert ZEROTH_ORDER == ["mezo", "zo_finetuner"]
+    assert (len(ENTRIES), len(LINEAR)) == (2 * 5, 2 * 4)
 
 
-@pytest.mark.parametrize("carrier", ["flat", "modules"])
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize(
+    ("name", "carrier"), [(n, "flat") for n in LINEAR] + [(n, "modules") for n in ZEROTH_ORDER]
+)
 def test_converges_on_a_quadratic(name, carrier):
     model = Quadratic()
     method = make(name, model, lr=4e-3, carrier=carrier)
@@ -73,13 +86,13 @@ def test_converges_on_a_quadratic(name, carrier):
     for _ in range(400):
         method.step(model.loss)
     # Scales of untrained networks leave some blocks almost still.
-    assert model.loss().item() < (0.4 if METHODS[name].needs_finetuner else 0.1) * first
+    assert model.loss().item() < (0.4 if method.needs_finetuner else 0.1) * first
     assert method.steps == 400 and method.skipped == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("carrier", ["flat", "modules"])
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_a_step_with_lr_zero_changes_no_bit(name, carrier, dtype):
     model = Quadratic().to(dtype)
     method = make(name, model, lr=0.0, carrier=carrier, weight_decay=0.1)
@@ -89,7 +102,7 @@ def test_a_step_with_lr_zero_changes_no_bit(name, carrier, dtype):
     assert equal(weights(model), before)
 
 
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_a_closure_that_raises_changes_no_bit(name):
     model = Quadratic()
     method = make(name, model)
@@ -120,7 +133,7 @@ def test_frozen_weights_stay_bit_for_bit(name):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_same_seed_same_weights_other_seed_other_weights(name, dtype):
     results = []
     for seed in (3, 3, 4):
@@ -135,7 +148,7 @@ def test_same_seed_same_weights_other_seed_other_weights(name, dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("carrier", ["flat", "modules"])
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_replay_rebuilds_the_weights(name, carrier, dtype):
     model = Quadratic().to(dtype)
     method = make(name, model, weight_decay=0.01, carrier=carrier, clip=1.0)
@@ -157,7 +170,7 @@ def test_replay_rebuilds_the_weights(name, carrier, dtype):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("carrier", ["flat", "modules"])
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_path):
     model = Quadratic().to(dtype)
     method = make(name, model, carrier=carrier, clip=1.0)
@@ -176,7 +189,7 @@ def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_pat
     assert equal(weights(model), weights(twin))
 
 
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", LINEAR)
 def test_micro_batches_share_the_direction_and_average_their_losses(name):
     model, twin = Quadratic(), Quadratic()
     whole, parts = make(name, model), make(name, twin)
@@ -189,7 +202,7 @@ def test_micro_batches_share_the_direction_and_average_their_losses(name):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-5)
 
 
-@pytest.mark.parametrize("name", ZEROTH_ORDER)
+@pytest.mark.parametrize("name", ENTRIES)
 def test_losses_that_are_not_finite_are_skipped_counted_and_then_stop_the_run(name):
     model = Quadratic()
     method = make(name, model, max_bad_steps=3)
@@ -216,6 +229,12 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_then_stop_the_run(na
         ({"clip": -1.0}, "clip: out of range"),
         ({"noise": "gausian"}, "did you mean 'gaussian'"),
         ({"carrier": "boat"}, "unknown carrier, got 'boat'"),
+        ({"directions": 0}, "directions: must be between 1 and 64, got 0"),
+        ({"directions": 2.0}, "directions: must be a whole number, got '2.0'"),
+        ({"sides": "both"}, "sides: must be 'two' or 'one', got 'both'"),
+        ({"normalise": 1}, "normalise: must be true or false, got '1'"),
+        ({"normalise": True, "sides": "one"}, "normalise: divides by the spread of several"),
+        ({"normalise": True, "directions": 2}, "several one-sided directions; take sides one"),
     ],
 )
 def test_bad_arguments_are_refused(name, option, message):

@@ -142,6 +142,35 @@ def test_auto_comes_close_to_the_best_constant_rate_of_a_quadratic(noise):
     assert final("auto") < 1.2 * best
 
 
+ONE_SIDED = {"directions": 4, "sides": "one"}
+
+
+@pytest.mark.parametrize(
+    ("options", "rival"),
+    [
+        ({"directions": 4}, {"directions": 4}),
+        (ONE_SIDED, ONE_SIDED),
+        ({**ONE_SIDED, "normalise": True}, ONE_SIDED),
+    ],
+)
+def test_auto_comes_close_to_the_best_constant_rate_with_several_directions(options, rival):
+    """The quadratic of above; a normalised step is compared with the best plain ones."""
+
+    def final(lr, own):
+        model = linear()
+        with torch.no_grad():
+            model.weight.fill_(0.1)
+        generator = torch.Generator().manual_seed(1)
+        method = zopeft.MeZO(zopeft.discover(model), lr=lr, eps=0.02, seed=3, **own)
+        for _ in range(250):
+            target = 0.1 * torch.randn(O, I, generator=generator)
+            method.step(lambda target=target: (model.weight - target).double().square().sum() / 2)
+        return float(model.weight.detach().square().sum() / 2)
+
+    best = min(final(4 * share / (O * I), rival) for share in (0.1, 0.2, 0.4, 0.8))
+    assert final("auto", options) < 1.2 * best
+
+
 def test_a_given_rate_is_honoured_and_costs_nothing():
     model = linear()
     method = zopeft.MeZO(zopeft.discover(model), lr=1e-4)

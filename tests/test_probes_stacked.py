@@ -254,7 +254,7 @@ def test_a_layer_that_does_not_see_the_rows_is_refused(shape):
     model = adapted()
     engine = Engine(zopeft.discover(model))
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    with torch.no_grad(), engine.stacked(Direction(1), (0.1, -0.1)):
+    with torch.no_grad(), engine.stacked([(Direction(1), 0.1), (Direction(1), -0.1)]):
         with pytest.raises(UnstackableError, match="row by row"):
             layer(torch.zeros(6, 8, 32))
         model(input_ids=IDS.repeat(2, 1))

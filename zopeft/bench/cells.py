@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -15,11 +15,14 @@ from zopeft.errors import input_error
 from zopeft.recipe.bench_schema import LISTS
 from zopeft.recipe.build import load_task, task_slug
 from zopeft.recipe.load import load_recipe
-from zopeft.recipe.schema import Recipe
+from zopeft.recipe.schema import MethodSection, Recipe
 
 EMBEDDED = "embedded"
 """What a bench calls the embedded model among its models."""
 _IN_DIGEST = ("model", "peft", "task", "method")
+_LATER = ("directions", "sides", "normalise")
+"""Settings of the method that count only where they are not the default: rows of before there
+were any still are what they were."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,12 @@ class Cell:
         """Eight hex digits of every setting that a run's numbers depend on."""
         plain = self.recipe.to_dict()
         told = {section: plain[section] for section in _IN_DIGEST}
+        usual = asdict(MethodSection())
+        told["method"] = {
+            key: value
+            for key, value in told["method"].items()
+            if key not in _LATER or value != usual[key]
+        }
         told["batch_size"] = plain["training"]["batch_size"]
         told["budget"] = [plain["bench"][key] for key in ("forwards", "count_calibration")]
         text = json.dumps(told, sort_keys=True, default=str)

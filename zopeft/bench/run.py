@@ -132,8 +132,8 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
     options: dict[str, Any] = {"lr": lr}
     section = recipe.method
     if not entry.order:
-        options |= {"eps": section.eps, "noise": section.noise, "clip": section.clip}
-        options |= {"max_bad_steps": section.max_bad_steps, "seed": seed}
+        names = ("eps", "noise", "clip", "max_bad_steps", "directions", "sides", "normalise")
+        options |= {name: getattr(section, name) for name in names} | {"seed": seed}
     options |= {"weight_decay": section.weight_decay, **entry.options}
     by_frequency = options.pop("rows", section.rows) == "frequency"
     if entry.finetuner:

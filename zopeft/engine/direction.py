@@ -1,4 +1,4 @@
-"""The random direction of a step, named by its address."""
+"""The random directions of a step, named by their addresses."""
 
 from __future__ import annotations
 
@@ -20,3 +20,7 @@ class Direction:
 
     seed: int
     scales: Tensor | None = None
+
+
+Probe = tuple[Direction, float]
+"""Where a forward pass looks: ``theta + step * u``; a step of zero is the weights themselves."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.offloaded import Offload
-from zopeft.engine.direction import Direction
+from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
 from zopeft.engine.layers import CHUNK
@@ -129,21 +129,20 @@ class Engine:
         return "the weights are not held flat"
 
     @contextmanager
-    def stacked(self, direction: Direction, steps: Sequence[float]) -> Iterator[None]:
-        """Shows ``theta + step * u`` for several steps at once to the forwards inside.
+    def stacked(self, probes: Sequence[Probe]) -> Iterator[None]:
+        """Shows ``theta + step * u`` of several probes at once to the forwards inside.
 
-        The batch must be repeated once a step along its rows: copy p sees step p. Only for
+        The batch must be repeated once a probe along its rows: copy p sees probe p. Only for
         blocks for which `unstackable` is empty.
 
         Args:
-            direction: The direction.
-            steps: Finite-difference steps with their signs, [P].
+            probes: Directions and finite-difference steps with their signs, [P].
 
         Raises:
             UnstackableError: By a forward inside, if a trained layer does not see the batch so.
         """
         flats = [carrier for carrier in self.carriers if isinstance(carrier, FlatBuffer)]
-        stacks = [flat.stacks(direction, steps) for flat in flats]
+        stacks = [flat.stacks(probes) for flat in flats]
         with self.stacking.shown({key: s for found in stacks for key, s in found.items()}):
             yield
 
@@ -164,28 +163,30 @@ class Engine:
 
     def update(
         self,
-        direction: Direction,
+        direction: Direction | Sequence[Direction],
         coefficients: Tensor | float,
         decays: Tensor | float = 1.0,
     ) -> None:
-        """Writes ``theta_i <- decay_i * theta_i + coefficient_i * u_i``, once, in fp32.
+        """Writes ``theta_i <- decay_i * theta_i + sum_k coefficient_ki * u_ki``, in fp32.
 
-        16-bit storage is rounded stochastically, with bits addressed like the noise, so
-        the same update gives the same bits. Coefficients of zero change no bit.
+        16-bit storage is rounded stochastically (once; see `zopeft.engine.sums`), with bits
+        addressed like the noise, so the same update gives the same bits. Coefficients of
+        zero change no bit.
 
         Args:
-            direction: The direction that was probed.
-            coefficients: Minus learning rate times projected gradient; float or [N].
+            direction: The direction that was probed, or several, [K].
+            coefficients: Minus learning rate times projected gradient; float, [N] or [K, N].
             decays: One minus learning rate times weight decay; float or [N].
         """
-        coefficient, decay = self._per_block(coefficients), self._per_block(decays)
+        directions = [direction] if isinstance(direction, Direction) else list(direction)
+        size = (len(directions), len(self.blocks))
+        coefficient = torch.as_tensor(coefficients, dtype=torch.float64).expand(size)
+        decay = torch.as_tensor(decays, dtype=torch.float64).expand(size[1])
         if bool((coefficient == 0).all()) and bool((decay == 1).all()):
             return
+        self.forms.kept = len(directions)
         for carrier in self.carriers:
-            carrier.update(direction, coefficient, decay)
-
-    def _per_block(self, values: Tensor | float) -> Tensor:
-        return torch.as_tensor(values, dtype=torch.float64).expand(len(self.blocks))
+            carrier.update(directions, coefficient, decay)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean [N] and unbiased variance [N] of the blocks' elements, float64."""

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
-from zopeft.engine.direction import Direction
+from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.forms import Forms
+from zopeft.engine.sums import terms_of, update_matrix
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 from zopeft.kernels.runs import Layout, Run, cut
 
@@ -136,12 +137,15 @@ class FlatBuffer:
             with torch.no_grad():
                 self.work.copy_(self.master)
 
-    def stacks(self, direction: Direction, steps: Sequence[float]) -> dict[int, Tensor]:
-        """Returns ``master + step * u`` for each of some steps, [P, ...], by parameter's id."""
-        rows = self.work.new_empty((len(steps), self.work.numel()))
+    def stacks(self, probes: Sequence[Probe]) -> dict[int, Tensor]:
+        """Returns ``master + step * u`` of each of some probes, [P, ...], by parameter's id."""
+        rows = self.work.new_empty((len(probes), self.work.numel()))
         with torch.no_grad():
-            for row, step in zip(rows, steps, strict=True):
-                self._shift(direction, step, row)
+            for row, (direction, step) in zip(rows, probes, strict=True):
+                if step:
+                    self._shift(direction, step, row)
+                else:
+                    row.copy_(self.work)
         return {
             id(parameter): rows[:, offset : offset + parameter.numel()].view(-1, *parameter.shape)
             for parameter, offset in zip(self.parameters, self.offsets, strict=True)
@@ -179,37 +183,26 @@ class FlatBuffer:
                 block = self.blocks[members[0]]
                 yield block, self.indices[members[0]], slice(offset, offset + block.numel)
 
-    def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
-        """Writes ``decay * master + coefficient * u``; both [N] over all blocks, float64."""
+    def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
+        """Writes ``decay * master + sum_k coefficient_k * u_k``; [K, N] and [N], float64."""
         with torch.no_grad():
-            self._statistics = self._update(direction, coefficients, decays)
+            self._statistics = self._update(directions, coefficients, decays)
             self.work.copy_(self.master)
 
     def _update(
-        self, direction: Direction, coefficients: Tensor, decays: Tensor
+        self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor
     ) -> Statistics | None:
-        size, statistics = self.isotropic.size, None
-        if size:
+        size, statistics, decay = self.isotropic.size, None, decays
+        for direction, own in zip(directions if size else (), coefficients, strict=False):
             statistics = self.kernels.update_layout(
-                self.isotropic,
-                direction.seed,
-                self.master[:size],
-                coefficients,
-                decays,
-                direction.scales,
+                self.isotropic, direction.seed, self.master[:size], own, decay, direction.scales
             )
+            decay = torch.ones_like(decays)
         for block, index, place in self._matrices():
-            coefficient, decay = float(coefficients[index]), float(decays[index])
-            if coefficient == 0.0 and decay == 1.0:
-                continue
-            self.kernels.update_matrix(
-                direction.seed,
-                block.address,
-                self.master[place].view(block.shape),
-                coefficient,
-                decay,
-                self.forms.of(index, direction, self.device),
-            )
+            terms, shrink = terms_of(directions, coefficients[:, index]), float(decays[index])
+            if terms[0][1] != 0.0 or shrink != 1.0:
+                matrix = self.master[place].view(block.shape)
+                update_matrix(self.kernels, self.forms, index, terms, shrink, matrix)
         return statistics if self.isotropic is self.layout else None
 
     def statistics(self) -> Statistics:

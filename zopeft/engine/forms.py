@@ -17,7 +17,7 @@ from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 
 
 class Forms:
-    """Makes the forms of shaped blocks; a step's factors are kept until the next step.
+    """Makes the forms of shaped blocks; the factors of the last few directions are kept.
 
     The factors of all blocks on a device are drawn at once, at the first use of a step.
 
@@ -25,6 +25,9 @@ class Forms:
         blocks: The blocks, [N].
         shapes: Block index to shape; blocks absent are isotropic.
         kernels: What makes noise.
+
+    Attributes:
+        kept: Of how many directions, as many as a step has.
 
     Raises:
         InputError: A shape does not fit its block, or there is no such block.
@@ -47,8 +50,8 @@ class Forms:
             self.blocks[index], self._homes[index] = block, home
             self.shapes[index] = shape.to(home)
             self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
-        self._seed: int | None = None
-        self._factors: dict[int, Factors | None] = {}
+        self.kept = 1
+        self._factors: dict[int, dict[int, Factors | None]] = {}
 
     def __contains__(self, index: object) -> bool:
         return index in self.shapes
@@ -84,11 +87,12 @@ class Forms:
 
     def factors(self, index: int, seed: int) -> Factors | None:
         """Returns left [O, r] and right [r, I] of a block, where its shape is kept, fp32."""
-        if seed != self._seed:
-            self._seed, self._factors = seed, {}
-        if index not in self._factors:
+        found = self._factors.setdefault(seed, {})
+        while len(self._factors) > self.kept:
+            del self._factors[next(iter(self._factors))]
+        if index not in found:
             self._draw(self._homes[index], seed)
-        return self._factors[index]
+        return found[index]
 
     def _draw(self, device: torch.device, seed: int) -> None:
         indices = [index for index, home in self._homes.items() if home == device]
@@ -106,4 +110,4 @@ class Forms:
         for index in indices:
             left, right = (side.get(index, nothing) for side in sides)
             shape, (rows, columns) = self.shapes[index], self.blocks[index].shape
-            self._factors[index] = shape.factors(left, right, rows, columns)
+            self._factors[seed][index] = shape.factors(left, right, rows, columns)

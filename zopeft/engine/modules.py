@@ -31,6 +31,7 @@ from zopeft.engine.forms import Forms
 from zopeft.engine.known import Known
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.sums import terms_of, update_matrix, update_weight
 from zopeft.engine.twins import Twins
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 
@@ -175,35 +176,23 @@ class ModuleWeights:
 
         return perturbed_forward
 
-    def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
-        """Writes ``decay * w + coefficient * u``; both [N] over all blocks, float64."""
+    def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
+        """Writes ``decay * w + sum_k coefficient_k * u_k``; [K, N] and [N], float64."""
         with torch.no_grad():
             for number, block in enumerate(self.blocks):
                 index = self.indices[number]
-                coefficient, decay = float(coefficients[index]), float(decays[index])
-                if coefficient == 0.0 and decay == 1.0:
+                terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
+                if terms[0][1] == 0.0 and decay == 1.0:
                     continue
                 weight, *copies = self.offload.writable(block)
-                statistics = self._update(number, direction, coefficient, decay, weight)
+                if index in self.forms:
+                    found = update_matrix(self.kernels, self.forms, index, terms, decay, weight)
+                else:
+                    flat = weight.view(-1)
+                    found = update_weight(self.kernels, index, block, terms, decay, flat)
                 for copy in copies:
                     copy.copy_(weight)
-                self._known[number] = None if statistics is None else Known(statistics, weight)
-
-    def _update(
-        self,
-        number: int,
-        direction: Direction,
-        coefficient: float,
-        decay: float,
-        weight: Tensor,
-    ) -> Statistics | None:
-        index, block = self.indices[number], self.blocks[number]
-        seed, address = direction.seed, block.address
-        if index in self.forms:
-            form = self.forms.of(index, direction, weight.device)
-            return self.kernels.update_matrix(seed, address, weight, coefficient, decay, form)
-        scale = self._twins.scale(number, direction)
-        return self.kernels.update(seed, address, weight.view(-1), coefficient, decay, scale)
+                self._known[number] = None if found is None else Known(found, weight)
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].

@@ -17,6 +17,7 @@ from torch import Tensor
 from zopeft.blocks import Block
 from zopeft.blocks.scales import ScaleHolder
 from zopeft.engine.direction import Direction
+from zopeft.engine.sums import terms_of
 from zopeft.kernels.plain import stochastic_round
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 from zopeft.noise.address import rounding_words
@@ -60,14 +61,17 @@ class ScaleTensors:
             for kept, scales in zip(self._kept, live, strict=True):
                 scales.copy_(kept)
 
-    def update(self, direction: Direction, coefficients: Tensor, decays: Tensor) -> None:
-        """Writes ``Delta * max(decay + coefficient * u, 0)``; both [N], float64."""
+    def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
+        """Writes ``Delta * max(decay + sum_k coefficient_k * u_k, 0)``; [K, N], [N], float64."""
         for number, scales in enumerate(self._live()):
             index = self.indices[number]
-            coefficient, decay = float(coefficients[index]), float(decays[index])
-            if coefficient == 0.0 and decay == 1.0:
+            terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
+            if terms[0][1] == 0.0 and decay == 1.0:
                 continue
+            (direction, coefficient), *others = terms
             factor = self._direction(direction, number).mul_(coefficient).add_(decay)
+            for other, its in others:
+                factor.add_(self._direction(other, number).mul_(its))
             target = factor.clamp_(min=0.0).mul_(scales.float())
             if scales.dtype != torch.float32:
                 address = self.blocks[number].address

@@ -2,10 +2,10 @@
 
 Layout, little-endian: kind u8, flags u8, three array modes packed in u8, number of losses
 u8, number of projected gradients u8, step u64, seed u64, eps f64, decay f64, losses f64 *,
-projected gradients f64 *, the loss at the weights f64 where a flag says so, then lr (f64),
-scales (f32) and memory (f32), each as a mode: absent, the same as in the record before, or
-inline with its shape. Arrays that stay as they were cost nothing, so a run of MeZO takes
-about a hundred bytes a step.
+projected gradients f64 *, the loss at the weights f64 and that on the first direction's other
+side f64 where flags say so, then lr (f64), scales (f32) and memory (f32), each as a mode:
+absent, the same as in the record before, or inline with its shape. Arrays that stay as they
+were cost nothing, so a run of MeZO takes about a hundred bytes a step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEP = 1
 """Kind of a step's payload; other kinds are left to later versions of the format."""
 FIXED = struct.Struct("<BBBBBQQdd")
 ABSENT, SAME, INLINE = 0, 1, 2
-SKIPPED, CENTRE = 1, 2
+SKIPPED, CENTRE, MIRROR = 1, 2, 4
 
 
 def encode(record: StepRecord, before: StepRecord | None) -> bytes:
@@ -39,12 +39,13 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
         (_single(record.scales), None if before is None else _single(before.scales)),
         (_single(record.memory), None if before is None else _single(before.memory)),
     )
-    centre = () if record.centre is None else (record.centre,)
+    looks = ((record.centre, CENTRE), (record.mirror, MIRROR))
+    seen = tuple(loss for loss, _ in looks if loss is not None)
     modes = [_mode(now, then) for now, then in arrays]
     parts = [
         FIXED.pack(
             STEP,
-            (SKIPPED if record.skipped else 0) | (0 if record.centre is None else CENTRE),
+            SKIPPED * record.skipped + sum(flag for loss, flag in looks if loss is not None),
             modes[0] | modes[1] << 2 | modes[2] << 4,
             len(record.losses),
             len(record.projected_grads),
@@ -53,7 +54,7 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
             record.eps,
             record.decay,
         ),
-        np.asarray(record.losses + record.projected_grads + centre, dtype="<f8").tobytes(),
+        np.asarray(record.losses + record.projected_grads + seen, dtype="<f8").tobytes(),
     ]
     for mode, (now, _) in zip(modes, arrays, strict=True):
         if mode == INLINE and now is not None:
@@ -76,7 +77,7 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         if kind != STEP:
             raise ValueError(f"record of unknown kind {kind}")
         at = FIXED.size
-        count = losses + grads + bool(flags & CENTRE)
+        count = losses + grads + bool(flags & CENTRE) + bool(flags & MIRROR)
         numbers = np.frombuffer(payload, "<f8", count, at).tolist()
         at += 8 * count
         lr, at = _array(payload, at, modes & 3, "<f8", _before(before, "lr"))
@@ -97,7 +98,8 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         scales=None if scales is None else scales.astype(np.float32, copy=False),
         memory=None if memory is None else memory.astype(np.float32, copy=False),
         skipped=bool(flags & SKIPPED),
-        centre=numbers[-1] if flags & CENTRE else None,
+        centre=numbers[losses + grads] if flags & CENTRE else None,
+        mirror=numbers[-1] if flags & MIRROR else None,
     )
 
 

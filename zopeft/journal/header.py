@@ -11,6 +11,17 @@ from typing import Any
 from zopeft.errors import input_error
 
 FORMAT_VERSION = 1
+COMPARED = (
+    "method",
+    "noise",
+    "rank",
+    "shapes",
+    "directions",
+    "sides",
+    "normalise",
+    "seed",
+    "space",
+)
 PACKAGES = ("zopeft", "torch", "transformers", "peft")
 
 
@@ -33,6 +44,9 @@ class JournalHeader:
         rank: Rank of a low-rank noise; 0 for others.
         shapes: Fingerprint of the shapes that the run was given ("" for none); a replay
             needs the same ones.
+        directions: Directions a step.
+        sides: On how many sides each is probed, "two" or "one".
+        normalise: Whether differences of losses are divided by their spread.
         settings: Other settings of the run that its steps depend on, such as batch size.
         run: A random name, by which checkpoints know their run.
         versions: Versions of the packages that wrote it; never compared.
@@ -51,6 +65,9 @@ class JournalHeader:
     fingerprint: str = ""
     rank: int = 0
     shapes: str = ""
+    directions: int = 1
+    sides: str = "two"
+    normalise: bool = False
     settings: dict[str, Any] = field(default_factory=dict)
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     versions: dict[str, str] = field(default_factory=lambda: _versions())
@@ -88,8 +105,8 @@ class JournalHeader:
     def check(self, other: JournalHeader, where: str) -> None:
         """Refuses a run that this journal does not belong to.
 
-        Compared are method, noise with rank and shapes, seed, blocks and, where both have
-        them, the settings.
+        Compared are method, noise with rank and shapes, how directions are probed, seed,
+        blocks and, where both have them, the settings.
 
         Args:
             other: Header of the run at hand.
@@ -100,7 +117,7 @@ class JournalHeader:
         """
         wrong = [
             f"{name} {getattr(other, name)!r} instead of {getattr(self, name)!r}"
-            for name in ("method", "noise", "rank", "shapes", "seed", "space")
+            for name in COMPARED
             if getattr(self, name) != getattr(other, name)
         ]
         wrong += self._other_blocks(other)
@@ -135,9 +152,10 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
     blocks, group = optimizer.blocks, optimizer.param_groups[0]
     return JournalHeader(
         method=type(optimizer).__name__,
-        noise=optimizer.directions.noise,
-        rank=optimizer.directions.rank,
-        shapes=optimizer.directions.shape_print,
+        noise=optimizer.drawn_from.noise,
+        rank=optimizer.drawn_from.rank,
+        shapes=optimizer.drawn_from.shape_print,
+        **asdict(optimizer.estimator),
         seed=optimizer.seed,
         blocks=tuple((block.name, tuple(int(n) for n in block.shape)) for block in blocks),
         space=blocks.space,

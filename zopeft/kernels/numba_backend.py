@@ -112,6 +112,15 @@ class NumbaKernels(PlainKernels):
         self._run(table, compiled.update, moments, *arguments, _bytes(weight), KINDS[weight.dtype])
         return moments
 
+    def store(self, seed: int, address: int, start: int, values: Tensor, out: Tensor) -> None:
+        """See `PlainKernels.store`."""
+        if not (_compiled(values) and _compiled(out)):
+            super().store(seed, address, start, values, out)
+            return
+        table = runs.whole(address, start, values.numel())
+        places = (_bytes(values), _bytes(out), KINDS[out.dtype])
+        self._run(table, compiled.store, None, np.uint64(seed), *places)
+
     def draw(
         self,
         seed: int,

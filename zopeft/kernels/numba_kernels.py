@@ -315,6 +315,20 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
         _close(total, squares, length, pivot, moments[row])
 
 
+@_kernel("void(i8[:,::1], u8, u1[::1], u1[::1], i8)")
+def store(table, key, values, out, kind):
+    """``out = round(values)``, stochastically as `update` does; fp32 into 16-bit storage."""
+    words, x = np.empty(TILE + 128, np.uint32), np.empty(TILE, np.float32)
+    for row in range(table.shape[0]):
+        length = table[row, LENGTH]
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            _load(values, FLOAT32, table[row, WEIGHT] + at, n, x)
+            start = table[row, START] + at
+            _round_stochastically(x, n, kind, key, table[row, ADDRESS], start, words)
+            _store(x, n, out, kind, table[row, OUT] + at)
+
+
 @_inline
 def _compose(key, family, address, start, column, scales, left, right, words, z, u):
     """Writes a row's u from `column` on: its noise times its scale, then the products."""

@@ -11,6 +11,7 @@ from zopeft.kernels import plain
 from zopeft.kernels.plain_matrix import PlainMatrices, Statistics
 from zopeft.kernels.runs import BLOCK, LENGTH, OUT, Layout
 from zopeft.noise import Noise
+from zopeft.noise.address import rounding_words
 
 __all__ = ["PlainKernels", "Statistics"]
 
@@ -122,6 +123,21 @@ class PlainKernels(PlainMatrices):
             u = self._scaled(seed, address, at, piece, scale)
             plain.update_(piece, u, coefficient, decay, seed, address, at)
         return None
+
+    def store(self, seed: int, address: int, start: int, values: Tensor, out: Tensor) -> None:
+        """Writes fp32 numbers to 16-bit storage with the rounding of `update`.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the tensor.
+            start: Index of the first element in the whole tensor.
+            values: fp32 [n], contiguous; may be used up.
+            out: [n], contiguous, bf16 or fp16.
+        """
+        for at in range(0, values.numel(), CHUNK):
+            piece = values[at : at + CHUNK]
+            words = rounding_words(seed, address, start + at, piece.numel(), piece.device)
+            out[at : at + CHUNK] = plain.stochastic_round(piece, words, out.dtype)
 
     def _scaled(
         self, seed: int, address: int, start: int, piece: Tensor, scale: Tensor | None

@@ -188,6 +188,15 @@ class TritonKernels(PlainKernels):
         squares = (moments[:, 1] + counts * (moments[:, 0] - mean).square()).sum()
         return mean, squares / max(1, count - 1)
 
+    def store(self, seed: int, address: int, start: int, values: Tensor, out: Tensor) -> None:
+        """See `PlainKernels.store`."""
+        if not (_taken(values) and _taken(out)):
+            self.elsewhere.store(seed, address, start, values, out)
+            return
+        grid = (triton.cdiv(values.numel() + 3, self.tile),)
+        place = (start, values.numel(), address, *_key(seed))
+        _on(values, compiled.store[grid])(*place, values, out, TILE=self.tile, **OPTIONS)
+
     def update_layout(
         self,
         layout: Layout,

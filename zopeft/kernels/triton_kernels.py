@@ -248,3 +248,25 @@ def update(
     t = tl.sum(total)
     tl.store(moments + row * 2, pivot + t / length)
     tl.store(moments + row * 2 + 1, tl.sum(squares) - t * t / length)
+
+
+@triton.jit
+def store(
+    start: tl.int64,
+    count: tl.int64,
+    address: tl.int64,
+    k0: tl.uint32,
+    k1: tl.uint32,
+    values,
+    out,
+    TILE: tl.constexpr,
+):
+    """``out = round(values)``, stochastically as `update` does; fp32 into 16-bit storage."""
+    skip = start % 4
+    tile = tl.program_id(0).to(tl.int64) * TILE
+    at = tile - skip + tl.arange(0, TILE)
+    inside = (at >= 0) & (at < count)
+    x = tl.load(values + at, mask=inside, other=0.0)
+    dtype: tl.constexpr = out.dtype.element_ty
+    x = _round(x, start - skip + tile, address, k0, k1, dtype, TILE)
+    tl.store(out + at, x.to(dtype), mask=inside)

@@ -11,7 +11,7 @@ METHODS = Registry(
         "fo_adam": "zopeft.methods.first_order:FirstOrderAdam",
     },
     {
-        "mezo": "two forward passes a step, all scales one",
+        "mezo": "two forward passes a step (or several directions), all scales one",
         "zo_finetuner": "scales chosen by a learned fine-tuner",
         "fo_sgd": "baseline: SGD with backpropagation",
         "fo_adam": "baseline: AdamW with backpropagation",

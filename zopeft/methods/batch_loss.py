@@ -17,7 +17,7 @@ BY_ROW = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_i
 
 
 class BatchLoss:
-    """A closure for `ZerothOrder.step` that can run both probes in one forward.
+    """A closure for `ZerothOrder.step` that can run several probes in one forward.
 
     Called, it returns the batch's loss, as any closure does. ``stacked(count)`` runs the
     model once on the batch repeated ``count`` times, and returns the loss of each copy; any

@@ -39,6 +39,19 @@ class FirstLook:
     radius: float
     forward_passes: int
 
+    def reason(self, share: str) -> str:
+        """Returns where a learning rate that follows from this comes from.
+
+        Args:
+            share: The signal share, in words.
+        """
+        if not self.curvature and not self.energy:
+            return "published default, since the loss does not change along any direction"
+        bounds = [f"{share} over curvature {self.curvature:.3g}"] if self.curvature else []
+        bounds += [f"reach over gradient {math.sqrt(self.energy):.3g}"] if self.energy else []
+        least = "the lesser of " if len(bounds) == 2 else ""
+        return f"{least}{' and '.join(bounds)} ({DIRECTIONS} directions), then as the run shows"
+
 
 def first_look(
     engine: Engine,

@@ -1,16 +1,18 @@
-"""Probing: how the two forwards of an estimate are run, apart or as one."""
+"""Probing: how the forwards of an estimate are run, apart or as one."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zopeft.engine import Direction, Engine
+from zopeft.engine import Engine
+from zopeft.engine.direction import Probe
 from zopeft.engine.sharing import shared_layers
 from zopeft.engine.stacked import UnstackableError
 from zopeft.errors import input_error
@@ -19,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 PROBES = ("auto", "stacked", "separate")
 MOST_TOKENS = {"cpu": 128, "cuda": 512}
-"""Tokens of a forward up to which "auto" stacks, by type of device; none on others.
+"""Tokens of a batch up to which "auto" stacks two probes, by type of device; none on others.
 
 cpu: measured on one core, LoRA on Llamas of 256 and 512 units: a stacked step took 0.6 to 0.9
 of the time of one apart up to here, and 1.0 to 1.3 of it from twice as many tokens on. cuda:
@@ -31,17 +33,19 @@ ENOUGH_SHARED = 0.5
 class Probing:
     """Runs the probes of one micro-batch, the cheapest way that gives the same losses.
 
-    Apart: two forwards. Where only upper layers are perturbed, the second one spares the
-    layers below, bit for bit (`zopeft.engine.sharing`). Stacked: one forward over the batch
-    repeated twice (`zopeft.engine.stacked`), the same losses but for rounding; activations
-    take twice the memory. It needs a closure with ``stacked``, such as
+    Apart: a forward a probe. Where only upper layers are perturbed, all but the first spare
+    the layers below, bit for bit (`zopeft.engine.sharing`). Stacked: one forward over the
+    batch repeated once a probe (`zopeft.engine.stacked`), the same losses but for rounding;
+    activations take as many times the memory. It needs a closure with ``stacked``, such as
     `zopeft.methods.batch_loss.BatchLoss`. (8-bit layers of bitsandbytes choose the input
     columns that they do not quantise by the whole batch, so over them the losses may differ
     by as much as this quantisation does.)
 
     "auto" stacks a batch of at most `most_tokens` tokens, unless half of the layers or more
-    are shared. That is a rule and no measurement, so that a run can be repeated and resumed
-    bit for bit; the number is saved with the run's state.
+    are shared. A forward then takes as many probes as fill twice that many tokens, which is
+    two of the largest batch that is stacked; more probes are shared out evenly. That is a rule
+    and no measurement, so that a run can be repeated and resumed bit for bit; the number is
+    saved with the run's state.
 
     Args:
         engine: The engine over the blocks to train.
@@ -64,26 +68,42 @@ class Probing:
         self.sharing = shared_layers(engine.blocks)
         self._refused = bool(engine.unstackable)
 
-    def pair(self, direction: Direction, eps: float, closure: Any) -> tuple[Tensor, int]:
-        """Runs the probes at +eps and -eps.
+    def run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
+        """Runs the probes of a step.
 
         Args:
-            direction: The step's direction.
-            eps: Finite-difference step, > 0.
+            probes: Directions and steps, [P]; one with a step of zero comes first if at all.
             closure: Returns the loss of the batch, the same batch at every call.
 
         Returns:
-            fp32 [2], loss_plus and loss_minus; and the number of forward passes, a stacked
-            one counting as two.
+            fp32 [P], the losses; and the number of forward passes, a stacked one counting as
+            many times as it has copies of the batch.
         """
-        if self.stacks(closure):
+        losses: list[Tensor] = []
+        for part in self._parts(probes, closure):
             try:
-                with self.engine.stacked(direction, (eps, -eps)):
-                    return closure.stacked(2).detach().float(), 2
+                with self.engine.stacked(part):
+                    losses += closure.stacked(len(part)).detach().float()
             except UnstackableError as error:
                 self._refused = error.always
                 logger.info("probes run apart: %s", error)
-        return self._apart(direction, eps, closure)
+                break
+        stacked = len(losses)
+        if stacked == len(probes):
+            return torch.stack(losses), stacked
+        apart, count = self._apart(probes[stacked:], closure)
+        return torch.stack([*losses, *apart]), stacked + count
+
+    def _parts(self, probes: Sequence[Probe], closure: Any) -> list[Sequence[Probe]]:
+        """Shares the probes out to forwards, about as many to each; none where none is stacked."""
+        if not self.stacks(closure):
+            return []
+        most = len(probes)
+        if self.probes != "stacked":
+            most = 2 * self.most_tokens // int(closure.tokens)
+        count = -(-len(probes) // most)
+        cuts = [round(part * len(probes) / count) for part in range(count + 1)]
+        return [probes[first:last] for first, last in pairwise(cuts)]
 
     def stacks(self, closure: Any) -> bool:
         """Whether a closure's probes are to be stacked."""
@@ -95,29 +115,28 @@ class Probing:
             return False
         return 0 < int(getattr(closure, "tokens", 0)) <= self.most_tokens
 
-    def _apart(
-        self, direction: Direction, eps: float, closure: Callable[[], Tensor]
-    ) -> tuple[Tensor, int]:
-        sharing, losses, count = self.sharing, [], 0
+    def _apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
+        sharing, count = self.sharing, 0
+        losses: list[Tensor] = []
         if sharing is not None and sharing.compiled:
             sharing = None
         try:
-            for sign in (1.0, -1.0):
+            for direction, step in probes:
                 for _ in range(2):
-                    if sharing is None:
-                        work: Any = nullcontext()
-                    else:
-                        work = sharing.recording() if sign > 0 else sharing.reusing()
-                    with work, self.engine.perturbed(direction, sign * eps):
+                    work: Any = nullcontext()
+                    if sharing is not None:
+                        work = sharing.reusing() if losses else sharing.recording()
+                    shown: Any = self.engine.perturbed(direction, step) if step else nullcontext()
+                    with work, shown:
                         loss = closure()
                     count += 1
-                    if not self.engine.settle():
+                    if not step or not self.engine.settle():
                         break
                 losses.append(loss.detach().float())
         finally:
             if sharing is not None:
                 sharing.forget()
-        return torch.stack(losses), count
+        return losses, count
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what later steps must be probed by, to have the same bits."""

@@ -14,9 +14,11 @@ class StepRecord:
 
     Args:
         step: The step's number, from 0.
-        seed: 64-bit key of the step's direction.
-        losses: loss_plus and loss_minus (averaged over micro-batches), a pair a direction.
-        projected_grads: ``(loss_plus - loss_minus) / (2 eps)`` of each direction.
+        seed: 64-bit key of the step's first direction, from which those of the others follow.
+        losses: loss_plus and loss_minus (averaged over micro-batches), a pair a direction; of
+            one-sided steps loss_plus of each direction.
+        projected_grads: What the step goes along each direction, in units of ``lr / K``: see
+            `zopeft.methods.estimator.Estimator`.
         lr: Learning rate; one number, or one a block.
         eps: Finite-difference step.
         decay: Weight decay.
@@ -24,6 +26,8 @@ class StepRecord:
         memory: fp32, whatever the method itself needs to go on from here; None if nothing.
         skipped: Whether the losses were not finite, so that the weights stayed as they were.
         centre: Loss at the weights themselves, of steps that have taken it; else None.
+        mirror: Loss on the other side of the first direction, of one-sided steps that have
+            taken it; else None.
     """
 
     step: int
@@ -37,6 +41,7 @@ class StepRecord:
     memory: NDArray[np.float32] | None = None
     skipped: bool = False
     centre: float | None = None
+    mirror: float | None = None
 
     @property
     def loss(self) -> float:

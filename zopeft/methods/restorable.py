@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from zopeft.engine import Direction
 from zopeft.errors import input_error
 from zopeft.methods.pending import Pending
 from zopeft.methods.rate import RunningRate
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from zopeft.blocks import Blocks
     from zopeft.engine import Engine
     from zopeft.methods.clipping import RunningClip
+    from zopeft.methods.estimator import Estimator
     from zopeft.methods.probing import Probing
 
 
@@ -27,6 +27,7 @@ class Restorable(torch.optim.Optimizer):
     blocks: Blocks
     engine: Engine
     probing: Probing
+    estimator: Estimator
     clip: RunningClip
     rate: RunningRate | None
     auto: bool
@@ -48,7 +49,8 @@ class Restorable(torch.optim.Optimizer):
             0-dim fp32, the mean of the recorded losses.
 
         Raises:
-            InputError: The record is of another step, or of a run with another seed.
+            InputError: The record is of another step, or of a run with another seed or
+                number of directions.
         """
         seed = step_seed(self.seed, self.steps)
         if (record.step, record.seed) != (self.steps, seed):
@@ -58,11 +60,18 @@ class Restorable(torch.optim.Optimizer):
                 f"step {record.step}, seed {record.seed}",
                 "use the journal of this run",
             )
+        if len(record.projected_grads) != self.estimator.directions:
+            raise input_error(
+                "journal",
+                f"this run has {self.estimator.directions} directions a step",
+                len(record.projected_grads),
+                "use the journal of this run",
+            )
         scales = None
         if record.scales is not None:
             scales = torch.tensor(record.scales, device=self.engine.device)
         self.engine.adopt()
-        self._pending = Pending(Direction(record.seed, scales), record.eps, record)
+        self._pending = Pending(self.estimator, record.seed, scales, record.eps, recorded=record)
         if self.auto and self.rate is None:
             self._set_lr(record.lr[0])
             self.auto, self.lr_reason = False, "as in the journal"
@@ -75,7 +84,7 @@ class Restorable(torch.optim.Optimizer):
             start: What ``rate.start`` was there; None where the rate was not a running one.
             lr: The learning rate that the run began with.
         """
-        self.rate = None if start is None else RunningRate(**start)
+        self.rate = None if start is None else RunningRate(**start, estimator=self.estimator)
         self._set_lr(lr)
         self.auto, self.lr_reason = False, "as in the journal"
 
@@ -112,7 +121,7 @@ class Restorable(torch.optim.Optimizer):
         self.forward_passes = own.pop("forward_passes")
         self.auto, self.lr_reason = own.pop("auto"), own.pop("lr_reason")
         rate = own.pop("rate", None)
-        self.rate = None if rate is None else RunningRate.from_state(rate)
+        self.rate = None if rate is None else RunningRate.from_state(rate, self.estimator)
         self.engine.adopt()
         self.engine.load_state_dict(own.pop("engine"))
         self.clip.load_state_dict(own.pop("clip"))

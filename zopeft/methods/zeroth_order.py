@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,18 +9,18 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
-from zopeft.engine import Direction, Engine, Shape
-from zopeft.errors import run_error
+from zopeft.engine import Engine, Shape
 from zopeft.methods.arguments import check_arguments
+from zopeft.methods.bookkeeping import Bookkeeping
 from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
 from zopeft.methods.directions import directions_of
-from zopeft.methods.learning_rate import DIRECTIONS, first_look
+from zopeft.methods.estimator import Estimator
+from zopeft.methods.learning_rate import first_look
 from zopeft.methods.pending import Pending
 from zopeft.methods.probing import Probing
 from zopeft.methods.rate import SHARE, RunningRate
 from zopeft.methods.record import StepRecord
-from zopeft.methods.restorable import Restorable
 from zopeft.noise import step_seed
 
 Closure = Callable[[], Tensor]
@@ -29,12 +28,13 @@ AUTO_CLIP = 2.0
 """Clipping that goes with lr="auto": the tails of the projected gradient are long."""
 
 
-class ZerothOrder(Restorable):
-    """Two-point estimate along one random direction a step.
+class ZerothOrder(Bookkeeping):
+    """Two-point estimate along one random direction a step, or along several.
 
     ``u_i = scale_i z_i``; ``projected_grad = (L(theta + eps u) - L(theta - eps u)) / (2
     eps)``; ``theta_i <- (1 - lr wd) theta_i - lr projected_grad u_i``. A method says how
-    the scales are chosen by overriding `_scales`.
+    the scales are chosen by overriding `_scales`. With K directions the last term is their
+    mean, ``- lr / K sum_k projected_grad_k u_ki``, and the weights are written once.
 
     `estimate` runs the probes and keeps (seed, projected gradient); `apply` writes the
     update; ``step(closure)`` does both, and ``step()`` alone is `apply`, which is what a
@@ -56,12 +56,18 @@ class ZerothOrder(Restorable):
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before (`RunningClip`); 0 for no clipping; None for 2 with lr="auto", else 0.
         carrier: How weights are held, see `zopeft.engine.Engine`.
-        probes: "stacked" runs both probes in one forward, which needs a closure such as
-            `zopeft.BatchLoss` and twice the memory for activations; "separate" in two;
-            "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
+        probes: "stacked" runs all probes in one forward, which needs a closure such as
+            `zopeft.BatchLoss` and as many times the memory for activations; "separate" each
+            in its own; "auto" stacks small batches, see `zopeft.methods.probing.Probing`.
         rank: Rank of low_rank noise, 1 to 64.
         shapes: Block index to shape, see `zopeft.engine.shapes`; other blocks are as
             `noise` says.
+        directions: K, independent directions a step, 1 to 64. All have the step's scales.
+        sides: "two" for K pairs of forward passes; "one" for K + 1 passes, whose projected
+            gradient is ``(L(theta + eps u) - L(theta)) / eps``.
+        normalise: Whether one-sided differences of losses are divided by their spread over
+            the directions, 2 at least (FZOO). The learning rate then is in the units of the
+            weights, whatever the loss; see `zopeft.methods.estimator.Estimator`.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -88,6 +94,9 @@ class ZerothOrder(Restorable):
         probes: str = "auto",
         rank: int = 4,
         shapes: Mapping[int, Shape] | None = None,
+        directions: int = 1,
+        sides: str = "two",
+        normalise: bool = False,
     ) -> None:
         if clip is None:
             clip = AUTO_CLIP if lr == "auto" else 0.0
@@ -97,8 +106,9 @@ class ZerothOrder(Restorable):
         self.auto = lr == "auto"
         self.rate: RunningRate | None = None
         self.blocks = blocks
+        self.estimator = Estimator(directions, sides, normalise)
         found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
-        self.directions = found
+        self.drawn_from = found
         self.engine = Engine(blocks, found.family, carrier, shapes=found.shapes)
         self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
@@ -126,16 +136,13 @@ class ZerothOrder(Restorable):
         """Returns the blocks' scales [N] of the step that begins; None for ones."""
         return None
 
-    def _memory(self) -> Tensor | None:
-        """Returns what the journal must hold of the method's own state for this step."""
-        return None
+    def _looks(self) -> bool:
+        """Returns whether the step that is due also takes the loss that tells the curvature.
 
-    def _takes_centre(self) -> bool:
-        """Returns whether the step that is due takes the loss at the weights themselves, too."""
+        That is the loss at the weights themselves, or, where it is taken anyway, the one on
+        the other side of the first direction.
+        """
         return self.rate is not None and self.rate.due()
-
-    def _finish(self, record: StepRecord) -> None:
-        """Takes note of a step that has been applied (or replayed)."""
 
     def _share(self, scales: Tensor | None) -> float:
         """Returns the signal share that a running learning rate begins with."""
@@ -163,32 +170,26 @@ class ZerothOrder(Restorable):
         look = first_look(self.engine, closure, scales, self.eps, self.seed)
         share, fallback = self._share(scales), fallback_lr(self.blocks)
         reach = self.eps * default_reach(self.blocks)
-        self.rate = RunningRate(look.curvature, look.energy, reach, share, fallback)
+        self.rate = RunningRate(
+            look.curvature, look.energy, reach, share, fallback, self.eps, self.estimator
+        )
         self._set_lr(self.rate.first)
         self.auto = False
         self.forward_passes += look.forward_passes
-        self.lr_reason = self._reason(look.curvature, look.energy, share)
+        reason = look.reason(f"signal share {share:.2g}{self._share_origin}")
+        self.lr_reason = reason + self.estimator.units
         return self.rate.first
-
-    def _reason(self, curvature: float, energy: float, share: float) -> str:
-        if not curvature and not energy:
-            return "published default, since the loss does not change along any direction"
-        share_text = f"signal share {share:.2g}{self._share_origin}"
-        bounds = [f"{share_text} over curvature {curvature:.3g}"] if curvature else []
-        bounds += [f"reach over gradient {math.sqrt(energy):.3g}"] if energy else []
-        least = "the lesser of " if len(bounds) == 2 else ""
-        return f"{least}{' and '.join(bounds)} ({DIRECTIONS} directions), then as the run shows"
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> Tensor:
-        """Runs the two probes of this step, or of one more micro-batch of it.
+        """Runs the probes of this step, or of one more micro-batch of it.
 
         Args:
-            closure: Returns the loss of the batch as a 0-dim tensor; called twice, both
-                times for the same batch. A `zopeft.BatchLoss` may be called once for both.
+            closure: Returns the loss of the batch as a 0-dim tensor; called once a probe,
+                each time for the same batch. A `zopeft.BatchLoss` may be called once for all.
 
         Returns:
-            0-dim fp32, the mean of loss_plus and loss_minus.
+            0-dim fp32, the mean of loss_plus and loss_minus; one-sided, of all loss_plus.
 
         Raises:
             RunError: The loss has not been finite for `max_bad_steps` steps in a row; the
@@ -198,17 +199,16 @@ class ZerothOrder(Restorable):
             self.calibrate(closure)
         if self._pending is None:
             self.engine.adopt()
-            direction = Direction(step_seed(self.seed, self.steps), self._scales())
-            self._pending = Pending(direction, self.eps)
+            seed, scales = step_seed(self.seed, self.steps), self._scales()
+            self._pending = Pending(self.estimator, seed, scales, self.eps, self._looks())
         pending = self._pending
-        if self._takes_centre():
+        if pending.takes_centre:
             pending.add_centre(float(closure()))
             self.forward_passes += 1
-        losses, passes = self.probing.pair(pending.direction, pending.eps, closure)
+        losses, passes = self.probing.run(pending.probes, closure)
         self.forward_passes += passes
-        plus, minus = losses.tolist()
-        pending.add(plus, minus)
-        return losses.mean()
+        pending.add(losses.tolist())
+        return losses[pending.aside].mean()
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -223,54 +223,10 @@ class ZerothOrder(Restorable):
         self._bad_in_a_row = 0
         lr = torch.tensor(record.lr, dtype=torch.float64)
         decay = torch.tensor([g["weight_decay"] for g in self.param_groups], dtype=torch.float64)
-        grad = record.projected_grads[0]
-        self.engine.update(pending.direction, -lr * grad, 1.0 - lr * decay)
+        grads = torch.tensor(record.projected_grads, dtype=torch.float64).unsqueeze(1)
+        coefficients = -lr * grads / len(grads)
+        self.engine.update(pending.directions, coefficients, 1.0 - lr * decay)
         self._close(record)
-
-    def _record(self, pending: Pending) -> StepRecord:
-        plus, minus = pending.losses()
-        bad = not (math.isfinite(plus) and math.isfinite(minus))
-        grad = 0.0 if bad else self.clip.clipped((plus - minus) / (2.0 * pending.eps))
-        factor = 1.0 if self.rate is None else self.rate.factor
-        rates = [float(group["lr"]) * factor for group in self.param_groups]
-        scales, memory = pending.direction.scales, self._memory()
-        return StepRecord(
-            step=self.steps,
-            seed=pending.direction.seed,
-            losses=(plus, minus),
-            projected_grads=(grad,),
-            lr=(rates[0],) if len(set(rates)) == 1 else tuple(rates),
-            eps=pending.eps,
-            decay=self.weight_decay,
-            scales=None if scales is None else scales.detach().float().cpu().numpy(),
-            memory=None if memory is None else memory.detach().float().cpu().numpy(),
-            skipped=bad,
-            centre=pending.centre(),
-        )
-
-    def _skip(self, record: StepRecord) -> None:
-        self.skipped += 1
-        self._bad_in_a_row += 1
-        self.last_record = record
-        self.steps += 1
-        if self.rate is not None:
-            self.rate.note(record)
-        if self._bad_in_a_row >= self.max_bad_steps:
-            raise run_error(
-                "loss",
-                f"not finite for {self._bad_in_a_row} steps in a row",
-                record.losses[0],
-                "lower --lr or --eps, or use a wider --dtype; the last good weights are kept",
-            )
-
-    def _close(self, record: StepRecord) -> None:
-        self.last_record = record
-        self.steps += 1
-        plus, minus = record.losses
-        self.clip.note((plus - minus) / (2.0 * record.eps))
-        if self.rate is not None:
-            self.rate.note(record)
-        self._finish(record)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Estimates with `closure` if there is one, then applies.

@@ -30,8 +30,12 @@ class ZOFineTuner(ZerothOrder):
     share of signal of its meta-training, lr="auto" begins with that (`FineTuner.signal_share`).
 
     A fine-tuner may read the course of the run instead (`zopeft.finetuner.Course`): running
-    loss and change of the loss along the directions. One that reads ``bend`` costs a third
-    forward pass a step, at the weights themselves.
+    loss and change of the loss along the directions. One that reads ``bend`` costs another
+    forward pass a step: at the weights themselves, or one-sided at ``theta - eps u``.
+
+    Fine-tuners are learned with one direction a step. Of several, the last step's two losses
+    are those of the first (one-sided, loss_minus is put where a straight line has it), and the
+    course is the mean over all of them.
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
@@ -103,19 +107,20 @@ class ZOFineTuner(ZerothOrder):
         self._share_origin = " from the fine-tuner"
         return min(SHARE_MOST, max(SHARE_LEAST, learned))
 
-    def _takes_centre(self) -> bool:
-        return super()._takes_centre() or self.finetuner.reads("bend")
+    def _looks(self) -> bool:
+        return super()._looks() or self.finetuner.reads("bend")
 
     def _memory(self) -> Tensor:
         return self._next_raw
 
     def _finish(self, record: StepRecord) -> None:
-        plus, minus = record.losses
-        self._losses = torch.tensor([plus, minus], dtype=torch.float32, device=self._device)
+        pair = self.estimator.pair(record)
+        self._losses = torch.tensor(pair, dtype=torch.float32, device=self._device)
         assert record.memory is not None
         self._raw = torch.tensor(record.memory, device=self._device)
         # The rate's own looks are too rare for a running mean.
         zero = record.centre if self.finetuner.reads("bend") else None
+        plus, minus = self.estimator.typical_pair(record)
         self.course.note(plus, minus, math.nan if zero is None else zero)
 
     def _own_state(self) -> dict[str, Any]:

@@ -35,6 +35,22 @@ def step_seed(run_seed: int, step: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
+def direction_seed(seed: int, number: int) -> int:
+    """Returns the 64-bit key of one of a step's directions: the first has the step's own.
+
+    The others are hashed from a text that no step's key is hashed from, so that two keys
+    of a run are equal as rarely as those of two steps.
+
+    Args:
+        seed: 64-bit key of the step.
+        number: The direction's number in the step, from 0.
+    """
+    if number == 0:
+        return seed
+    text = f"zopeft direction {seed} {number}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
 @dataclass(frozen=True)
 class Noise:
     """A noise family with the number of elements that one counter serves.

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from zopeft.errors import InputError, close_matches, explain
+from zopeft.methods.estimator import REMEDY, conflict
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
@@ -205,7 +206,10 @@ def _conflicts(recipe: Recipe) -> list[str]:
         found.append(
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
         )
-    meta = recipe.meta
+    method, meta = recipe.method, recipe.meta
+    problem = conflict(method.directions, method.sides, method.normalise)
+    if problem:
+        found.append(explain("method.normalise", problem, do=REMEDY))
     if meta.objective == "paper" and (meta.capacity == "subspace" or meta.rows == "frequency"):
         found.append(
             "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "

@@ -15,7 +15,7 @@ class Progress:
         step: Steps done in this stage.
         total: Steps of this stage; 0 where that is not known.
         loss: The step's loss.
-        projected_grad: The step's projected gradient.
+        projected_grad: The projected gradient of the step's first direction.
         lr: The step's learning rate.
         note: A line for the user.
     """

@@ -117,8 +117,12 @@ class MethodSection:
         clip: Largest projected gradient, in multiples of its running size; 0 for none; null
             for 2 with lr "auto", else none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
-        probes: "stacked" runs both probes in one forward (adapters that allow it),
-            "separate" in two; "auto" chooses by the size of the batch.
+        probes: "stacked" runs all probes in one forward (adapters that allow it),
+            "separate" each in its own; "auto" chooses by the size of the batch.
+        directions: Random directions a step, whose updates are averaged.
+        sides: "two" forward passes a direction, or "one" and one more at the weights.
+        normalise: Divide differences of losses by their spread over the directions (FZOO);
+            lr is then in the units of the weights, whatever the loss.
     """
 
     name: str | None = named(None, "method")
@@ -132,6 +136,9 @@ class MethodSection:
     clip: float | None = number(None, low=0.0)
     max_bad_steps: int = number(10, low=1)
     probes: Literal["auto", "stacked", "separate"] = "auto"
+    directions: int = number(1, low=1, high=64)
+    sides: Literal["two", "one"] = "two"
+    normalise: bool = False
 
 
 @dataclass(frozen=True)

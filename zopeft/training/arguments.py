@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
+from zopeft.methods.estimator import Estimator
 
 
 @dataclass
@@ -36,8 +37,13 @@ class ZOTrainingArguments(TrainingArguments):
             with ("none" without one).
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before; 0 for no clipping; None for 2 with "auto", else 0.
-        probes: "stacked" for both probes in one forward, "separate" for two, "auto" by the
-            size of the batch, see `zopeft.methods.probing.Probing`.
+        probes: "stacked" for all probes in one forward, "separate" for a forward each, "auto"
+            by the size of the batch, see `zopeft.methods.probing.Probing`.
+        directions: Directions a step, 1 to 64.
+        sides: "two" for a pair of forward passes a direction, "one" for one each and one at
+            the weights themselves.
+        normalise: Whether one-sided differences of losses are divided by their spread, see
+            `zopeft.methods.estimator.Estimator`.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
         journal_sync_steps: Steps between two waits for the disk.
         overwrite: Whether a journal that is in the output folder may be replaced.
@@ -56,6 +62,9 @@ class ZOTrainingArguments(TrainingArguments):
     max_bad_steps: int = 10
     clip: float | None = None
     probes: str = "auto"
+    directions: int = 1
+    sides: str = "two"
+    normalise: bool = False
     journal: bool = True
     journal_sync_steps: int = 100
     overwrite: bool = False
@@ -79,6 +88,7 @@ class ZOTrainingArguments(TrainingArguments):
         if self.journal_sync_steps < 1:
             raise input_error("journal_sync_steps", "must be at least 1", self.journal_sync_steps)
         if self.order == 0:
+            Estimator(self.directions, self.sides, self.normalise)
             self._check_without_gradients()
         if self.data_seed is None:
             # Otherwise the order of the data would depend on the state of torch's own

@@ -20,6 +20,7 @@ from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.methods.batch_loss import BatchLoss
+from zopeft.methods.estimator import Estimator
 from zopeft.tasks.frequency import count_tokens
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.process_loss import ProcessLoss
@@ -41,7 +42,7 @@ class ZOTrainerMixin(Resumable):
         @dataclass
         class ZOSFTConfig(ZOTrainingArguments, trl.SFTConfig): ...
 
-    `training_step` estimates (two forward passes or one of both, dropout off), ``optimizer.step()``
+    `training_step` estimates (probes apart or in one forward, dropout off), ``optimizer.step()``
     applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
     is the Trainer's own. Micro-batches of one step share their direction and their losses
     are averaged. In a distributed run every process draws the same noise and only losses
@@ -155,6 +156,9 @@ class ZOTrainerMixin(Resumable):
                 max_bad_steps=args.max_bad_steps,
                 clip=args.clip,
                 probes=args.probes,
+                directions=args.directions,
+                sides=args.sides,
+                normalise=args.normalise,
             )
         if kind.needs_finetuner:
             options["finetuner"] = self._find_finetuner()
@@ -299,11 +303,12 @@ class ZOTrainerMixin(Resumable):
         return {"steps_per_second": (self.state.global_step - before[0]) / seconds}
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Two forward passes: four operations a weight and token."""
+        """Two operations a weight and token of each of the step's forward passes."""
         if self.args.order:
             return int(super().floating_point_ops(inputs))
         ids = inputs.get("input_ids")
-        return 0 if ids is None else 4 * self._weights * ids.numel()
+        passes = Estimator(self.args.directions, self.args.sides).forwards
+        return 0 if ids is None else 2 * passes * self._weights * ids.numel()
 
     @functools.cached_property
     def _weights(self) -> int:

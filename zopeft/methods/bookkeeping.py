@@ -1,0 +1,89 @@
+"""What a step leaves behind: its record, the running measures, the count of bad steps."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from zopeft.errors import run_error
+from zopeft.methods.pending import Pending
+from zopeft.methods.record import StepRecord
+from zopeft.methods.restorable import Restorable
+
+
+class Bookkeeping(Restorable):
+    """What `ZerothOrder` does about a step's record, before and after the weights are written."""
+
+    param_groups: list[dict[str, Any]]
+    weight_decay: float
+    max_bad_steps: int
+    last_record: StepRecord | None
+
+    def _memory(self) -> Tensor | None:
+        """Returns what the journal must hold of the method's own state for this step."""
+        return None
+
+    def _finish(self, record: StepRecord) -> None:
+        """Takes note of a step that has been applied (or replayed)."""
+
+    def _record(self, pending: Pending) -> StepRecord:
+        """Returns the record of a step whose losses are complete."""
+        estimator, losses, centre = self.estimator, pending.losses(), pending.centre()
+        needed = losses if centre is None or not estimator.one_sided else (*losses, centre)
+        bad = not all(map(math.isfinite, needed))
+        grads, factor = (0.0,) * estimator.directions, 1.0
+        if not bad:
+            raw = estimator.differences(losses, centre, pending.eps)
+            spread = estimator.spread(raw)
+            grads = estimator.projected([self.clip.clipped(grad) for grad in raw], spread)
+            factor = 1.0 if self.rate is None else self.rate.factor_at(spread)
+        elif self.rate is not None:
+            factor = self.rate.factor
+        rates = [float(group["lr"]) * factor for group in self.param_groups]
+        scales, memory = pending.direction.scales, self._memory()
+        return StepRecord(
+            step=self.steps,
+            seed=pending.direction.seed,
+            losses=losses,
+            projected_grads=grads,
+            lr=(rates[0],) if len(set(rates)) == 1 else tuple(rates),
+            eps=pending.eps,
+            decay=self.weight_decay,
+            scales=None if scales is None else scales.detach().float().cpu().numpy(),
+            memory=None if memory is None else memory.detach().float().cpu().numpy(),
+            skipped=bad,
+            centre=centre,
+            mirror=pending.mirror(),
+        )
+
+    def _skip(self, record: StepRecord) -> None:
+        """Closes a step whose loss was not finite.
+
+        Raises:
+            RunError: It is one too many in a row.
+        """
+        self.skipped += 1
+        self._bad_in_a_row += 1
+        self.last_record = record
+        self.steps += 1
+        if self.rate is not None:
+            self.rate.note(record)
+        if self._bad_in_a_row >= self.max_bad_steps:
+            raise run_error(
+                "loss",
+                f"not finite for {self._bad_in_a_row} steps in a row",
+                record.losses[0],
+                "lower --lr or --eps, or use a wider --dtype; the last good weights are kept",
+            )
+
+    def _close(self, record: StepRecord) -> None:
+        """Closes a step that has been applied."""
+        self.last_record = record
+        self.steps += 1
+        for grad in self.estimator.differences(record.losses, record.centre, record.eps):
+            self.clip.note(grad)
+        if self.rate is not None:
+            self.rate.note(record)
+        self._finish(record)
