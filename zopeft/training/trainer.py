@@ -5,33 +5,24 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
-from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
-from zopeft.methods import METHODS
 from zopeft.methods.batch_loss import BatchLoss
 from zopeft.methods.estimator import Estimator
-from zopeft.tasks.frequency import count_tokens
 from zopeft.training.arguments import ZOTrainingArguments
-from zopeft.training.process_loss import ProcessLoss
-from zopeft.training.resumable import Resumable
+from zopeft.training.making import LossFunction, Making
 
 logger = logging.getLogger(__name__)
 
-LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
 
-
-class ZOTrainerMixin(Resumable):
+class ZOTrainerMixin(Making):
     """Makes a trainer one for zeroth-order methods.
 
     Stands first among the bases, before `transformers.Trainer` or a class made from it; the
@@ -140,94 +131,6 @@ class ZOTrainerMixin(Resumable):
         if not Offload(model):
             super()._move_model_to_device(model, device)
 
-    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
-        if self.optimizer is not None:
-            return self.optimizer
-        args = self.args
-        kind = METHODS[args.method]
-        options: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
-        if args.order == 0:
-            options.update(
-                eps=args.eps,
-                noise=args.noise,
-                rank=args.rank,
-                seed=args.seed,
-                max_bad_steps=args.max_bad_steps,
-                clip=args.clip,
-                probes=args.probes,
-                directions=args.directions,
-                sides=args.sides,
-                normalise=args.normalise,
-            )
-        if kind.needs_finetuner:
-            options["finetuner"] = self._find_finetuner()
-        if args.order == 0:
-            options.update(self._frequency(options.get("finetuner")))
-        journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
-        proposed = journal is not None and args.learning_rate == "auto"
-        self.optimizer = kind(self._find_blocks(), **options)
-        if journal is not None:
-            self.optimizer.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
-        if proposed and journal is not None:
-            self.optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
-        elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
-            self._calibrate(self.optimizer)
-        return self.optimizer
-
-    def _frequency(self, finetuner: Any) -> dict[str, Any]:
-        """Returns the method's arguments for rows of embeddings by token frequency."""
-        if self.args.rows == "frequency":
-            blocks, counts = self._find_blocks(), count_tokens([self.train_dataset])
-            shapes = frequency_shapes(blocks, counts)
-            if not shapes:
-                do = "leave rows out, or train the full model"
-                raise input_error(
-                    "rows", "no table of token embeddings is trained", "frequency", do
-                )
-            return {"shapes": shapes}
-        wanted = finetuner is not None and finetuner.config.rows == "frequency"
-        if not wanted or self.args.rows == "none":
-            return {}
-        return {"token_counts": count_tokens([self.train_dataset])}
-
-    def _find_finetuner(self) -> Any:
-        given = self.finetuner if self.finetuner is not None else self.args.finetuner
-        if not given:
-            raise input_error(
-                "finetuner",
-                f"method {self.args.method!r} needs a fine-tuner",
-                None,
-                "give its folder or hub id",
-            )
-        if isinstance(given, str | Path):
-            from zopeft.finetuner import FineTuner
-
-            given = FineTuner.from_pretrained(str(given))
-        self.finetuner = given
-        return given
-
-    def _calibrate(self, method: Any) -> None:
-        """Has the learning rate proposed from the first training batch.
-
-        This must be done before the schedule is made, which multiplies the rate found here.
-        """
-        batch = self._prepare_inputs(self._first_batch())
-        self.model.eval()
-        rate = method.calibrate(BatchLoss(self.model, batch, ProcessLoss(self, ZOTrainerMixin)))
-        logger.info("learning rate %g: %s", rate, method.lr_reason)
-
-    def _first_batch(self) -> dict[str, Any]:
-        """Returns the batch that training begins with, leaving all generators as they were."""
-        with torch.random.fork_rng(devices=[]):
-            loader = self.get_train_dataloader()
-            if isinstance(loader.dataset, torch.utils.data.IterableDataset):
-                options: dict[str, Any] = {"batch_size": self._train_batch_size}
-            else:
-                options = {"batch_sampler": loader.batch_sampler}
-            plain = DataLoader(loader.dataset, collate_fn=loader.collate_fn, **options)
-            return dict(next(iter(plain)))
-
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
@@ -244,24 +147,11 @@ class ZOTrainerMixin(Resumable):
             loss = method.recall(record)
         else:
             batch = self._prepare_inputs(inputs)
-            loss = method.estimate(BatchLoss(model, batch, ProcessLoss(self, ZOTrainerMixin)))
+            loss = method.estimate(BatchLoss(model, batch, self._process_loss()))
         loss = loss.to(self.args.device)
         # A bad step is skipped by the method; in the running mean the last good loss stands in.
         self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
         return self._last_loss / self.current_gradient_accumulation_steps
-
-    def compute_loss(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        """Returns `loss_function`'s loss if there is one, else the model's own."""
-        if self.loss_function is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        loss = self.loss_function(model, inputs)
-        return (loss, {"loss": loss}) if return_outputs else loss
 
     def prediction_step(
         self,
