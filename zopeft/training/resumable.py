@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,23 +11,17 @@ from torch.utils.data import IterableDataset
 from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
-from zopeft.blocks import Blocks, discover
-from zopeft.blocks.offloaded import Offload
+from zopeft.blocks import Blocks
 from zopeft.errors import RunError, input_error, run_error
 from zopeft.journal.start import fingerprint
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
-from zopeft.training.offloaded import load_offloaded
+from zopeft.training.loading import Loading
 from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
-from zopeft.training.scales import admitted, is_scales, load_scales
-
-if TYPE_CHECKING:
-    from transformers import Trainer as Beneath
-else:
-    Beneath = object
+from zopeft.training.scales import admitted
 
 
-class Resumable(Beneath):
+class Resumable(Loading):
     """Makes a trainer keep a journal and mark checkpoints that are whole.
 
     Stands before `transformers.Trainer`, or a class made from it, among the bases.
@@ -45,7 +37,6 @@ class Resumable(Beneath):
     """
 
     args: ZOTrainingArguments
-    model: Any
     optimizer: Any
     lr_scheduler: Any
     train_dataset: Any
@@ -165,31 +156,6 @@ class Resumable(Beneath):
         mean = sum(losses) / len(losses) if losses else float("nan")
         return TrainOutput(state.global_step, mean, {"train_loss": mean})
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """As the Trainer, but 16-bit adapters stay so: PEFT would load them as fp32.
-
-        Scales are read by name, since a loaded 4-bit layer would pass over them.
-        """
-        if self.blocks is not None and is_scales(self.blocks):
-            load_scales(self.blocks, resume_from_checkpoint)
-            return
-        with _dtypes_kept(self.model if model is None else model), self._shown():
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-        load_offloaded(self._find_blocks(), resume_from_checkpoint)
-
-    def _load_best_model(self) -> None:
-        if self.blocks is not None and is_scales(self.blocks):
-            load_scales(self.blocks, str(self.state.best_model_checkpoint))
-            return
-        with _dtypes_kept(self.model), self._shown():
-            super()._load_best_model()
-        load_offloaded(self._find_blocks(), str(self.state.best_model_checkpoint))
-
-    def _shown(self) -> AbstractContextManager[None]:
-        """Shows offloaded weights to PEFT, which looks at those beside an adapter."""
-        adapter = self._find_blocks().space == "adapter"
-        return Offload(self.model).shown() if adapter else nullcontext()
-
     def _keep_last_good(self) -> None:
         """Saves weights and optimizer as the last good step left them."""
         method = self.method
@@ -201,11 +167,6 @@ class Resumable(Beneath):
             self.lr_scheduler.step()
             self.state.global_step += 1
         self._save_checkpoint(self.model, trial=None)
-
-    def _find_blocks(self) -> Blocks:
-        if self.blocks is None:
-            self.blocks = discover(self.model)
-        return self.blocks
 
     def begin_recording(self) -> None:
         """Checks that all processes and the journal are where training begins."""
@@ -275,16 +236,6 @@ class Resumable(Beneath):
         self.accelerator.wait_for_everyone()
         if self.is_world_process_zero():
             checkpoints.seal(folder, self.state.global_step, self.recording.run)
-
-
-@contextmanager
-def _dtypes_kept(model: nn.Module) -> Iterator[None]:
-    """Gives parameters back the dtypes that they had before."""
-    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    yield
-    for name, parameter in model.named_parameters():
-        if parameter.dtype != dtypes.get(name, parameter.dtype):
-            parameter.data = parameter.data.to(dtypes[name])
 
 
 def _nothing(set_to_none: bool = True) -> None:
