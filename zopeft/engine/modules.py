@@ -30,7 +30,7 @@ from zopeft.engine.direction import Direction
 from zopeft.engine.forms import Forms
 from zopeft.engine.known import Known
 from zopeft.engine.scratch import Scratch, remade
-from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.side_path import add_product, has_side_path, runs_beside
 from zopeft.engine.twins import Twins
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 
@@ -76,6 +76,7 @@ class ModuleWeights:
         self._settled = False
         self._twins = Twins(self.indices, self.blocks, kernels, forms)
         self._known: list[Known | None] = [None] * len(self.blocks)
+        self._measured = False
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -143,14 +144,11 @@ class ModuleWeights:
         main = next((place for place in places if place.leaf == "weight"), None)
         alone = main is not None and len(places) == 1
         by_rows = isinstance(module, nn.Embedding) and alone and layers.takes_ids(forward)
-        product_beside = (
+        side_path = (
             main is not None and twins.has_product(main.number) and has_side_path(module, forward)
         )
-        changed = [
-            p for p in places if p is not main or not product_beside or twins.noisy(p.number)
-        ]
+        unlike_main = [p for p in places if p is not main or twins.noisy(p.number)]
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
-        by_chunks = wide and alone and bool(changed)
 
         def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
             if twins.direction is None:
@@ -161,13 +159,16 @@ class ModuleWeights:
                     return forward(*args, **kwargs)
             if by_rows and main is not None:
                 return layers.embedding(twins, module, main.leaf, main.number, forward, args[0])
-            if by_chunks and main is not None:
-                product = not product_beside
-                output = layers.wide_linear(twins, module, main.number, args[0], product)
+            # Read here: a hook may have fetched it just now.
+            weight = module._parameters.get("weight")
+            beside = side_path and weight is not None and runs_beside(weight, args[0])
+            changed = unlike_main if beside else places
+            if wide and alone and changed and main is not None:
+                output = layers.wide_linear(twins, module, main.number, args[0], not beside)
             else:
-                with self._swapped(changed, not product_beside) as made, remade(made):
+                with self._swapped(changed, not beside) as made, remade(made):
                     output = forward(args[0])
-            if product_beside and main is not None:
+            if beside and main is not None:
                 factors = twins.form(main.number, args[0].device).factors
                 assert factors is not None
                 output = add_product(module, output, args[0], factors, twins.step)
@@ -201,16 +202,19 @@ class ModuleWeights:
         seed, address = direction.seed, block.address
         if index in self.forms:
             form = self.forms.of(index, direction, weight.device)
-            return self.kernels.update_matrix(seed, address, weight, coefficient, decay, form)
+            rates = (coefficient, decay)
+            return self.kernels.update_matrix(seed, address, weight, *rates, form, self._measured)
         scale = self._twins.scale(number, direction)
-        return self.kernels.update(seed, address, weight.view(-1), coefficient, decay, scale)
+        flat, rates = weight.view(-1), (coefficient, decay)
+        return self.kernels.update(seed, address, flat, *rates, scale, self._measured)
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].
 
-        What the update pass has measured is not read again, unless somebody else has
-        written the weight since.
+        Once asked for, they are measured by each update pass, and not read again unless
+        somebody else has written the weight since.
         """
+        self._measured = True
         values: list[Statistics] = []
         with torch.no_grad():
             for block, known in zip(self.blocks, self._known, strict=True):

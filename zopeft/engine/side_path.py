@@ -1,7 +1,8 @@
 """The side path: a product of two thin matrices beside a layer's own weight.
 
 ``x (W + step P Q)^T = x W^T + step (x Q^T) P^T``: the weight is read as it is stored, no
-twin of it is made, and the product P Q itself is never formed.
+twin of it is made, and the product P Q itself is never formed. Both ways show the same
+direction; which one is taken depends on which reads and writes less.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zopeft.engine.layers import runs_apart
@@ -27,6 +29,23 @@ def has_side_path(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """
     own = getattr(forward, "__func__", None) is type(module).forward
     return own and (type(module) is nn.Linear or _is_conv1d(module))
+
+
+def runs_beside(weight: Tensor, inputs: Tensor) -> bool:
+    """Whether a layer's product runs beside its weight rather than in a twin of the weight.
+
+    Beside, T inputs [I] are read and T outputs [O] changed, ``T (I + O)`` numbers; a twin
+    has ``O I``. Weights of 16 bits always stay as they are, since rounding a twin to nearest
+    would lose most of the product, and so do those of a GPU, where the twin of a product
+    takes more than one pass.
+
+    Args:
+        weight: The layer's weight, [O, I] or [I, O].
+        inputs: [..., I].
+    """
+    if weight.dtype != torch.float32 or weight.device.type != "cpu" or runs_apart(inputs):
+        return True
+    return inputs.numel() // inputs.shape[-1] * sum(weight.shape) <= weight.numel()
 
 
 def add_product(

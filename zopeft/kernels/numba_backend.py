@@ -93,21 +93,28 @@ class NumbaKernels(PlainKernels):
         coefficient: float,
         decay: float,
         scale: Tensor | None,
+        measured: bool = True,
     ) -> Statistics | None:
         """See `PlainKernels.update`."""
         if not _compiled(weight):
-            return super().update(seed, address, weight, coefficient, decay, scale)
+            return super().update(seed, address, weight, coefficient, decay, scale, measured)
         table = runs.whole(address, 0, weight.numel())
         one = _one(None)
-        moments = self._update(
-            table, seed, weight, one * np.float32(coefficient), one * np.float32(decay), _one(scale)
-        )
-        return _first(moments, table)
+        rates = one * np.float32(coefficient), one * np.float32(decay)
+        moments = self._update(table, seed, weight, *rates, _one(scale), measured)
+        return _first(moments, table) if measured else None
 
     def _update(
-        self, table: Table, seed: int, weight: Tensor, coefficients: Any, decays: Any, scales: Any
+        self,
+        table: Table,
+        seed: int,
+        weight: Tensor,
+        coefficients: Any,
+        decays: Any,
+        scales: Any,
+        measured: bool = True,
     ) -> npt.NDArray[np.float64]:
-        moments = np.empty((len(table), 3))
+        moments = np.empty((len(table), 3 if measured else 0))
         arguments = (*self._key(seed), scales, coefficients, decays)
         self._run(table, compiled.update, moments, *arguments, _bytes(weight), KINDS[weight.dtype])
         return moments
@@ -161,16 +168,19 @@ class NumbaKernels(PlainKernels):
         coefficient: float,
         decay: float,
         form: Form,
+        measured: bool = True,
     ) -> Statistics | None:
         """See `PlainMatrices.update_matrix`."""
         if not _compiled(weight):
-            return super().update_matrix(seed, address, weight, coefficient, decay, form)
+            return super().update_matrix(seed, address, weight, coefficient, decay, form, measured)
         table = _of_rows(slice(0, weight.shape[0]), weight, address)
-        moments = np.empty((len(table), 3))
+        moments = np.empty((len(table), 3 if measured else 0))
         arguments = (*self._key(seed), *_arrays(form, weight))
         rates = (np.float32(coefficient), np.float32(decay))
         place = (_bytes(weight), KINDS[weight.dtype])
         self._run(table, compiled.update_matrix, moments, *arguments, *rates, *place)
+        if not measured:
+            return None
         table[:, BLOCK] = 0
         return _first(moments, table)
 
