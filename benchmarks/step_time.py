@@ -6,6 +6,8 @@ weights. Prints one JSON row a measurement and a table.
 
     python benchmarks/step_time.py                       # the embedded model, LoRA and full
     python benchmarks/step_time.py --hidden 768 --layers 12 --length 128 --space full --keep
+    python benchmarks/step_time.py --sweep parameters    # 1 M to 30 M of them in 4 layers
+    python benchmarks/step_time.py --sweep blocks        # 12 to 579 of them, the same parameters
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,20 +29,28 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import zopeft
 
+Shape = tuple[int, int, int]
+"""Hidden size, layers and vocabulary; a hidden size of 0 is the embedded model."""
+SWEEPS: dict[str, list[Shape]] = {
+    "parameters": [(128, 4, 2000), (256, 4, 2000), (512, 4, 2000), (704, 4, 2000)],
+    "blocks": [(1024, 1, 500), (512, 4, 500), (256, 16, 500), (128, 64, 500)],
+}
 
-def build(args: argparse.Namespace) -> Any:
+
+def build(shape: Shape) -> Any:
     """Returns the embedded model, or a random one of the given shape."""
-    if not args.hidden:
+    hidden, layers, vocabulary = shape
+    if not hidden:
         from zopeft.embedded import MODEL_DIR
 
         return AutoModelForCausalLM.from_pretrained(MODEL_DIR)
     config = LlamaConfig(
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 8 // 3,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-        num_key_value_heads=max(1, args.hidden // 64),
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=hidden * 8 // 3,
+        num_hidden_layers=layers,
+        num_attention_heads=max(1, hidden // 64),
+        num_key_value_heads=max(1, hidden // 64),
     )
     return LlamaForCausalLM(config)
 
@@ -66,15 +76,17 @@ def measure(
     return times
 
 
-def cases_of(space: str, args: argparse.Namespace) -> tuple[dict[str, Callable[[], Any]], int]:
-    """Returns the measured cases of a space and the number of trained elements."""
+def cases_of(
+    space: str, shape: Shape, batch: int, args: argparse.Namespace
+) -> tuple[dict[str, Callable[[], Any]], zopeft.Blocks]:
+    """Returns the measured cases of a space, two bare forwards first, and the blocks."""
     torch.manual_seed(0)
-    model = build(args).eval().to(args.device, getattr(torch, args.dtype))
+    model = build(shape).eval().to(args.device, getattr(torch, args.dtype))
     if space == "lora":
         config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
         model = get_peft_model(model, config).eval()
     vocabulary = model.config.vocab_size
-    ids = torch.randint(0, vocabulary, (args.batch, args.length), device=args.device)
+    ids = torch.randint(0, vocabulary, (batch, args.length), device=args.device)
 
     def closure() -> torch.Tensor:
         loss: torch.Tensor = model(input_ids=ids, labels=ids).loss
@@ -85,28 +97,66 @@ def cases_of(space: str, args: argparse.Namespace) -> tuple[dict[str, Callable[[
         float(closure() - closure())
 
     blocks = zopeft.discover(model)
-    cases: dict[str, Callable[[], Any]] = {"two forwards": bare}
-    plain = PlainMeZO(model, 0.0, 1e-3)
-    cases["plain MeZO"] = lambda: plain.step(closure)
+
+    def learned() -> zopeft.ZOFineTuner:
+        return zopeft.ZOFineTuner(blocks, zopeft.FineTuner.initial(blocks), lr=1e-9, eps=1e-3)
+
+    makers: dict[str, Callable[[], Any]] = {"plain MeZO": lambda: PlainMeZO(model, 0.0, 1e-3)}
     for noise in args.noise:
-        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, noise=noise)
-        cases[f"zopeft MeZO, {noise}"] = lambda method=method: method.step(closure)
-    finetuner = zopeft.FineTuner.initial(blocks)
-    learned = zopeft.ZOFineTuner(blocks, finetuner, lr=1e-9, eps=1e-3)
-    cases["zopeft ZOFineTuner, gaussian"] = lambda: learned.step(closure)
-    return cases, sum(blocks.numels)
+        makers[f"zopeft MeZO, {noise}"] = lambda noise=noise: zopeft.MeZO(
+            blocks, lr=1e-9, eps=1e-3, noise=noise
+        )
+    makers["zopeft ZOFineTuner, gaussian"] = learned
+    cases: dict[str, Callable[[], Any]] = {"two forwards": bare}
+    for name, make in makers.items():
+        if any(word in name for word in args.only):
+            cases[name] = lambda step=make().step: step(closure)
+    return cases, blocks
 
 
-def main() -> None:
-    """Measures and prints."""
+def rows_of(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Measures shape by shape, space by space and batch by batch; yields a row a case."""
+    shared = about(args.device)
+    for shape in SWEEPS[args.sweep] if args.sweep else [(args.hidden, args.layers, args.vocab)]:
+        name_of_shape = "h{} l{} v{}".format(*shape) if shape[0] else "embedded"
+        for space in args.space:
+            for batch in args.batch:
+                cases, blocks = cases_of(space, shape, batch, args)
+                times = measure(cases, args.repeats, args.clock)
+                bare = times["two forwards"]
+                for name, taken in times.items():
+                    ratios = [a / b for a, b in zip(taken, bare, strict=True)]
+                    yield {
+                        "model": f"{name_of_shape}, batch {batch}x{args.length}",
+                        "space": space,
+                        "dtype": args.dtype,
+                        "elements": sum(blocks.numels),
+                        "blocks": len(blocks),
+                        "case": name,
+                        "value": round(1e3 * statistics.median(taken), 2),
+                        "unit": "ms a step, median",
+                        "ratio_median": round(statistics.median(ratios), 3),
+                        "ratio_of_minima": round(min(taken) / min(bare), 3),
+                        "repeats": args.repeats,
+                        "clock": args.clock,
+                        **shared,
+                    }
+
+
+def arguments() -> argparse.Namespace:
+    """Reads the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hidden", type=int, default=0, help="0: the embedded model")
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocab", type=int, default=10_000)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--sweep", choices=list(SWEEPS), help="some shapes instead of one")
+    parser.add_argument("--batch", type=int, nargs="+", default=[8])
     parser.add_argument("--length", type=int, default=96)
     parser.add_argument("--space", nargs="+", default=["lora", "full"])
     parser.add_argument("--noise", nargs="+", default=["gaussian", "binomial", "rademacher"])
+    parser.add_argument(
+        "--only", nargs="+", default=[""], metavar="WORD", help="the cases whose name has a WORD"
+    )
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
@@ -117,40 +167,20 @@ def main() -> None:
         help="cpu: time of the process, for one thread on a machine that others use too",
     )
     parser.add_argument("--keep", action="store_true", help="append to results/step_time.jsonl")
-    args = parser.parse_args()
-    shape = f"h{args.hidden} l{args.layers} v{args.vocab}" if args.hidden else "embedded"
-    shared = about(args.device)
-    table = Table("space", "elements", "case", "median ms", "ratio to two forwards (median, min)")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measures and prints."""
+    args = arguments()
+    columns = ("model", "space", "elements", "blocks", "case")
+    table = Table(*columns, "median ms", "ratio to two forwards (median, min)")
     rows = []
-    for space in args.space:
-        cases, elements = cases_of(space, args)
-        times = measure(cases, args.repeats, args.clock)
-        bare = times["two forwards"]
-        for name, taken in times.items():
-            ratios = [a / b for a, b in zip(taken, bare, strict=True)]
-            row = {
-                "model": f"{shape}, batch {args.batch}x{args.length}",
-                "space": space,
-                "dtype": args.dtype,
-                "elements": elements,
-                "case": name,
-                "value": round(1e3 * statistics.median(taken), 2),
-                "unit": "ms a step, median",
-                "ratio_median": round(statistics.median(ratios), 3),
-                "ratio_of_minima": round(min(taken) / min(bare), 3),
-                "repeats": args.repeats,
-                "clock": args.clock,
-                **shared,
-            }
-            rows.append(row)
-            print(json.dumps(row))
-            table.add_row(
-                space,
-                f"{elements:,}",
-                name,
-                f"{row['value']:.1f}",
-                f"{row['ratio_median']:.2f}, {row['ratio_of_minima']:.2f}",
-            )
+    for row in rows_of(args):
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+        ratio = f"{row['ratio_median']:.2f}, {row['ratio_of_minima']:.2f}"
+        table.add_row(*(str(row[column]) for column in columns), f"{row['value']:.1f}", ratio)
     Console(stderr=True).print(table)
     if args.keep:
         keep("step_time", rows)

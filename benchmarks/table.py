@@ -18,6 +18,7 @@ KEYS = {
     "convergence": ("hardware", "model", "task", "part", "case", "steps", "lr", "seed"),
     "gpu": ("hardware", "model", "space", "dtype", "case"),
     "learning": ("hardware", "task", "space", "seed"),
+    "low_rank": ("hardware", "threads", "model", "case"),
     "meta_train": ("hardware", "threads", "model", "case"),
     "noise": ("hardware", "threads", "dtype", "backend", "noise", "kernel"),
     "stacked": ("hardware", "threads", "model", "space", "batch", "dtype", "case"),
@@ -35,10 +36,19 @@ VALUES = {
         "commit",
     ),
     "learning": ("metric", "before", "after", "lr", "steps", "batch", "commit"),
+    "low_rank": ("value", "share", "gigabytes", "least", "least_share", "clock", "commit"),
     "meta_train": ("value", "extra", "memory_ratio", "seconds_a_step", "time_ratio", "commit"),
     "noise": ("value", "copy", "clock", "commit"),
     "stacked": ("value", "ratio_median", "ratio_of_minima", "clock", "commit"),
-    "step_time": ("elements", "value", "ratio_median", "ratio_of_minima", "clock", "commit"),
+    "step_time": (
+        "elements",
+        "blocks",
+        "value",
+        "ratio_median",
+        "ratio_of_minima",
+        "clock",
+        "commit",
+    ),
 }
 
 
@@ -61,7 +71,8 @@ def main() -> None:
         columns = [key for key in KEYS[benchmark] if key != "hardware"]
         table = Table(*columns, *VALUES[benchmark])
         for row in rows:
-            numbers = [row[value] for value in VALUES[benchmark]]
+            # Rows from before a column was there have none.
+            numbers = [row.get(value, "") for value in VALUES[benchmark]]
             shown = [f"{n:.3g}" if isinstance(n, float) else f"{n}" for n in numbers]
             table.add_row(*(str(row[column]) for column in columns), *shown)
         table.title = f"{benchmark} ({rows[0]['unit']}; {rows[-1]['hardware']})"

@@ -11,6 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import zopeft
 from zopeft.engine import Direction, Engine, layers
+from zopeft.engine.shapes import LowRank
 from zopeft.kernels import plain
 from zopeft.noise import FAMILIES, Noise
 
@@ -223,6 +224,8 @@ def test_statistics_come_from_the_update_and_notice_other_writers(carrier, count
         real = getattr(engine.kernels, name)
         monkey = lambda *a, real=real, name=name: calls.append(name) or real(*a)  # noqa: E731
         setattr(engine.kernels, name, monkey)
+    engine.statistics()
+    calls.clear()
     engine.update(Direction(1), 0.01)
     known = engine.statistics()
     assert not calls
@@ -236,6 +239,25 @@ def test_statistics_come_from_the_update_and_notice_other_writers(carrier, count
     assert len(calls) == 1
     index = [b.role for b in engine.blocks].index("embed")
     assert again[1][index] == pytest.approx(9 * known[1][index].item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [{}, {1: LowRank(4)}])
+def test_an_update_measures_only_once_somebody_has_asked(shapes, monkeypatch):
+    engine = Engine(zopeft.discover(full()), carrier="modules", shapes=shapes, backend="numba")
+    measured = []
+    for name in ("update", "update_matrix"):
+        real = getattr(engine.kernels, name)
+
+        def update(*arguments, real=real):
+            measured.append(real(*arguments) is not None)
+
+        monkeypatch.setattr(engine.kernels, name, update)
+    engine.update(Direction(1), 0.01)
+    assert len(measured) == len(engine.blocks) and not any(measured)
+    engine.statistics()
+    measured.clear()
+    engine.update(Direction(2), 0.01)
+    assert len(measured) == len(engine.blocks) and all(measured)
 
 
 def test_a_scratch_is_used_again_but_never_while_somebody_reads_it():

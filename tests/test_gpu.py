@@ -18,7 +18,7 @@ import zopeft
 from zopeft.engine import Direction, Engine
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.kernels.triton_backend import TritonKernels
-from zopeft.noise import NOISES, Noise
+from zopeft.noise import FAMILIES, Noise
 
 pytestmark = pytest.mark.gpu
 
@@ -40,7 +40,7 @@ def weights(count, dtype):
     return weight.to(dtype)
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
 def test_triton_has_the_bits_of_the_cpu(family, dtype, count):
@@ -61,7 +61,7 @@ def test_triton_has_the_bits_of_the_cpu(family, dtype, count):
             torch.testing.assert_close(value.cpu(), known, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("family", sorted(NOISES))
+@pytest.mark.parametrize("family", sorted(FAMILIES))
 def test_rows_have_the_bits_of_the_cpu(family):
     plain, fast = PlainKernels(Noise(family)), TritonKernels(Noise(family))
     weight, rows = torch.randn(3000, 130), torch.randint(0, 3000, (1500,)).unique()

@@ -10,7 +10,8 @@ pytest.importorskip("triton", reason="triton is not installed")
 from zopeft.kernels import triton_backend
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.kernels.runs import Layout, cut
-from zopeft.noise import NOISES, Noise
+from zopeft.noise import FAMILIES as FOUND
+from zopeft.noise import Noise
 
 if not triton_backend.interprets():
     pytest.skip("needs TRITON_INTERPRET=1, see conftest.py", allow_module_level=True)
@@ -18,7 +19,7 @@ if not triton_backend.interprets():
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 COUNTS = [1, 63, 1000, 4097]
 SEED = 2**63 + 12345
-FAMILIES = sorted(NOISES)
+FAMILIES = sorted(FOUND)
 
 
 def pair(family, tile=1024):

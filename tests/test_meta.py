@@ -19,7 +19,10 @@ from zopeft.meta.paper_trainer import PaperTrainer
 from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.meta.statistics import SKETCH, BlockStatistics, Sketch
+from zopeft.meta.trajectory import Trajectory
 from zopeft.noise import Noise
+
+SPOILT = "model.layers.0.mlp.down_proj.weight"
 
 
 def tiny(lora=False):
@@ -354,3 +357,49 @@ def test_the_first_step_after_a_restart_is_not_clipped_by_the_run_before():
     trainer.train()
     assert [step for step, norm in enumerate(norms) if norm != norm] == [0, 3, 6]
     assert norms[1] == trainer.history[0]["gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("spoilt", [torch.inf, torch.nan, 3e38])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_that_is_not_finite_never_reaches_a_weight(spoilt, momentum, dtype):
+    """The loss is finite; only one block's gradient is not, or is too large to be used."""
+    model = tiny().to(dtype)
+    blocks, before = zopeft.discover(model), bits(model)
+    settings = MetaSettings.of(lr_model=2.0, momentum=momentum, clip=0.0)
+    trajectory = Trajectory(model, blocks, Engine(blocks), loss_of, settings)
+    middle = model.model.layers[0].mlp.down_proj.weight
+    bad = False
+    middle.register_hook(lambda gradient: torch.full_like(gradient, spoilt) if bad else gradient)
+    _, batch = next(batches())
+    with trajectory:
+        trajectory.note(trajectory.descend(batch, 1, 1.0))
+        good = bits(model)
+        assert not torch.equal(good[SPOILT], before[SPOILT])
+        bad = True
+        loss = trajectory.descend(batch, 2, 1.0)
+        assert loss == loss
+        after = bits(model)
+        assert all(bool(weight.isfinite().all()) for weight in after.values())
+        # The spoilt block and those whose gradients come after it stay where they were.
+        for name in (SPOILT, "model.embed_tokens.weight"):
+            assert torch.equal(after[name], good[name])
+        trajectory.note(loss)
+        assert trajectory.resets == 1
+        assert all(torch.equal(weight, before[name]) for name, weight in bits(model).items())
+        bad = False
+        trajectory.note(trajectory.descend(batch, 1, 1.0))
+        assert trajectory.resets == 1
+        assert all(torch.equal(weight, good[name]) for name, weight in bits(model).items())
+
+
+def test_gradients_that_are_not_finite_stop_meta_training_with_one_line():
+    model = tiny()
+    blocks, before = zopeft.discover(model), bits(model)
+    model.model.norm.weight.register_hook(lambda gradient: gradient * torch.nan)
+    settings = MetaSettings.of(objective="signal", steps=50)
+    finetuner = FineTuner.initial(blocks)
+    trainer = SignalTrainer(model, batches(), loss_of, draw, settings, blocks, finetuner)
+    with pytest.raises(RunError, match="gradient was not finite for 10 steps in a row"):
+        trainer.train()
+    assert all(torch.equal(weight, before[name]) for name, weight in bits(model).items())

@@ -2,6 +2,7 @@
 
 from zopeft.engine.direction import Direction
 from zopeft.engine.engine import Engine
-from zopeft.engine.shapes import LowRank, Rows, Shape, Subspace
+from zopeft.engine.shapes import LowRank, Rows, Shape
+from zopeft.engine.subspace import Subspace
 
 __all__ = ["Direction", "Engine", "LowRank", "Rows", "Shape", "Subspace"]

@@ -77,6 +77,7 @@ class ModuleWeights:
         self._settled = False
         self._twins = Twins(self.indices, self.blocks, kernels, forms)
         self._known: list[Known | None] = [None] * len(self.blocks)
+        self._measured = False
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -186,10 +187,13 @@ class ModuleWeights:
                     continue
                 weight, *copies = self.offload.writable(block)
                 if index in self.forms:
-                    found = update_matrix(self.kernels, self.forms, index, terms, decay, weight)
+                    found = update_matrix(
+                        self.kernels, self.forms, index, terms, decay, weight, self._measured
+                    )
                 else:
-                    flat = weight.view(-1)
-                    found = update_weight(self.kernels, index, block, terms, decay, flat)
+                    found = update_weight(
+                        self.kernels, index, block, terms, decay, weight.view(-1), self._measured
+                    )
                 for copy in copies:
                     copy.copy_(weight)
                 self._known[number] = None if found is None else Known(found, weight)
@@ -197,9 +201,10 @@ class ModuleWeights:
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].
 
-        What the update pass has measured is not read again, unless somebody else has
-        written the weight since.
+        Once asked for, they are measured by each update pass, and not read again unless
+        somebody else has written the weight since.
         """
+        self._measured = True
         values: list[Statistics] = []
         with torch.no_grad():
             for block, known in zip(self.blocks, self._known, strict=True):

@@ -42,6 +42,7 @@ def update_weight(
     terms: Sequence[Term],
     decay: float,
     weight: Tensor,
+    measured: bool = True,
 ) -> Statistics | None:
     """Writes ``decay w + sum_k coefficient_k u_k`` of a block without a shape.
 
@@ -52,6 +53,7 @@ def update_weight(
         terms: Directions with their coefficients.
         decay: One minus learning rate times weight decay.
         weight: The whole weight, flat; changed in place.
+        measured: Whether the statistics are wanted.
 
     Returns:
         The new weights' statistics where the pass gives them for nothing, else None.
@@ -60,7 +62,9 @@ def update_weight(
     if len(terms) == 1 or weight.dtype == torch.float32:
         for direction, coefficient in terms:
             scale = _scale(direction, index)
-            statistics = kernels.update(direction.seed, address, weight, coefficient, decay, scale)
+            statistics = kernels.update(
+                direction.seed, address, weight, coefficient, decay, scale, measured
+            )
             decay = 1.0
         return statistics
     scratch = torch.empty(min(CHUNK, weight.numel()), device=weight.device)
@@ -81,6 +85,7 @@ def update_matrix(
     terms: Sequence[Term],
     decay: float,
     weight: Tensor,
+    measured: bool = True,
 ) -> Statistics | None:
     """Writes ``decay W + sum_k coefficient_k U_k`` of a shaped block.
 
@@ -93,6 +98,7 @@ def update_matrix(
         terms: Directions with their coefficients.
         decay: One minus learning rate times weight decay.
         weight: The whole matrix, [O, I]; changed in place.
+        measured: Whether the statistics are wanted.
 
     Returns:
         The new weights' statistics where the pass gives them for nothing, else None.
@@ -106,7 +112,9 @@ def update_matrix(
         found = [(found[0][0], 1.0, Form(None, (left, right)))]
     statistics = None
     for seed, coefficient, form in found:
-        statistics = kernels.update_matrix(seed, address, weight, coefficient, decay, form)
+        statistics = kernels.update_matrix(
+            seed, address, weight, coefficient, decay, form, measured
+        )
         decay = 1.0
     return statistics
 

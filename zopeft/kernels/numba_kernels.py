@@ -288,7 +288,11 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind):
 
 @_kernel("void(i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, f8[:,::1])")
 def update(table, key, family, scales, coefficients, decays, weight, kind, moments):
-    """``weight = round(decay * weight + coefficient * (scale * z))``, and its moments."""
+    """``weight = round(decay * weight + coefficient * (scale * z))``, and its moments.
+
+    Without columns in `moments` none are taken: sums in fp64 take longer than all the rest
+    of what a product of factors needs.
+    """
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x = np.empty(TILE, np.float32)
     total, squares = np.zeros(LANES), np.zeros(LANES)
@@ -310,9 +314,11 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
                 _decay(decay, coefficient, scale, z[skip : skip + n], y)
                 _round_stochastically(x, n, kind, key, address, start, words)
                 _store(x, n, weight, kind, place)
-            pivot = np.float64(y[0]) if at == 0 else pivot
-            _accumulate(y, n, pivot, total, squares)
-        _close(total, squares, length, pivot, moments[row])
+            if moments.size > 0:
+                pivot = np.float64(y[0]) if at == 0 else pivot
+                _accumulate(y, n, pivot, total, squares)
+        if moments.size > 0:
+            _close(total, squares, length, pivot, moments[row])
 
 
 @_kernel("void(i8[:,::1], u8, u1[::1], u1[::1], i8)")
@@ -330,18 +336,66 @@ def store(table, key, values, out, kind):
 
 
 @_inline
-def _compose(key, family, address, start, column, scales, left, right, words, z, u):
-    """Writes a row's u from `column` on: its noise times its scale, then the products."""
-    n = u.size
-    if scales.size == 0:
-        _scale(left[0], right[0, column : column + n], u)
-    else:
-        skip = _draw(key, family, address, start, n, words, z)
-        _scale(scales[0], z[skip : skip + n], u)
-    for k in range(1 if scales.size == 0 else 0, left.size):
-        factor, other = left[k], right[k, column : column + n]
-        for i in range(n):
+def _four(left, right, k, column):
+    """Four factors of a row and what they are multiplied with, from `column` on."""
+    factors = left[k], left[k + 1], left[k + 2], left[k + 3]
+    rows = right[k], right[k + 1], right[k + 2], right[k + 3]
+    return factors, (rows[0][column:], rows[1][column:], rows[2][column:], rows[3][column:])
+
+
+@_inline
+def _products(left, right, column, count, begun, u):
+    """Adds the first `count` products of a row to u; writes them, where u is not begun."""
+    k = 0
+    if not begun and count > 0:
+        _scale(left[0], right[0, column : column + u.size], u)
+        k = 1
+    while k + 4 <= count:
+        (f0, f1, f2, f3), (r0, r1, r2, r3) = _four(left, right, k, column)
+        for i in range(u.size):
+            u[i] = (((u[i] + f0 * r0[i]) + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+        k += 4
+    for one in range(k, count):
+        factor, other = left[one], right[one, column : column + u.size]
+        for i in range(u.size):
             u[i] = u[i] + factor * other[i]
+
+
+@_inline
+def _compose(key, family, address, start, column, scales, left, right, count, words, z, u):
+    """Writes a row's u from `column` on: its noise times its scale, then `count` products."""
+    if scales.size > 0:
+        skip = _draw(key, family, address, start, u.size, words, z)
+        _scale(scales[0], z[skip : skip + u.size], u)
+    _products(left, right, column, count, scales.size > 0, u)
+
+
+@_inline
+def _shift_last(step, u, begun, left, right, column, source, target):
+    """Does `_add_to` with the last four products made on the fly: they stay in registers."""
+    (f0, f1, f2, f3), (r0, r1, r2, r3) = _four(left, right, left.size - 4, column)
+    if begun:
+        for i in range(target.size):
+            d = (((u[i] + f0 * r0[i]) + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            target[i] = source[i] + step * d
+    else:
+        for i in range(target.size):
+            d = ((f0 * r0[i] + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            target[i] = source[i] + step * d
+
+
+@_inline
+def _decay_last(decay, coefficient, u, begun, left, right, column, y):
+    """Does `_decay` with the last four products made on the fly."""
+    (f0, f1, f2, f3), (r0, r1, r2, r3) = _four(left, right, left.size - 4, column)
+    if begun:
+        for i in range(y.size):
+            d = (((u[i] + f0 * r0[i]) + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            y[i] = y[i] * decay + d * coefficient
+    else:
+        for i in range(y.size):
+            d = ((f0 * r0[i] + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            y[i] = y[i] * decay + d * coefficient
 
 
 _MATRIX = "i8[:,::1], u8, i8, f4[:,::1], f4[:,::1], f4[:,::1]"
@@ -352,49 +406,70 @@ def shift_matrix(table, key, family, scales, left, right, step, weight, kind, ou
     """``out = round(weight + step * u)``, a row a run; see `Form`."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
+    fused = kind == FLOAT32 and out_kind == FLOAT32 and left.shape[1] >= 4
+    sources = weight[: weight.size * fused].view(np.float32)
+    targets = out[: out.size * fused].view(np.float32)
+    early = left.shape[1] - 4 if fused else left.shape[1]
+    begun = scales.shape[1] > 0 or early > 0
     for row in range(table.shape[0]):
         own, length = table[row, BLOCK], table[row, LENGTH]
         address, start = table[row, ADDRESS], table[row, START]
+        scale, factors = scales[own], left[own]
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
             y = u[:n]
             _compose(
-                key, family, address, start + at, at, scales[own], left[own], right, words, z, y
+                key, family, address, start + at, at, scale, factors, right, early, words, z, y
             )
-            _load(weight, kind, table[row, WEIGHT] + at, n, x)
-            for i in range(n):
-                x[i] = x[i] + step * y[i]
-            _store(x, n, out, out_kind, table[row, OUT] + at)
+            first, to = table[row, WEIGHT] + at, table[row, OUT] + at
+            if fused:
+                source, target = sources[first : first + n], targets[to : to + n]
+                _shift_last(step, y, begun, factors, right, at, source, target)
+                continue
+            _load(weight, kind, first, n, x)
+            _add(step, _ONE, y, x[:n])
+            _store(x, n, out, out_kind, to)
 
 
 @_kernel(f"void({_MATRIX}, f4, f4, u1[::1], i8, f8[:,::1])")
 def update_matrix(
     table, key, family, scales, left, right, coefficient, decay, weight, kind, moments
 ):
-    """``weight = round(decay * weight + coefficient * u)``, and its moments, a row a run."""
+    """``weight = round(decay * weight + coefficient * u)``, a row a run; moments as `update`."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     total, squares = np.zeros(LANES), np.zeros(LANES)
+    fused = kind == FLOAT32 and left.shape[1] >= 4
+    targets = weight[: weight.size * fused].view(np.float32)
+    early = left.shape[1] - 4 if fused else left.shape[1]
+    begun = scales.shape[1] > 0 or early > 0
     for row in range(table.shape[0]):
         own, length = table[row, BLOCK], table[row, LENGTH]
         address, start = table[row, ADDRESS], table[row, START]
+        scale, factors = scales[own], left[own]
         pivot = 0.0
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
             d = u[:n]
             _compose(
-                key, family, address, start + at, at, scales[own], left[own], right, words, z, d
+                key, family, address, start + at, at, scale, factors, right, early, words, z, d
             )
             place = table[row, WEIGHT] + at
-            _load(weight, kind, place, n, x)
-            for i in range(n):
-                x[i] = x[i] * decay + d[i] * coefficient
-            if kind != FLOAT32:
-                _round_stochastically(x, n, kind, key, address, start + at, words)
-            _store(x, n, weight, kind, place)
-            pivot = np.float64(x[0]) if at == 0 else pivot
-            _accumulate(x, n, pivot, total, squares)
-        _close(total, squares, length, pivot, moments[row])
+            if fused:
+                y = targets[place : place + n]
+                _decay_last(decay, coefficient, d, begun, factors, right, at, y)
+            else:
+                y = x[:n]
+                _load(weight, kind, place, n, x)
+                _decay(decay, coefficient, _ONE, d, y)
+                if kind != FLOAT32:
+                    _round_stochastically(x, n, kind, key, address, start + at, words)
+                _store(x, n, weight, kind, place)
+            if moments.size > 0:
+                pivot = np.float64(y[0]) if at == 0 else pivot
+                _accumulate(y, n, pivot, total, squares)
+        if moments.size > 0:
+            _close(total, squares, length, pivot, moments[row])
 
 
 @_kernel("void(i8[:,::1], u1[::1], i8, f8[:,::1])")

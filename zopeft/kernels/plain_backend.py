@@ -104,6 +104,7 @@ class PlainKernels(PlainMatrices):
         coefficient: float,
         decay: float,
         scale: Tensor | None,
+        measured: bool = True,
     ) -> Statistics | None:
         """Writes ``decay * weight + coefficient * (scale * z)``, stochastically rounded.
 
@@ -114,9 +115,10 @@ class PlainKernels(PlainMatrices):
             coefficient: Minus learning rate times projected gradient.
             decay: One minus learning rate times weight decay.
             scale: 0-dim fp32; None for one.
+            measured: Whether the new weights' statistics are of use.
 
         Returns:
-            The new weights' statistics where the pass gives them for nothing, else None.
+            The new weights' statistics where they are, and the pass gives them; else None.
         """
         for at in range(0, weight.numel(), CHUNK):
             piece = weight[at : at + CHUNK]

@@ -92,6 +92,7 @@ class PlainMatrices:
         coefficient: float,
         decay: float,
         form: Form,
+        measured: bool = True,
     ) -> Statistics | None:
         """Writes ``decay * weight + coefficient * u``, stochastically rounded.
 
@@ -102,9 +103,10 @@ class PlainMatrices:
             coefficient: Minus learning rate times projected gradient.
             decay: One minus learning rate times weight decay.
             form: What u is made of.
+            measured: Whether the new weights' statistics are of use.
 
         Returns:
-            The new weights' statistics where the pass gives them for nothing, else None.
+            The new weights' statistics where they are, and the pass gives them; else None.
         """
         width = weight.shape[1]
         for part, _ in _parts(slice(0, weight.shape[0]), width):

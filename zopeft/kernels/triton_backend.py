@@ -165,10 +165,11 @@ class TritonKernels(PlainKernels):
         coefficient: float,
         decay: float,
         scale: Tensor | None,
+        measured: bool = True,
     ) -> Statistics | None:
-        """See `PlainKernels.update`."""
+        """See `PlainKernels.update`; the moments hide behind the memory and are always there."""
         if not _taken(weight):
-            return self.elsewhere.update(seed, address, weight, coefficient, decay, scale)
+            return self.elsewhere.update(seed, address, weight, coefficient, decay, scale, measured)
         factors = torch.tensor([coefficient, decay], dtype=torch.float32).to(weight.device)
         return self._whole(weight, (address, *_key(seed)), factors, scale)
 

@@ -87,6 +87,10 @@ class Trajectory:
     ) -> float:
         """Moves the model by one first-order step.
 
+        No number that is not finite is ever written into a weight: where a block's gradient
+        is not finite, that block and those whose gradients come later stay as they are, and
+        `note` counts the step as a bad one, whatever its loss was (see `Descent`).
+
         Args:
             batch: The batch.
             seed: 64-bit key of the rounding bits.
@@ -113,16 +117,22 @@ class Trajectory:
     def note(self, loss: float) -> None:
         """Takes the loss of a finished meta-step and starts again where that is due.
 
+        A step is bad where its loss or the gradient that `descend` met was not finite: the
+        model goes back to its start.
+
+        Args:
+            loss: The loss.
+
         Raises:
-            RunError: The loss was not finite for `MAX_BAD_STEPS` steps in a row.
+            RunError: `MAX_BAD_STEPS` steps in a row were bad.
         """
         self._since_reset += 1
-        if not math.isfinite(loss):
+        if self._descent.spoilt or not math.isfinite(loss):
             self._bad += 1
             if self._bad >= MAX_BAD_STEPS:
                 raise run_error(
                     "meta-training",
-                    f"the loss was not finite for {self._bad} steps in a row",
+                    f"the loss or its gradient was not finite for {self._bad} steps in a row",
                     loss,
                     "lower meta.lr_model or meta.eps",
                 )

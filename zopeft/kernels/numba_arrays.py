@@ -1,0 +1,87 @@
+"""Tensors, scales and moments as the compiled kernels take and give them."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from zopeft.kernels import numba_kernels as compiled
+from zopeft.kernels import runs
+from zopeft.kernels.form import Form, row_numbers
+from zopeft.kernels.plain_matrix import Statistics
+from zopeft.kernels.runs import BLOCK, Layout, Table
+
+KINDS = {
+    torch.float32: compiled.FLOAT32,
+    torch.bfloat16: compiled.BFLOAT16,
+    torch.float16: compiled.FLOAT16,
+}
+
+
+def taken(tensor: Tensor) -> bool:
+    """Whether the kernels work on a tensor."""
+    kernel = tensor.device.type == "cpu" and tensor.dtype in KINDS
+    return kernel and tensor.numel() > 0 and tensor.is_contiguous()
+
+
+def stored(tensor: Tensor) -> tuple[npt.NDArray[np.uint8], int]:
+    """Returns a contiguous tensor's own memory as bytes, [bytes], and what they hold."""
+    return tensor.detach().view(-1).view(torch.uint8).numpy(), KINDS[tensor.dtype]
+
+
+def numbers(values: Tensor) -> npt.NDArray[np.float32]:
+    """Returns a tensor's values in fp32, in its shape."""
+    found: npt.NDArray[np.float32] = values.detach().to("cpu", torch.float32).contiguous().numpy()
+    return found
+
+
+def one_scale(scale: Tensor | None) -> npt.NDArray[np.float32]:
+    """Returns the scale of a single block, [1]; one where there is none."""
+    return np.ones(1, np.float32) if scale is None else numbers(scale).reshape(1)
+
+
+def all_scales(scales: Tensor | None, layout: Layout) -> npt.NDArray[np.float32]:
+    """Returns the scales of all blocks, [N]; ones where there are none."""
+    return np.ones(layout.blocks[-1] + 1, np.float32) if scales is None else numbers(scales)
+
+
+def row_table(rows: slice | Tensor, weight: Tensor, address: int) -> Table:
+    """Returns a run a row; its row number stands in the place of a block's index."""
+    chosen = row_numbers(rows, weight.device).numpy()
+    table = runs.of_rows(chosen, weight.shape[1], address)
+    table[:, BLOCK] = chosen
+    return table
+
+
+def form_arrays(form: Form, weight: Tensor) -> tuple[npt.NDArray[np.float32], ...]:
+    """Returns scale [O, 1], left and right of a form; no columns or rows where there is none."""
+    scale = weight.new_empty(weight.shape[0], 0) if form.scale is None else form.scale.unsqueeze(1)
+    empty = (weight.new_empty(weight.shape[0], 0), weight.new_empty(0, weight.shape[1]))
+    left, right = empty if form.factors is None else form.factors
+    return numbers(scale), numbers(left), numbers(right)
+
+
+def combined(moments: npt.NDArray[np.float64], table: Table, blocks: tuple[int, ...]) -> Statistics:
+    """Adds up the pieces' moments in the order of the table, block by block: each [n].
+
+    Args:
+        moments: Count, mean and sum of squared deviations of each run, [pieces, 3].
+        table: The runs.
+        blocks: The blocks' indices, [n].
+    """
+    count, mean, squares = moments.T
+    block = table[:, BLOCK]
+    total = np.bincount(block, count)
+    means = np.bincount(block, count * mean) / np.maximum(total, 1)
+    apart = np.bincount(block, squares + count * (mean - means[block]) ** 2)
+    own = list(blocks)
+    variance = apart / np.maximum(total - 1, 1)
+    return torch.from_numpy(means[own]), torch.from_numpy(variance[own])
+
+
+def only(moments: npt.NDArray[np.float64], table: Table) -> Statistics:
+    """Returns the statistics of a table's only block, each 0-dim."""
+    mean, variance = combined(moments, table, (0,))
+    return mean[0], variance[0]
