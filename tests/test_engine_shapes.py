@@ -206,10 +206,8 @@ def test_elements_of_a_low_rank_direction_are_uncorrelated_with_heavy_tails():
     assert float(draws.pow(4).mean()) == pytest.approx(6.0, rel=0.15)
 
 
-@pytest.mark.parametrize(("tokens", "dtype"), [(1, DTYPES[0]), (40, DTYPES[0]), (40, DTYPES[1])])
-def test_a_low_rank_probe_makes_twins_where_that_reads_and_writes_less(monkeypatch, tokens, dtype):
-    """Of 16 bits never: a twin that is rounded to nearest has lost most of the product."""
-    model = gpt2(dtype)
+def test_a_low_rank_probe_makes_no_twin_of_a_matrix(monkeypatch):
+    model = gpt2()
     engine = engine_of(model, "low_rank", "modules")
     twins, made = engine.carriers[0]._twins, []
     real = twins.make
@@ -219,17 +217,10 @@ def test_a_low_rank_probe_makes_twins_where_that_reads_and_writes_less(monkeypat
         return real(number, weight, *args, **kwargs)
 
     monkeypatch.setattr(twins, "make", make)
-    direction = Direction(5)
-    ids = torch.arange(tokens).unsqueeze(0) % 31
-    with torch.no_grad(), engine.perturbed(direction, 0.02):
-        seen = model(input_ids=ids).logits
-    # Of 2 layers: 4 matrices and their biases, 2 norms of 2; ln_f; and the head.
-    vectors, matrices = 2 * (4 + 2 * 2) + 2, 2 * 4 + 1
-    assert made.count(1) == vectors and len(made) == vectors + made.count(2)
-    assert made.count(2) == (matrices if tokens == 40 and dtype == torch.float32 else 0)
-    with torch.no_grad():
-        expected = moved_copy(model, engine, direction, 0.02)(input_ids=ids).logits
-    torch.testing.assert_close(seen, expected, rtol=0, atol=NEAR[dtype])
+    with engine.perturbed(Direction(5), 0.02):
+        logits(model)
+    # Biases beside them and the norms have isotropic noise: 2 layers of 4 and 2, and ln_f.
+    assert made == [1] * (2 * (4 + 2 * 2) + 2)
 
 
 @pytest.mark.parametrize("kind", sorted(SHAPES))
