@@ -7,7 +7,8 @@ import pytest
 from zopeft.bench.bench import render
 from zopeft.bench.entry import Entry, parse_entry, with_controls
 from zopeft.bench.grid import best_of, search
-from zopeft.bench.report import first_below, report, smoothed, totals
+from zopeft.bench.measures import first_below, smoothed
+from zopeft.bench.report import report, totals
 from zopeft.bench.rows import RowFile, read_rows
 from zopeft.bench.tables import cells_of_row, columns, markdown
 from zopeft.errors import InputError

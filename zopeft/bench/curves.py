@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.bench.grid import best_of
-from zopeft.bench.report import CellReport, grid_losses, reported_runs, smoothed
+from zopeft.bench.measures import grid_losses, reported_runs, smoothed
+from zopeft.bench.report import CellReport
 from zopeft.bench.rows import Row
 from zopeft.bench.tables import short_name
 

@@ -9,31 +9,24 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from zopeft.bench.grid import best_of
+from zopeft.bench.measures import (
+    Spread,
+    grid_losses,
+    mean,
+    ratios,
+    reaching,
+    reported_runs,
+    spread,
+    wins,
+)
 from zopeft.bench.rows import Row
 
 BASELINE = "mezo"
-SMOOTHING = 10
-"""Points of a curve (a hundred a run) that are averaged: a tenth of the run."""
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A mean and how far seeds are apart.
-
-    Attributes:
-        mean: Mean over seeds; infinite where a run diverged.
-        std: Sample standard deviation; 0 for one seed.
-        count: Seeds.
-    """
-
-    mean: float
-    std: float
-    count: int
 
 
 @dataclass(frozen=True)
@@ -149,7 +142,7 @@ def _standing(entry: str, rows: Sequence[Row]) -> Standing:
     is_base = entry == BASELINE
     reported = [*fresh.values(), *auto.values()]
     rates = [row["lr"] for row in auto.values() if row["lr"]]
-    ratios = _ratios(auto, fresh)
+    found = ratios(auto, fresh)
     return Standing(
         entry=entry,
         name=mine[0]["name"],
@@ -159,118 +152,22 @@ def _standing(entry: str, rows: Sequence[Row]) -> Standing:
         train=spread(fresh.values(), "train_loss"),
         validation=spread(fresh.values(), "val_loss"),
         metric=spread(fresh.values(), "metric"),
-        reach=_mean([own for own, _ in reach]),
+        reach=mean([own for own, _ in reach]),
         reached=len(reach),
-        saving=_mean([1 - own / theirs for own, theirs in reach]),
+        saving=mean([1 - own / theirs for own, theirs in reach]),
         wins=None if is_base else wins(fresh, base_fresh, "train_loss"),
         wins_validation=None if is_base else wins(fresh, base_fresh, "val_loss"),
         pairs=len(fresh.keys() & base_fresh.keys()),
         auto_lr=math.exp(statistics.fmean(map(math.log, rates))) if rates else None,
         auto=spread(auto.values(), "train_loss"),
-        auto_ratio=_mean(ratios),
+        auto_ratio=mean(found),
         wins_auto=None if is_base else wins(auto, base_auto, "train_loss"),
         pairs_auto=len(auto.keys() & base_auto.keys()),
         diverged=sum(row["diverged"] for row in reported),
         runs=len(reported),
-        step_seconds=_mean([row["seconds"] / row["steps"] for row in reported if row["steps"]]),
+        step_seconds=mean([row["seconds"] / row["steps"] for row in reported if row["steps"]]),
         peak_bytes=max((row["peak_bytes"] or 0 for row in reported), default=0) or None,
     )
-
-
-def reported_runs(rows: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
-    """Returns an entry's runs by seed: at its best learning rate, and at lr=auto.
-
-    A grid that has grown since may have another best; runs at the former are left out.
-    So are runs whose calibration took their whole budget.
-    """
-    tried = grid_losses(rows)
-    best = best_of(tried)[0] if tried else None
-    ran = [row for row in rows if row["steps"] or row["diverged"]]
-    fresh = {r["seed"]: r for r in ran if r["role"] == "fresh" and r["lr"] == best}
-    return fresh, {r["seed"]: r for r in ran if r["role"] == "auto"}
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    return statistics.fmean(values) if values else None
-
-
-def grid_losses(rows: Iterable[Row]) -> dict[float, float]:
-    """Returns learning rate to mean training loss of an entry's grid; infinite if diverged."""
-    found: dict[float, list[float]] = {}
-    for row in rows:
-        if row["role"] == "grid":
-            found.setdefault(row["lr"], []).append(_loss(row, "train_loss"))
-    return {lr: sum(losses) / len(losses) for lr, losses in sorted(found.items())}
-
-
-def _loss(row: Row, key: str) -> float:
-    value = row[key]
-    return math.inf if value is None else float(value)
-
-
-def spread(rows: Iterable[Row], key: str) -> Spread | None:
-    """Returns mean and spread of a number over runs; None where no run has it.
-
-    A run that diverged has the loss infinity and no metric.
-    """
-    loss = key != "metric"
-    values = [_loss(row, key) for row in rows if row[key] is not None or (loss and row["diverged"])]
-    if not values:
-        return None
-    mean = sum(values) / len(values)
-    many = len(values) > 1 and math.isfinite(mean)
-    return Spread(mean, statistics.stdev(values) if many else 0.0, len(values))
-
-
-def wins(mine: dict[int, Row], theirs: dict[int, Row], key: str) -> int:
-    """Returns on how many of the seeds that both have run one loss is below the other."""
-    return sum(_loss(mine[s], key) < _loss(theirs[s], key) for s in mine.keys() & theirs.keys())
-
-
-def _ratios(auto: dict[int, Row], best: dict[int, Row]) -> list[float]:
-    """Returns each seed's loss at lr=auto over that at the best learning rate."""
-    pairs = [
-        (_loss(auto[s], "train_loss"), _loss(best[s], "train_loss")) for s in auto if s in best
-    ]
-    return [one / other for one, other in pairs if math.isfinite(other) and other > 0]
-
-
-def smoothed(curve: Sequence[Sequence[float | None]]) -> list[tuple[float, float]]:
-    """Returns (forward passes, mean loss of the tenth of the run that ends there).
-
-    Args:
-        curve: [forward passes, loss] pairs, equal parts of a run.
-    """
-    width = max(1, round(len(curve) / SMOOTHING))
-    found = []
-    for last in range(width, len(curve) + 1):
-        part = [loss for _, loss in curve[last - width : last]]
-        mean = math.inf if None in part else statistics.fmean(x for x in part if x is not None)
-        found.append((float(curve[last - 1][0] or 0), mean))
-    return found
-
-
-def first_below(curve: Sequence[Sequence[float | None]], loss: float) -> float | None:
-    """Returns the forward passes after which the smoothed curve is first at or below `loss`."""
-    return next((at for at, value in smoothed(curve) if value <= loss), None)
-
-
-def reaching(mine: dict[int, Row], base: dict[int, Row]) -> list[tuple[float, float]]:
-    """Returns, for each seed that reaches MeZO's final loss, own and MeZO's forward passes.
-
-    The final loss is the last point of MeZO's smoothed curve on the same seed; MeZO's own
-    count is its first time there, not its budget.
-    """
-    pairs = []
-    for seed in sorted(mine.keys() & base.keys()):
-        if base[seed]["diverged"] or not base[seed]["curve"]:
-            continue
-        target = smoothed(base[seed]["curve"])[-1][1]
-        own = first_below(mine[seed]["curve"], target)
-        theirs = first_below(base[seed]["curve"], target)
-        if own is not None and theirs and not mine[seed]["diverged"]:
-            pairs.append((own, theirs))
-    return pairs
 
 
 def totals(cells: Sequence[CellReport]) -> list[dict[str, Any]]:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from zopeft.bench.report import CellReport, Spread, Standing, totals
+from zopeft.bench.measures import Spread
+from zopeft.bench.report import CellReport, Standing, totals
 
 NOTES = (
     "Losses are of the last tenth of a run: mean ± standard deviation over the reported seeds, "
