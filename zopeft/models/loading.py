@@ -99,6 +99,8 @@ def _refuse_second(source: ModelSource) -> None:
             "the model is quantised already",
             do="leave --load-in-8bit and --load-in-4bit out",
         )
+
+
 def _spread(
     offload_folder: str | Path | None, max_memory: Mapping[str, int | str] | None
 ) -> dict[str, Any]:
