@@ -169,22 +169,23 @@ def two_copies(model: Any, args: argparse.Namespace, tick: Tick) -> None:
 
 def learn(model: Any, args: argparse.Namespace, tick: Tick, **chosen: Any) -> None:
     """Meta-training by one of zopeft's trainers."""
-    settings = MetaSettings.of(steps=args.steps, reset_every=0, windows=2, **chosen)
     blocks = zopeft.discover(model)
+    settings = MetaSettings.of(steps=args.steps, reset_every=0, windows=2, **chosen)
+    settings = settings.decided(blocks.space)
     moving = settings.policy == "state"
-    finetuner = (
-        FineTuner.initial(blocks, features=STATE_FEATURES, output="bounded")
-        if moving
-        else FineTuner.initial(blocks)
-    )
+    networks: dict[str, Any] = {"capacity": settings.capacity, "rows": settings.token_rows}
+    if moving:
+        networks.update(features=STATE_FEATURES, output="bounded")
+    finetuner = FineTuner.initial(blocks, rank=settings.rank, mix=settings.mix, **networks)
+    counts = torch.ones(args.vocab)
     given = (settings, blocks, finetuner)
     trainer: Any
     if moving:
         trainer = StateTrainer(
-            model, batches(args), task_loss, draw_labels, *given, tasks=["random"]
+            model, batches(args), task_loss, draw_labels, *given, ["random"], counts
         )
     elif settings.objective == "signal":
-        trainer = SignalTrainer(model, batches(args), task_loss, draw_labels, *given)
+        trainer = SignalTrainer(model, batches(args), task_loss, draw_labels, *given, counts)
     else:
         trainer = PaperTrainer(model, batches(args), task_loss, *given)
     trainer.train(tick)
@@ -196,8 +197,13 @@ def paper(model: Any, args: argparse.Namespace, tick: Tick) -> None:
 
 
 def signal(model: Any, args: argparse.Namespace, tick: Tick) -> None:
-    """zopeft, the signal objective in closed form."""
-    learn(model, args, tick, objective="signal")
+    """The default: the signal objective, subspaces and rows by frequency."""
+    learn(model, args, tick)
+
+
+def scales(model: Any, args: argparse.Namespace, tick: Tick) -> None:
+    """zopeft, the signal objective, scales alone."""
+    learn(model, args, tick, capacity="scales", token_rows="none")
 
 
 def state(model: Any, args: argparse.Namespace, tick: Tick) -> None:
@@ -210,6 +216,7 @@ CASES = {
     "two copies": two_copies,
     "zopeft, paper": paper,
     "zopeft, signal": signal,
+    "zopeft, signal, scales": scales,
     "zopeft, signal, state": state,
 }
 
