@@ -25,7 +25,7 @@ POINTS = 100
 BACKWARD = 2
 """What a backward pass costs, in forward passes."""
 WORSE = 1.0
-"""Nats above its beginning at which the end of a run counts as diverged."""
+"""Nats above its first loss at which the end of a run counts as diverged."""
 TAIL = 0.1
 """Share of a run, at its end, whose mean is its training loss."""
 
@@ -62,22 +62,20 @@ class Outcome:
     @property
     def tail(self) -> float:
         """Mean loss of the run's last tenth; infinite where the run diverged."""
-        last = self._part(-1)
-        return math.inf if self.diverged or not last else sum(last) / len(last)
+        return math.inf if self.diverged or not self.losses else self._end()
 
-    def _part(self, end: int) -> list[float]:
-        """Returns the losses of the first tenth (0) or of the last (-1)."""
-        width = max(1, round(TAIL * len(self.losses)))
-        return self.losses[:width] if end == 0 else self.losses[-width:]
+    def _end(self) -> float:
+        """Returns the mean loss of the last tenth, of all runs that made a step."""
+        last = self.losses[-max(1, round(TAIL * len(self.losses))) :]
+        return sum(last) / len(last)
 
     @property
     def risen(self) -> bool:
-        """Whether the end is `WORSE` than the beginning: such a run is no point of a curve."""
-        first, last = self._part(0), self._part(-1)
-        if not last:
-            return False
-        rise = sum(last) / len(last) - sum(first) / len(first)
-        return not rise <= WORSE
+        """Whether the end is `WORSE` than the first loss: such a run is no point of a curve.
+
+        The first alone, since a run may break within its first tenth.
+        """
+        return bool(self.losses) and not self._end() - self.losses[0] <= WORSE
 
     def curve(self) -> list[list[float | None]]:
         """Returns [forward passes, mean loss] of up to `POINTS` equal parts of the run."""
