@@ -207,7 +207,7 @@ def test_a_run_that_ends_far_above_its_start_has_diverged():
         return Outcome(1e-3, "given", losses=list(losses))
 
     assert outcome(0.2, 3.0, 7.3, 7.3).risen and outcome(2.0, math.nan).risen
-    assert outcome(0.2, *[7.3] * 40).risen
+    assert outcome(0.2, *[7.3] * 400).risen
     assert not outcome(0.2, 7.0, 1.1).risen and not outcome(2.0, 1.0).risen
 
 
