@@ -52,7 +52,7 @@ def test_other_dtypes_are_refused():
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BIT])
 @pytest.mark.parametrize("count", [1, 63, 1000, 2**18 + 1])
 def test_an_update_in_pieces_is_the_update(dtype, count):
-    weight = torch.randn(count).to(dtype)
+    weight = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     u = Noise().at_elements(8, 2, 0, count)
     whole, pieces = weight.clone(), weight.clone()
     plain.update_(whole, u, -1e-3, 0.999, 8, 2)
@@ -61,7 +61,8 @@ def test_an_update_in_pieces_is_the_update(dtype, count):
         if b > a:
             plain.update_(pieces[a:b], u[a:b], -1e-3, 0.999, 8, 2, a)
     assert torch.equal(whole, pieces)
-    assert not torch.equal(whole, weight)
+    # A single 16-bit number may well be rounded to what it was.
+    assert count == 1 or not torch.equal(whole, weight)
 
 
 def test_updates_far_below_an_ulp_count_on_average_in_bf16():
