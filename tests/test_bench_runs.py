@@ -111,11 +111,13 @@ def test_controls_run(request_of, finetuner, tmp_path):
     assert len({tuple(map(tuple, r["curve"])) for r in fresh}) == 4
 
 
-def test_random_directions_need_a_subspace(cell, finetuner):
-    body = Bodies().get(cell, 1)
-    entry = Entry("zo_finetuner", str(finetuner), "random")
+def test_random_directions_need_a_subspace_which_is_seen_before_the_first_run(
+    request_of, finetuner, tmp_path
+):
+    request = request_of(bench__entries=[f"finetuner {finetuner} random"])
     with pytest.raises(InputError, match="holds no subspace"):
-        make_method(entry, body, 1e-3, cell.recipe, 1)
+        bench(request, str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

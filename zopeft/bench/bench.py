@@ -16,6 +16,7 @@ from zopeft.bench.entry import Entry, parse_entry, with_controls
 from zopeft.bench.pool import hold_all
 from zopeft.bench.report import CellReport, plain, report, totals
 from zopeft.bench.rows import Row, RowFile, read_rows
+from zopeft.bench.run import trained_of
 from zopeft.bench.tables import markdown
 from zopeft.errors import input_error
 from zopeft.recipe.build import load_rows, load_task
@@ -103,14 +104,12 @@ def check(cells: Sequence[Cell], contenders: Sequence[Contender]) -> None:
     Raises:
         InputError: One of them cannot be had.
     """
-    from zopeft.finetuner import FineTuner
     from zopeft.models import resolve
 
     for name in dict.fromkeys(cell.model for cell in cells):
         resolve(None if name == EMBEDDED else name)
-    for folder in dict.fromkeys(c.entry.finetuner for c in contenders):
-        if folder:
-            FineTuner.from_pretrained(folder)
+    for entry in {c.entry.line: c.entry for c in contenders if c.entry.finetuner}.values():
+        trained_of(entry)
     for cell in cells:
         recipe = cell.recipe
         task = load_task(recipe.task.name, recipe.task.loss)

@@ -143,18 +143,29 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
     return METHODS[entry.method](body.blocks, **options)
 
 
+def trained_of(entry: Entry) -> Any:
+    """Returns an entry's fine-tuner as it was trained.
+
+    Raises:
+        InputError: It cannot be loaded, or holds nothing that the entry's control could change.
+    """
+    from zopeft.finetuner import FineTuner
+
+    trained = FineTuner.from_pretrained(str(entry.finetuner))
+    if entry.control == "random" and not trained.bases:
+        do = "leave random out"
+        raise input_error("--method", "the fine-tuner holds no subspace", entry.line, do)
+    return trained
+
+
 def finetuner_of(entry: Entry, body: Body) -> Any:
     """Returns an entry's fine-tuner: as trained, or one of its controls."""
     from zopeft.finetuner import FineTuner
 
-    trained = FineTuner.from_pretrained(str(entry.finetuner))
+    trained = trained_of(entry)
     if entry.control == "shuffled":
         return trained.shuffled(entry.shuffle)
     if entry.control == "random":
-        if not trained.bases:
-            raise input_error(
-                "--method", "the fine-tuner holds no subspace", entry.line, "leave random out"
-            )
         return trained.with_random_bases(entry.shuffle)
     if entry.control == "untrained":
         config = trained.config
