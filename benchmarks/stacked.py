@@ -21,8 +21,7 @@ from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
 from rows import about, keep
-from step_time import CLOCKS, measure
-from transformers import LlamaConfig, LlamaForCausalLM
+from step_time import CLOCKS, add_shape, measure, random_llama
 
 import zopeft
 from zopeft.blocks import keep_trainable
@@ -34,16 +33,8 @@ ANSWER = 4
 
 def build(args: argparse.Namespace) -> Any:
     """Returns a random model of the given shape."""
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=args.vocab,
-        hidden_size=args.hidden,
-        intermediate_size=args.hidden * 8 // 3,
-        num_hidden_layers=args.layers,
-        num_attention_heads=max(1, args.hidden // 64),
-        num_key_value_heads=max(1, args.hidden // 64),
-    )
-    return LlamaForCausalLM(config).eval().to(args.device, getattr(torch, args.dtype))
+    shape = (args.hidden, args.layers, args.vocab)
+    return random_llama(shape, args.dtype).to(args.device)
 
 
 def spaces(args: argparse.Namespace) -> dict[str, Any]:
@@ -76,8 +67,8 @@ def cases_of(
 
     blocks = zopeft.discover(model)
 
-    def steps(probes: str, sharing: bool) -> Callable[[], Any]:
-        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, probes=probes)
+    def steps(probes: str, sharing: bool, **options: Any) -> Callable[[], Any]:
+        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, probes=probes, **options)
         if not sharing:
             method.probing.sharing = None
         return lambda: method.step(closure)
@@ -88,18 +79,22 @@ def cases_of(
         cases["lower layers shared"] = steps("separate", True)
     if "lora" in space:
         cases["stacked"] = steps("stacked", False)
+        for count in args.directions:
+            for probes in ("separate", "stacked"):
+                name = f"{probes}, {count} one-sided"
+                cases[name] = steps(probes, False, directions=count, sides="one")
     return cases
 
 
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=8)
-    parser.add_argument("--vocab", type=int, default=10_000)
+    add_shape(parser, hidden=256)
+    parser.set_defaults(layers=8, length=64)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--length", type=int, default=64)
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument(
+        "--directions", type=int, nargs="+", default=[], help="also so many one-sided ones"
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
