@@ -15,8 +15,9 @@ from zopeft.bench.body import Bodies, batches
 from zopeft.bench.cells import Request, cells_of
 from zopeft.bench.contest import Contender
 from zopeft.bench.entry import Entry, parse_entry
+from zopeft.bench.making import make_method
 from zopeft.bench.rows import read_rows
-from zopeft.bench.run import Outcome, make_method, propose, run
+from zopeft.bench.run import Outcome, propose, run
 from zopeft.errors import InputError
 
 BUDGET = ("bench.forwards=20", "bench.grid=1", "bench.seeds=2", "training.batch_size=4")

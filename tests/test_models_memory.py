@@ -12,7 +12,8 @@ from zopeft.models.memory import estimate
 from zopeft.models.rehearsal import Ledger, Rehearsal
 from zopeft.models.skeleton import load_config, outline, skeleton
 from zopeft.recipe.estimate import finetuner_sizes
-from zopeft.recipe.schema import MetaSection, ModelSection, Recipe
+from zopeft.recipe.meta_schema import MetaSection
+from zopeft.recipe.schema import ModelSection, Recipe
 
 B, T = 3, 17
 

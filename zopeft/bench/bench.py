@@ -13,10 +13,10 @@ from zopeft.bench.cells import EMBEDDED, Cell, Request, cells_of
 from zopeft.bench.contest import Contender
 from zopeft.bench.curves import draw_curves, draw_rates
 from zopeft.bench.entry import Entry, parse_entry, with_controls
+from zopeft.bench.making import trained_of
 from zopeft.bench.pool import hold_all
 from zopeft.bench.report import CellReport, plain, report, totals
 from zopeft.bench.rows import Row, RowFile, read_rows
-from zopeft.bench.run import trained_of
 from zopeft.bench.tables import markdown
 from zopeft.errors import input_error
 from zopeft.recipe.build import load_rows, load_task
