@@ -138,9 +138,7 @@ class NumbaKernels(PlainKernels):
             return super().fold(seed, address, start, values, length)
         return self._fold(runs.whole(address, start, values.numel()), seed, values, length)
 
-    def _fold(
-        self, table: Table, seed: int, values: Tensor, length: int
-    ) -> tuple[Tensor, Tensor]:
+    def _fold(self, table: Table, seed: int, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
         squares, folded = np.empty(len(table)), np.zeros((len(table), length), np.float32)
         arguments = (*self._key(seed), *arrays.stored(values))
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 
-
 CHUNK = 1 << 18
 """Elements that are read and written at a time."""
 

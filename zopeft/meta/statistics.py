@@ -42,9 +42,7 @@ class Sketch:
         Charikar, Chen, Farach-Colton, "Finding Frequent Items in Data Streams", 2002.
     """
 
-    def __init__(
-        self, seed: int, devices: Iterable[torch.device] = (torch.device("cpu"),)
-    ) -> None:
+    def __init__(self, seed: int, devices: Iterable[torch.device] = (torch.device("cpu"),)) -> None:
         self.seed = seed
         self._kernels = kernels_for("auto", Noise("rademacher"), devices)
 
