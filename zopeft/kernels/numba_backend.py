@@ -133,7 +133,7 @@ class NumbaKernels(PlainKernels):
     def fold(
         self, seed: int, address: int, start: int, values: Tensor, length: int
     ) -> tuple[Tensor, Tensor]:
-        """See `PlainGradients.fold`."""
+        """See `PlainGradients.fold`; the same sums, added in another order."""
         if not arrays.taken(values):
             return super().fold(seed, address, start, values, length)
         return self._fold(runs.whole(address, start, values.numel()), seed, values, length)
