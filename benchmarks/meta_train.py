@@ -7,7 +7,7 @@ memory less that after loading the model, ``value`` the peak less that before lo
 time is the process's own CPU time a step, without the first one.
 
     python benchmarks/meta_train.py
-    python benchmarks/meta_train.py --hidden 1024 --layers 16 --keep
+    python benchmarks/meta_train.py --hidden 1024 --layers 16 --cases "zopeft, signal" --keep
 """
 
 from __future__ import annotations
@@ -221,6 +221,10 @@ CASES = {
 }
 
 
+BASES = ("SGD", "two copies")
+"""What all cases are compared with."""
+
+
 def child(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Runs one case in this process and returns its figures."""
     # What the first step loads once, libraries and compiled kernels, is loaded before.
@@ -269,13 +273,17 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=64)
     parser.add_argument("--steps", type=int, default=9)
     parser.add_argument("--case", choices=list(CASES), help="run this one here, in this process")
+    parser.add_argument(
+        "--cases", nargs="+", choices=list(CASES), help="only these, beside those compared with"
+    )
     parser.add_argument("--keep", action="store_true", help="append to results/meta_train.jsonl")
     args = parser.parse_args()
     if args.case:
         print(json.dumps(child(args.case, args)))
         return
     shape = f"h{args.hidden} l{args.layers} v{args.vocab}, batch {args.batch}x{args.length}"
-    rows = [{"model": shape, **measured(name), **about()} for name in CASES]
+    names = [name for name in CASES if name in (*BASES, *(args.cases or CASES))]
+    rows = [{"model": shape, **measured(name), **about()} for name in names]
     figures = {row["case"]: row for row in rows}
     table = Table("case", "peak MiB", "beyond the model", "to two copies", "s a step", "to SGD")
     for row in rows:

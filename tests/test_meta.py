@@ -187,7 +187,7 @@ def test_a_sketchs_inner_products_are_those_of_the_vectors(count):
     a = torch.randn(count, generator=generator)
     b = a + torch.randn(count, generator=generator)
     exact = float(a @ b)
-    found = [float(Sketch(s)(a, 1) @ Sketch(s)(b, 1)) for s in range(20)]
+    found = [float(Sketch(s)(a, 1)[0] @ Sketch(s)(b, 1)[0]) for s in range(20)]
     spread = float(a.norm() * b.norm()) / SKETCH**0.5
     assert sum(found) / 20 == pytest.approx(exact, abs=5 * spread / 20**0.5 + 1e-3)
     assert max(abs(x - exact) for x in found) < 6 * spread + 1e-3

@@ -50,7 +50,8 @@ def test_what_is_seen_is_what_the_engines_directions_meet(name):
     for seed in range(1500):
         with torch.no_grad(), engine.perturbed(Direction(seed), 1.0):
             squares.append(float((layer.weight * gradient).sum()) ** 2)
-    found = sum(float((piece * factor).square().sum()) for piece, factor in seen(gradient, shape))
+    pieces = seen(gradient, shape)
+    found = sum(float((piece.values * piece.factor).square().sum()) for piece in pieces)
     assert sum(squares) / len(squares) == pytest.approx(found, rel=0.16)
 
 

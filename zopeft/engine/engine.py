@@ -24,6 +24,8 @@ from zopeft.noise import Noise
 
 SMALL = 1 << 23
 """Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
+FOLDED = 4096
+"""Sums in fp32 that a projection on a direction is added up from."""
 CARRIERS = ("auto", "flat", "modules")
 WHY = "the model is offloaded"
 DO = "keep the model on one device, or the carrier on auto"
@@ -213,6 +215,9 @@ class Engine:
         form = None
         if index in self.forms:
             form = self.forms.of(index, Direction(seed), gradient.device)
+        elif block.columns is None and self.forms.noisy(index):
+            folded, _ = self.kernels.fold(seed, block.address, 0, gradient, FOLDED)
+            return folded.sum(dtype=torch.float64)
         total = torch.zeros((), dtype=torch.float64, device=gradient.device)
         width = gradient.shape[-1] if gradient.ndim else 1
         matrix = gradient.reshape(-1, width)

@@ -124,6 +124,30 @@ class NumbaKernels(PlainKernels):
         source, (target, kind) = arrays.stored(values)[0], arrays.stored(out)
         self._run(table, compiled.store, None, np.uint64(seed), source, target, kind)
 
+    def squares(self, values: Tensor) -> Tensor:
+        """See `PlainGradients.squares`."""
+        if not arrays.taken(values):
+            return super().squares(values)
+        return self._fold(runs.whole(0, 0, values.numel()), 0, values, 0)[1]
+
+    def fold(
+        self, seed: int, address: int, start: int, values: Tensor, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """See `PlainGradients.fold`; the same sums, added in another order."""
+        if not arrays.taken(values):
+            return super().fold(seed, address, start, values, length)
+        return self._fold(runs.whole(address, start, values.numel()), seed, values, length)
+
+    def _fold(self, table: Table, seed: int, values: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        squares, folded = np.empty(len(table)), np.zeros((len(table), length), np.float32)
+        arguments = (*self._key(seed), *arrays.stored(values))
+
+        def call(part: slice) -> None:
+            compiled.fold(table[part], *arguments, squares[part], folded[part])
+
+        share_out(table, call)
+        return torch.from_numpy(folded).sum(0), torch.from_numpy(squares).sum()
+
     def draw(
         self,
         seed: int,

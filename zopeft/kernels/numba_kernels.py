@@ -485,3 +485,46 @@ def measure(table, weight, kind, moments):
             pivot = np.float64(x[0]) if at == 0 else pivot
             _accumulate(x, n, pivot, total, squares)
         _close(total, squares, length, pivot, moments[row])
+
+
+@_inline
+def _square(x, count, lanes):
+    """Adds a tile's squares, in fp64; element i goes to lane i % 256."""
+    for at in range(0, count, LANES):
+        n = min(LANES, count - at)
+        group, sums = x[at : at + n], lanes[:n]
+        for lane in range(n):
+            d = np.float64(group[lane])
+            sums[lane] += d * d
+
+
+@_inline
+def _add_products(z, x, total):
+    for i in range(total.size):
+        total[i] += z[i] * x[i]
+
+
+@_kernel("void(i8[:,::1], u8, i8, u1[::1], i8, f8[::1], f4[:,::1])")
+def fold(table, key, family, values, kind, squares, folded):
+    """A run's sum of squares, and its noise times values, summed by place modulo the columns.
+
+    Without columns in `folded` no noise is made.
+    """
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x, lanes = np.empty(TILE, np.float32), np.zeros(LANES)
+    length = folded.shape[1]
+    for row in range(table.shape[0]):
+        count, start, total = table[row, LENGTH], table[row, START], folded[row]
+        lanes[:] = 0.0
+        at = 0
+        while at < count:
+            n = min(TILE, count - at)
+            place = (start + at) % length if length > 0 else 0
+            n = min(n, length - place) if length > 0 else n
+            _load(values, kind, table[row, WEIGHT] + at, n, x)
+            _square(x, n, lanes)
+            if length > 0:
+                skip = _draw(key, family, table[row, ADDRESS], start + at, n, words, z)
+                _add_products(z[skip : skip + n], x[:n], total[place : place + n])
+            at += n
+        squares[row] = lanes.sum()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zopeft.kernels import plain
 from zopeft.kernels.form import Form
-from zopeft.noise import Noise
+from zopeft.kernels.plain_gradient import PlainGradients
 
 CHUNK = 1 << 20
 """Elements that are worked on at a time: they pass through a few times, in the cache."""
@@ -18,15 +18,12 @@ Statistics = tuple[Tensor, Tensor]
 """Mean and unbiased variance, float64."""
 
 
-class PlainMatrices:
+class PlainMatrices(PlainGradients):
     """Probe and update of a matrix whose direction is a `Form`.
 
     Args:
         noise: The noise family.
     """
-
-    def __init__(self, noise: Noise) -> None:
-        self.noise = noise
 
     def draw(
         self,

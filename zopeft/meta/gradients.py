@@ -16,10 +16,13 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 from zopeft.engine import Engine
-from zopeft.kernels import plain
+from zopeft.kernels.choice import kernels_for
+from zopeft.noise import Noise
 
 Consumer = Callable[[nn.Parameter, list[int], Tensor], None]
 
+CHUNK = 1 << 18
+"""Elements of 16-bit weights that are moved at a time, through copies in fp32."""
 LARGEST = torch.finfo(torch.float32).max / 2
 """How far a weight may move at once: added to any sane weight, it is still finite."""
 
@@ -71,7 +74,7 @@ class Projections:
 
     def __call__(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes one parameter's gradient."""
-        self.squared_norm += gradient.double().square().sum()
+        self.squared_norm += self.engine.kernels.squares(gradient)
         for index in indices:
             block: Block = self.engine.blocks[index]
             self.inner[index] += self.engine.project(block, self.seed, gradient)
@@ -100,6 +103,8 @@ class Descent:
     def __init__(self, blocks: Blocks, lr: float, momentum: float = 0.0) -> None:
         self.blocks, self.lr, self.momentum = blocks, lr, momentum
         self.factor, self.seed, self.spoilt = 1.0, 0, False
+        devices = {block.parameter.device for block in blocks}
+        self._kernels = kernels_for("auto", Noise(), devices)
         self._velocity: dict[int, Tensor] = {}
 
     def begin(self, factor: float, seed: int) -> None:
@@ -114,22 +119,33 @@ class Descent:
         """Takes one parameter's gradient and moves the parameter."""
         if self.spoilt:
             return
-        flat = gradient.reshape(-1).float()
-        if not _within(flat, self.lr * self.factor):
+        flat, factor = gradient.reshape(-1), self.factor
+        if not _within(flat, self.lr * factor):
             self._spoil()
             return
-        if self.factor == 0.0:
+        if factor == 0.0:
             return
-        factor = self.factor
         if self.momentum:
-            velocity = self._velocity.setdefault(id(parameter), torch.zeros_like(flat))
-            flat = velocity.mul_(self.momentum).add_(flat, alpha=factor)
-            factor = 1.0
+            velocity = self._velocity.get(id(parameter))
+            if velocity is None:
+                velocity = torch.zeros_like(flat, dtype=torch.float32)
+                self._velocity[id(parameter)] = velocity
+            flat, factor = velocity.mul_(self.momentum).add_(flat, alpha=factor), 1.0
             if not _within(flat, self.lr):
                 self._spoil()
                 return
         address = self.blocks[indices[0]].address
-        plain.update_(parameter.data.view(-1), flat, -self.lr * factor, 1.0, self.seed, address)
+        self._move(parameter.data.view(-1), flat, -self.lr * factor, address)
+
+    def _move(self, weight: Tensor, direction: Tensor, coefficient: float, address: int) -> None:
+        """Adds ``coefficient * direction``, rounded stochastically into 16-bit storage."""
+        if weight.dtype == torch.float32:
+            weight.add_(direction, alpha=coefficient)
+            return
+        for at in range(0, weight.numel(), CHUNK):
+            piece = weight[at : at + CHUNK]
+            moved = piece.float().add_(direction[at : at + CHUNK], alpha=coefficient)
+            self._kernels.store(self.seed, address, at, moved, piece)
 
     def _spoil(self) -> None:
         self.spoilt = True
@@ -138,5 +154,7 @@ class Descent:
 
 def _within(direction: Tensor, factor: float) -> bool:
     """Whether a direction is finite, and its product with a factor no more than `LARGEST`."""
-    largest = float(torch.linalg.vector_norm(direction, math.inf))
-    return math.isfinite(largest) and largest * factor <= LARGEST
+    # A norm of order infinity takes ten times as long.
+    least, most = torch.stack(torch.aminmax(direction)).tolist()
+    largest = max(-least, most)
+    return math.isfinite(least) and math.isfinite(most) and largest * factor <= LARGEST

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
+from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise, step_seed
+from zopeft.noise.address import DIRECTION_STREAM
 
 OVERSAMPLING = 16
 """Columns of a sketch beyond twice the rank."""
-CHUNK = 1 << 22
+CHUNK = 1 << 20
 """Elements of a gradient that are multiplied at a time."""
 
 
@@ -43,21 +45,21 @@ class SideSketch:
         self.width = min(2 * rank + OVERSAMPLING, size)
         self.seed, self.address = seed, address
         self.total = torch.zeros(size, self.width, device=device)
+        self._kernels = kernels_for("auto", Noise(), [device])
 
     @property
     def exact(self) -> bool:
         """Whether nothing is left out."""
         return self.width == self.size
 
-    def test(self, first: int, count: int) -> Tensor:
-        """Returns rows ``first ... first + count - 1`` of ``Omega``, fp32 [count, width]."""
+    def test(self) -> Tensor:
+        """Returns ``Omega``, fp32 [n, width]."""
         device = self.total.device
         if self.exact:
-            return torch.eye(self.size, device=device)[first : first + count]
-        noise = Noise().at_elements(
-            self.seed, self.address, first * self.width, count * self.width, device
-        )
-        return noise.view(count, self.width)
+            return torch.eye(self.size, device=device)
+        wanted = [(self.address, self.size * self.width)]
+        noise = self._kernels.draw(self.seed, DIRECTION_STREAM, wanted, device)[0]
+        return noise.view(self.size, self.width)
 
     def leading(self) -> Tensor | None:
         """Returns the leading eigenvectors, float64 [n, r]; None where all gradients were zero.
@@ -74,7 +76,7 @@ class SideSketch:
             # In descending order, as singular vectors come.
             vectors: Tensor = torch.linalg.eigh(0.5 * (total + total.t()))[1].flip(1)
             return vectors[:, : self.rank]
-        test = self.test(0, self.size).double()
+        test = self.test().double()
         shift = torch.finfo(torch.float32).eps * float(size)
         total = total.add_(test, alpha=shift)
         inner = test.t() @ total
@@ -97,6 +99,7 @@ class LeadingDirections:
     def __init__(self, blocks: Blocks, indices: list[int], rank: int, seed: int) -> None:
         self.weight = 1.0
         self._norm = torch.zeros((), dtype=torch.float64, device=blocks[0].parameter.device)
+        self._kernels = kernels_for("auto", Noise(), {block.parameter.device for block in blocks})
         self.sketches: dict[int, tuple[SideSketch, SideSketch]] = {}
         for index in indices:
             block = blocks[index]
@@ -121,7 +124,7 @@ class LeadingDirections:
 
     def take(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient."""
-        square = gradient.double().square().sum()
+        square = self._kernels.squares(gradient)
         self._norm += square.to(self._norm.device)
         sketches = self.sketches.get(indices[0])
         # One gradient that is not finite would spoil the sum for good.
@@ -129,15 +132,18 @@ class LeadingDirections:
             return
         left, right = sketches
         rows = max(1, CHUNK // gradient.shape[1])
-        pieces = [(at, gradient[at : at + rows]) for at in range(0, gradient.shape[0], rows)]
-        across = torch.zeros(gradient.shape[1], left.width, device=gradient.device)
-        test = right.test(0, right.size)
-        for first, piece in pieces:
-            some = piece.float()
-            across.addmm_(some.t(), left.test(first, len(some)))
-            right.total.addmm_(some.t(), some @ test, alpha=self.weight)
-        for first, piece in pieces:
-            left.total[first : first + len(piece)].addmm_(piece.float(), across, alpha=self.weight)
+        pieces = [slice(at, at + rows) for at in range(0, gradient.shape[0], rows)]
+        # G [Omega_right, G^T Omega_left]: both products with G in one.
+        second = torch.zeros(gradient.shape[1], right.width + left.width, device=gradient.device)
+        second[:, : right.width] = right.test()
+        first, across = left.test(), second[:, right.width :]
+        for piece in pieces:
+            across.addmm_(gradient[piece].float().t(), first[piece])
+        for piece in pieces:
+            some = gradient[piece].float()
+            products = some @ second
+            right.total.addmm_(some.t(), products[:, : right.width], alpha=self.weight)
+            left.total[piece].add_(products[:, right.width :], alpha=self.weight)
 
     def bases(self) -> dict[int, tuple[Tensor, Tensor]]:
         """Returns left [O, r] and right [I, r] directions of the blocks that had gradients.

@@ -10,18 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from zopeft.engine import Rows, Shape, Subspace
 
-CHUNK = 1 << 22
+CHUNK = 1 << 18
 """Elements of a gradient that are copied at a time."""
 
 
-def seen(gradient: Tensor, shape: Shape | None) -> Iterator[tuple[Tensor, float]]:
-    """Yields pieces (tensor, factor), of which ``factor * tensor`` together are ``C^(1/2) g``.
+class Seen(NamedTuple):
+    """Some numbers of ``C^(1/2) g``, which is made of parts, each of which is made of runs.
+
+    Args:
+        values: The run, before it is multiplied.
+        factor: What the part is multiplied by.
+        part: The part's number.
+        start: Index of the run's first element in the part.
+    """
+
+    values: Tensor
+    factor: float
+    part: int = 0
+    start: int = 0
+
+
+def seen(gradient: Tensor, shape: Shape | None) -> Iterator[Seen]:
+    """Yields what ``C^(1/2) g`` is made of.
 
     Args:
         gradient: G, the gradient of a block, in its shape.
@@ -31,15 +48,16 @@ def seen(gradient: Tensor, shape: Shape | None) -> Iterator[tuple[Tensor, float]
     if isinstance(shape, Rows):
         weights = shape.row_scales(gradient.shape[0], gradient.device)
         for rows, piece in _pieces(gradient):
-            yield piece.float() * weights[rows].unsqueeze(1), 1.0
+            scaled = piece * weights[rows].unsqueeze(1)
+            yield Seen(scaled, 1.0, start=rows.start * gradient.shape[1])
     elif isinstance(shape, Subspace):
         if shape.mix < 1.0:
             inner = core(gradient, shape)
-            yield inner, math.sqrt((1.0 - shape.mix) * gradient.numel() / inner.numel())
+            yield Seen(inner, math.sqrt((1.0 - shape.mix) * gradient.numel() / inner.numel()))
         if shape.mix > 0.0:
-            yield gradient, math.sqrt(shape.mix)
+            yield Seen(gradient, math.sqrt(shape.mix), part=int(shape.mix < 1.0))
     else:
-        yield gradient, 1.0
+        yield Seen(gradient, 1.0)
 
 
 def core(gradient: Tensor, shape: Subspace) -> Tensor:

@@ -94,9 +94,7 @@ class SignalTrainer:
         stream = iter(self.batches)
         with self.trajectory:
             if first:
-                gathering = BasisGathering(self.trajectory, self.finetuner.config, self.settings)
-                self._walk(stream, range(first), gathering.step, progress)
-                self.finetuner.set_bases(self.match, gathering.bases())
+                self._gather(stream, range(first), progress)
                 self.trajectory.restart()
             shapes = self.finetuner.shapes(self.match, self.token_counts)
             self.statistics.shapes = {
@@ -105,6 +103,14 @@ class SignalTrainer:
             }
             self._walk(stream, range(first, steps), self._step, progress)
         return self._conclude(rms)
+
+    def _gather(
+        self, stream: Iterator[tuple[str, Any]], steps: range, progress: Progress | None
+    ) -> None:
+        """Learns the bases; what they were gathered in is gone afterwards."""
+        gathering = BasisGathering(self.trajectory, self.finetuner.config, self.settings)
+        self._walk(stream, steps, gathering.step, progress)
+        self.finetuner.set_bases(self.match, gathering.bases())
 
     def _walk(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 
+CHUNK = 1 << 18
+"""Elements that are read and written at a time."""
+
 
 class StartState:
-    """A copy of the trained weights in a temporary file, read back tensor by tensor.
+    """A copy of the trained weights in a temporary file, read back piece by piece.
 
     Nothing stays in memory, on whatever device the model is.
 
@@ -26,19 +30,23 @@ class StartState:
         self._parameters = dict(_unique(blocks))
         self._folder = tempfile.TemporaryDirectory(prefix="zopeft-start-", dir=folder)
         self._file = Path(self._folder.name) / "start.bin"
-        # Raw bytes, a tensor at a time: a library that writes or maps a whole file would hold
+        # Raw bytes, a piece at a time: a library that writes or maps a whole file would hold
         # a second copy of the weights meanwhile.
         with open(self._file, "wb") as file:
-            for parameter in self._parameters.values():
-                file.write(_bytes(parameter.detach().contiguous().cpu()))
+            for piece in self._pieces():
+                file.write(_bytes(piece.cpu()))
 
     def restore(self) -> None:
         """Writes the kept weights back into the model, bit for bit."""
-        with open(self._file, "rb") as file, torch.no_grad():
-            for parameter in self._parameters.values():
-                kept = torch.empty(parameter.shape, dtype=parameter.dtype)
+        with open(self._file, "rb") as file:
+            for piece in self._pieces():
+                kept = torch.empty_like(piece, device="cpu")
                 file.readinto(_bytes(kept))
-                parameter.data.copy_(kept)
+                piece.copy_(kept)
+
+    def _pieces(self) -> Iterator[Tensor]:
+        for parameter in self._parameters.values():
+            yield from parameter.data.view(-1).split(CHUNK)
 
     def close(self) -> None:
         """Deletes the file."""

@@ -9,7 +9,7 @@ are the gradients' on average.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
+from zopeft.kernels.choice import kernels_for
 from zopeft.meta.shaped import seen
 from zopeft.noise import Noise
 
 SKETCH = 4096
 """Numbers a sketch: the error of an inner product is about its vectors' norms / 64."""
-CHUNK_ROWS = 1024
 MASK = 0xFFFFFFFF
 NOTHING, GRADIENT, CURVATURE = range(3)
 
@@ -36,28 +36,29 @@ class Sketch:
 
     Args:
         seed: 64-bit key of the signs.
+        devices: Where the gradients are.
 
     References:
         Charikar, Chen, Farach-Colton, "Finding Frequent Items in Data Streams", 2002.
     """
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, devices: Iterable[torch.device] = (torch.device("cpu"),)) -> None:
         self.seed = seed
-        self._signs = Noise("rademacher")
+        self._kernels = kernels_for("auto", Noise("rademacher"), devices)
 
-    def __call__(self, gradient: Tensor, address: int) -> Tensor:
-        """Returns fp32 [SKETCH]."""
-        flat = gradient.reshape(-1)
-        total = torch.zeros(SKETCH, dtype=torch.float32, device=gradient.device)
-        piece = CHUNK_ROWS * SKETCH
-        for start in range(0, flat.numel(), piece):
-            some = flat[start : start + piece].float()
-            signed = self._signs.at_elements(self.seed, address, start, some.numel(), some.device)
-            signed.mul_(some)
-            whole = signed.numel() // SKETCH * SKETCH
-            total += signed[:whole].view(-1, SKETCH).sum(0)
-            total[: signed.numel() - whole] += signed[whole:]
-        return total
+    def __call__(self, gradient: Tensor, address: int, start: int = 0) -> tuple[Tensor, Tensor]:
+        """Returns the sketch, fp32 [SKETCH], and the sum of squares, 0-dim float64.
+
+        Args:
+            gradient: g, or a run of its elements, whose sketches add up to that of g.
+            address: 32-bit address of the signs.
+            start: Index of the run's first element in g.
+        """
+        return self._kernels.fold(self.seed, address, start, gradient, SKETCH)
+
+    def squares(self, gradient: Tensor) -> Tensor:
+        """Returns the sum of squares alone, 0-dim float64."""
+        return self._kernels.squares(gradient)
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class BlockStatistics:
         self.blocks = blocks
         self.shapes = dict(shapes or {})
         device = blocks[0].parameter.device
-        self._sketch = Sketch(seed)
+        self._sketch = Sketch(seed, [block.parameter.device for block in blocks])
         self._halves = torch.zeros(2, len(blocks), SKETCH, device=device)
         self._counts = [0, 0]
         self._energy = torch.zeros(len(blocks), dtype=torch.float64, device=device)
@@ -136,17 +137,16 @@ class BlockStatistics:
     def take_gradient(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient of the loss."""
         for index in indices:
-            part, shape = self._part(index, gradient), self.shapes.get(index)
-            if shape is not None:
-                self._norm += part.double().square().sum()
-            for number, (piece, factor) in enumerate(seen(part, shape)):
-                energy = piece.double().square().sum() * factor**2
-                self._squares[index] += energy
-                if shape is None:
-                    self._norm += energy
-                # Pieces with signs of their own: their sketches add up to that of them all.
-                address = self.blocks[index].address + number & MASK
-                self._sketches[index] += self._sketch(piece, address).mul_(factor)
+            part = self._part(index, gradient)
+            norm = None
+            for piece in seen(part, self.shapes.get(index)):
+                # Parts with signs of their own: their sketches add up to that of them all.
+                address = self.blocks[index].address + piece.part & MASK
+                sketch, square = self._sketch(piece.values, address, piece.start)
+                self._sketches[index].add_(sketch, alpha=piece.factor)
+                self._squares[index] += square * piece.factor**2
+                norm = square if piece.values is part else norm
+            self._norm += self._sketch.squares(part) if norm is None else norm
 
     def take_curvature(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
         """Takes a parameter's share of a gradient with drawn labels.
@@ -157,8 +157,8 @@ class BlockStatistics:
         """
         for index in indices:
             part = self._part(index, gradient)
-            for piece, factor in seen(part, self.shapes.get(index)):
-                self._squares[index] += piece.double().square().sum() * factor**2
+            for piece in seen(part, self.shapes.get(index)):
+                self._squares[index] += self._sketch.squares(piece.values) * piece.factor**2
 
     def _part(self, index: int, gradient: Tensor) -> Tensor:
         columns = self.blocks[index].columns
