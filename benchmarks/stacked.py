@@ -65,6 +65,12 @@ def cases_of(
     def bare() -> None:
         float(closure() - closure())
 
+    both = zopeft.BatchLoss(model, {k: v.repeat(2, 1) for k, v in batch.items()}, task_loss)
+
+    @torch.no_grad()
+    def twice() -> None:
+        float(both())
+
     blocks = zopeft.discover(model)
 
     def steps(probes: str, sharing: bool, **options: Any) -> Callable[[], Any]:
@@ -78,6 +84,8 @@ def cases_of(
     if "top" in space:
         cases["lower layers shared"] = steps("separate", True)
     if "lora" in space:
+        # What stacking could come to, if the adapters cost nothing.
+        cases["one forward of twice the rows"] = twice
         cases["stacked"] = steps("stacked", False)
         for count in args.directions:
             for probes in ("separate", "stacked"):
