@@ -65,3 +65,14 @@ def zopeft_command(capsys):
     from cli_runs import Runner
 
     return Runner(capsys)
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    """So many threads of torch, and of the compiled kernels."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

@@ -8,47 +8,37 @@ import logging
 import numpy as np
 import pytest
 import torch
+from kernel_pairs import (
+    DTYPES,
+    SEED,
+    check_layout,
+    check_not_finite,
+    check_probe,
+    check_rows,
+    check_store,
+    check_update,
+    odd_layout,
+    same,
+    weights,
+)
 
 from zopeft.errors import InputError
 from zopeft.kernels import BACKENDS, choice
 from zopeft.kernels.form import Form
 from zopeft.kernels.plain_backend import PlainKernels
-from zopeft.kernels.runs import PIECE, Layout, cut, shares, whole
+from zopeft.kernels.runs import PIECE, shares, whole
 from zopeft.noise import FAMILIES, Noise
 
 if importlib.util.find_spec("numba") is None:
     pytest.skip("numba is not installed", allow_module_level=True)
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 COUNTS = [1, 63, 1000, 2**20 + 1]
-SEED = 2**63 + 12345
 ELSEWHERE = {"triton": "works on CUDA tensors, see test_kernels_triton.py and test_gpu.py"}
 FAST = sorted(set(BACKENDS) - {"plain"} - set(ELSEWHERE))
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def pair(backend, family):
     return PlainKernels(Noise(family)), BACKENDS[backend](Noise(family))
-
-
-def same(a, b):
-    width = torch.int32 if a.dtype == torch.float32 else torch.int16
-    return a.dtype == b.dtype and torch.equal(a.view(width), b.view(width))
-
-
-def weights(count, dtype):
-    torch.manual_seed(count)
-    weight = torch.randn(count) * torch.logspace(-9, 2, count)
-    special = torch.tensor([0.0, 1.0, 2.0**-14, -(2.0**-20), 6.5e4])
-    weight[: min(5, count)] = special[:count]
-    return weight.to(dtype)
 
 
 def test_there_is_one_fast_backend_for_the_cpu():
@@ -61,13 +51,7 @@ def test_there_is_one_fast_backend_for_the_cpu():
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
 def test_a_probe_has_the_bits_of_the_plain_one(backend, family, dtype, count, threads):
-    plain, fast = pair(backend, family)
-    weight = weights(count, dtype)
-    for start, scale in ((0, None), (333, torch.tensor(0.7))):
-        expected, got = torch.full_like(weight, 7), torch.full_like(weight, 7)
-        plain.shift(SEED, 0xFFFFFFFF, start, weight, 3e-3, scale, expected)
-        fast.shift(SEED, 0xFFFFFFFF, start, weight, 3e-3, scale, got)
-        assert same(got, expected)
+    check_probe(*pair(backend, family), dtype, count)
 
 
 @pytest.mark.parametrize("backend", FAST)
@@ -75,105 +59,34 @@ def test_a_probe_has_the_bits_of_the_plain_one(backend, family, dtype, count, th
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("count", COUNTS)
 def test_an_update_has_the_bits_of_the_plain_one(backend, family, dtype, count, threads):
-    plain, fast = pair(backend, family)
-    expected, got = weights(count, dtype), weights(count, dtype)
-    for scale, decay in ((None, 1.0), (torch.tensor(1.3), 0.99)):
-        plain.update(SEED, 77, expected, -2e-4, decay, scale)
-        mean, variance = fast.update(SEED, 77, got, -2e-4, decay, scale)
-        assert same(got, expected)
-        for value, exact in zip((mean, variance), plain.statistics(got), strict=True):
-            torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
-        assert [mean, variance] == list(fast.statistics(got))
+    check_update(*pair(backend, family), dtype, count)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("count", COUNTS)
 def test_stored_numbers_have_the_bits_of_the_plain_ones(backend, dtype, count, threads):
-    """And those of an update: the rounding of both reads the same words."""
-    plain, fast = pair(backend, "gaussian")
-    values, updated = weights(count, torch.float32), weights(count, dtype)
-    for start in (0, 333):
-        expected, got = (torch.full_like(updated, 7) for _ in range(2))
-        plain.store(SEED, 77, start, values.clone(), expected)
-        fast.store(SEED, 77, start, values.clone(), got)
-        assert same(got, expected)
-    moved = updated.float()
-    plain.update(SEED, 77, moved, -2e-4, 0.99, None)
-    plain.update(SEED, 77, updated, -2e-4, 0.99, None)
-    fast.store(SEED, 77, 0, moved, got)
-    assert same(got, updated)
+    check_store(*pair(backend, "gaussian"), dtype, count)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_what_is_not_finite_stays_so(backend, dtype):
-    plain, fast = pair(backend, "binomial")
-    special = torch.tensor([np.inf, -np.inf, np.nan, torch.finfo(dtype).max, -1e30, 1e-42])
-    expected, got, probed = (special.to(dtype) for _ in range(3))
-    plain.update(1, 2, expected, 1e-3, 1.5, None)
-    fast.update(1, 2, got, 1e-3, 1.5, None)
-    fast.shift(1, 2, 0, probed.clone(), 1e-3, None, probed)
-    finite = [0, 1, 3, 4, 5]
-    assert same(got[finite], expected[finite])
-    assert got[2].isnan() and expected[2].isnan() and probed[2].isnan()
-    assert probed[0] == np.inf and probed[1] == -np.inf
+    check_not_finite(*pair(backend, "binomial"), dtype)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("width", [1, 7, 64, 130])
 def test_rows_have_the_bits_of_the_plain_ones(backend, family, width, threads):
-    plain, fast = pair(backend, family)
-    weight = torch.randn(3000, width)
-    rows = torch.randint(0, 3000, (1500,)).unique()
-    arguments = (SEED, 5, rows, weight, 1e-2, torch.tensor(0.3))
-    assert same(fast.shift_rows(*arguments), plain.shift_rows(*arguments))
-
-
-def layout_of_odd_tensors():
-    """Three tensors with padding; the second is shared by two blocks, in slices."""
-    lengths, tensors, rows, offset = (100, 3 * 50, PIECE + 77), [], [], 0
-    for index, length in enumerate(lengths):
-        if index == 1:
-            for row in range(3):
-                for block, start, stop in ((1, 5, 20), (2, 20, 50)):
-                    at = row * 50 + start
-                    rows.append((offset + at, offset + at, stop - start, at, 40 + index, block))
-        else:
-            block = {0: 0, 2: 4}[index]
-            rows.append((offset, offset, length, 0, 40 + index, block))
-        padded = -(-length // 128) * 128
-        tensors.append((40 + index, padded))
-        offset += padded
-    return Layout(cut(rows), tuple(tensors), (0, 1, 2, 4), offset)
+    check_rows(*pair(backend, family), width, 3000, 1500)
 
 
 @pytest.mark.parametrize("backend", FAST)
 @pytest.mark.parametrize("family", sorted(FAMILIES))
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_flat_buffers_have_the_bits_of_the_plain_ones(backend, family, dtype, threads):
-    plain, fast = pair(backend, family)
-    layout = layout_of_odd_tensors()
-    inside = torch.zeros(layout.size, dtype=torch.bool)
-    for place, _, length, *_ in layout.table.tolist():
-        inside[place : place + length] = True
-    scales = torch.linspace(0.5, 2, 5)
-    rates, decays = (torch.linspace(a, b, 5).double() for a, b in ((-1e-3, 1e-3), (0.9, 1)))
-    expected = torch.randn(layout.size)
-    got = expected.clone()
-    for own in (scales, None):
-        shifted, twin = (torch.zeros(layout.size, dtype=dtype) for _ in range(2))
-        plain.shift_layout(layout, 9, expected, 1e-2, own, twin)
-        fast.shift_layout(layout, 9, got, 1e-2, own, shifted)
-        assert same(shifted[inside], twin[inside])
-        plain.update_layout(layout, 9, expected, rates, decays, own)
-        known = fast.update_layout(layout, 9, got, rates, decays, own)
-        assert same(got[inside], expected[inside])
-        again = fast.statistics_layout(layout, got)
-        for a, b, c in zip(known, again, plain.statistics_layout(layout, got), strict=True):
-            assert torch.equal(a, b)
-            torch.testing.assert_close(a, c, rtol=1e-12, atol=1e-15)
+    check_layout(*pair(backend, family), odd_layout(PIECE + 77), dtype)
 
 
 @pytest.mark.parametrize("backend", FAST)

@@ -19,14 +19,6 @@ numba = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def numbers(count, dtype=torch.float32):
     generator = torch.Generator().manual_seed(count)
     return torch.randn(count, generator=generator).to(dtype)
