@@ -100,3 +100,18 @@ def test_the_probe_sees_a_copy():
     with largest:
         gradient.double().square().sum()
     assert largest.bytes == 8 * gradient.numel() > ALLOWED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_pieces_of_a_weight_move_as_the_whole(dtype, monkeypatch):
+    gradient, moved = torch.randn(40, 50).to(dtype), []
+    for chunk in (1 << 18, 96):
+        monkeypatch.setattr("zopeft.meta.gradients.CHUNK", chunk)
+        torch.manual_seed(0)
+        model = torch.nn.Linear(50, 40, bias=False).to(dtype)
+        blocks = zopeft.discover(model)
+        descent = Descent(blocks, lr=0.1)
+        descent.begin(0.5, 7)
+        descent(model.weight, [0], gradient)
+        moved.append(model.weight.detach().clone())
+    assert torch.equal(*moved)
