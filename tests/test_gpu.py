@@ -12,6 +12,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available():
     pytest.skip("no GPU", allow_module_level=True)
 
+from kernel_pairs import DTYPES, SEED, same, weights
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zopeft
@@ -22,22 +23,7 @@ from zopeft.noise import FAMILIES, Noise
 
 pytestmark = pytest.mark.gpu
 
-DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 COUNTS = [1, 63, 1000, 2**20 + 1]
-SEED = 2**63 + 12345
-
-
-def same(a, b):
-    width = torch.int32 if a.dtype == torch.float32 else torch.int16
-    return a.dtype == b.dtype and torch.equal(a.view(width), b.view(width))
-
-
-def weights(count, dtype):
-    torch.manual_seed(count)
-    weight = torch.randn(count) * torch.logspace(-9, 2, count)
-    special = torch.tensor([0.0, 1.0, 2.0**-14, -(2.0**-20), 6.5e4])
-    weight[: min(5, count)] = special[:count]
-    return weight.to(dtype)
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
