@@ -1,8 +1,8 @@
 """Time of a step whose two probes share work, as a ratio to two bare forward passes.
 
-LoRA with both probes in one forward and in two, and the top quarter of the layers trained
-with the layers below run once and twice. The loss is that of ``zopeft tune``. All cases of
-a batch run interleaved.
+LoRA, and full weights along directions of low rank, with both probes in one forward and in two;
+and the top quarter of the layers trained with the layers below run once and twice. The loss is
+that of ``zopeft tune``. All cases of a batch run interleaved.
 
     OMP_NUM_THREADS=1 python benchmarks/stacked.py --clock cpu
     OMP_NUM_THREADS=1 python benchmarks/stacked.py --clock cpu --hidden 768 --layers 12 --keep
@@ -38,7 +38,7 @@ def build(args: argparse.Namespace) -> Any:
 
 
 def spaces(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what is measured: LoRA, LoRA and full weights of the top quarter."""
+    """Returns what is measured: LoRA, the top quarter of both, full weights along low rank."""
     top = list(range(args.layers - args.layers // 4, args.layers))
     lora = {"r": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
     upper = LoraConfig(**lora, layers_to_transform=top)
@@ -48,6 +48,7 @@ def spaces(args: argparse.Namespace) -> dict[str, Any]:
         "lora": get_peft_model(build(args), LoraConfig(**lora)).eval(),
         "lora, top quarter": get_peft_model(build(args), upper).eval(),
         "full, top quarter": full,
+        "full, low rank": build(args),
     }
 
 
@@ -72,9 +73,10 @@ def cases_of(
         float(both())
 
     blocks = zopeft.discover(model)
+    noise = {"noise": "low_rank"} if "low rank" in space else {}
 
     def steps(probes: str, sharing: bool, **options: Any) -> Callable[[], Any]:
-        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, probes=probes, **options)
+        method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, probes=probes, **noise, **options)
         if not sharing:
             method.probing.sharing = None
         return lambda: method.step(closure)
@@ -83,7 +85,7 @@ def cases_of(
     cases["separate"] = steps("separate", False)
     if "top" in space:
         cases["lower layers shared"] = steps("separate", True)
-    if "lora" in space:
+    if "lora" in space or noise:
         # What stacking could come to, if the adapters cost nothing.
         cases["one forward of twice the rows"] = twice
         cases["stacked"] = steps("stacked", False)
@@ -105,12 +107,15 @@ def main() -> None:
     )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--space", nargs="+", default=[""], help="those whose name has a WORD")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
     parser.add_argument("--keep", action="store_true", help="append to results/stacked.jsonl")
     args = parser.parse_args()
     shared, rows = about(args.device), []
     table = Table("space", "batch", "case", "median ms", "ratio to two forwards (median, min)")
     for space, model in spaces(args).items():
+        if not any(word in space for word in args.space):
+            continue
         for batch in args.batch:
             times = measure(
                 cases_of(space, model, (batch, args.length), args), args.repeats, args.clock

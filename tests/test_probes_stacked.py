@@ -15,7 +15,7 @@ import zopeft
 from zopeft.blocks import keep_trainable
 from zopeft.embedded import MODEL_DIR
 from zopeft.engine import Direction, Engine
-from zopeft.engine.stacked import UnstackableError
+from zopeft.engine.copies import UnstackableError
 from zopeft.errors import InputError
 from zopeft.methods.probing import MOST_TOKENS
 from zopeft.models import PEFT, attach
@@ -225,7 +225,7 @@ def test_full_weights_and_other_carriers_run_apart():
     keep_trainable(model, "q_proj")
     assert Engine(zopeft.discover(model)).unstackable == "only adapters can be stacked"
     blocks = zopeft.discover(adapted())
-    assert Engine(blocks, carrier="modules").unstackable == "the weights are not held flat"
+    assert Engine(blocks, carrier="modules").unstackable == "the weights of each probe are others"
     with pytest.raises(InputError, match="probes: unknown way of probing, got 'twice'"):
         zopeft.MeZO(blocks, probes="twice")
 

@@ -10,25 +10,21 @@ from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.engine.carrying import carriers_of, check_carrier
+from zopeft.engine.copies import Copies
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
 from zopeft.engine.layers import CHUNK
 from zopeft.engine.modules import ModuleWeights
-from zopeft.engine.scales import ScaleTensors
 from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.noise import Noise
 
-SMALL = 1 << 23
-"""Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
 FOLDED = 4096
 """Sums in fp32 that a projection on a direction is added up from."""
-CARRIERS = ("auto", "flat", "modules")
-WHY = "the model is offloaded"
-DO = "keep the model on one device, or the carrier on auto"
 
 
 class Engine:
@@ -63,8 +59,7 @@ class Engine:
         backend: str = "auto",
         shapes: Mapping[int, Shape] | None = None,
     ) -> None:
-        if carrier not in CARRIERS:
-            raise input_error("carrier", "unknown carrier", carrier, f"use one of {CARRIERS}")
+        check_carrier(carrier)
         self.blocks = blocks
         self.noise = Noise(noise)
         self.offload = Offload(blocks.model)
@@ -77,36 +72,7 @@ class Engine:
             raise input_error("shapes", "the scales of quantised layers have none", None)
         self.forms = Forms(blocks, self.shapes, self.kernels)
         self._numbers = {block.name: index for index, block in enumerate(blocks)}
-        self.carriers: list[FlatBuffer | ModuleWeights | ScaleTensors] = []
-        if blocks.space == "scales":
-            self.carriers.append(ScaleTensors(range(len(blocks)), blocks, self.kernels))
-            return
-        flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-        modular: list[int] = []
-        small = sum(blocks.numels) <= SMALL
-        for index, block in enumerate(blocks):
-            parameter = block.parameter
-            is_flat = carrier == "flat" or block.columns is not None
-            self.offload.check(block)
-            offloaded = self.offload.holds(block)
-            if is_flat and (offloaded or (self.offload and blocks.space == "full")):
-                raise input_error("carrier", f"{block.name} can't be flat, {WHY}", carrier, DO)
-            if carrier == "auto" and not offloaded:
-                # The hooks know tied weights by where they lie: none may be moved.
-                full_and_small = small and parameter.dtype == torch.float32 and not self.offload
-                is_flat = is_flat or blocks.space == "adapter" or full_and_small
-            if is_flat:
-                flat.setdefault((parameter.device, parameter.dtype), []).append(index)
-            else:
-                modular.append(index)
-        for indices in flat.values():
-            own = [blocks[i] for i in indices]
-            self.carriers.append(FlatBuffer(indices, own, self.kernels, self.forms))
-        if modular:
-            own = [blocks[i] for i in modular]
-            self.carriers.append(
-                ModuleWeights(modular, own, self.kernels, self.forms, self.offload)
-            )
+        self.carriers = carriers_of(blocks, carrier, self.kernels, self.forms, self.offload)
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -128,14 +94,18 @@ class Engine:
         """Why `stacked` cannot be used for these blocks; "" if it can."""
         if all(isinstance(carrier, FlatBuffer) for carrier in self.carriers):
             return self.stacking.reason
-        return "the weights are not held flat"
+        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
+        if len(modular) < len(self.carriers):
+            return "the weights are not all held in one way"
+        return next((carrier.unstackable for carrier in modular if carrier.unstackable), "")
 
     @contextmanager
     def stacked(self, probes: Sequence[Probe]) -> Iterator[None]:
         """Shows ``theta + step * u`` of several probes at once to the forwards inside.
 
         The batch must be repeated once a probe along its rows: copy p sees probe p. Only for
-        blocks for which `unstackable` is empty.
+        blocks for which `unstackable` is empty: LoRA, prompts and prefixes (`StackedModules`),
+        and full weights along directions of low rank (`ModuleWeights.stacked`).
 
         Args:
             probes: Directions and finite-difference steps with their signs, [P].
@@ -143,6 +113,15 @@ class Engine:
         Raises:
             UnstackableError: By a forward inside, if a trained layer does not see the batch so.
         """
+        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
+        if modular:
+            head = getattr(self.blocks.model, "get_output_embeddings", lambda: None)()
+            copies = Copies(self.blocks.model, head)
+            with copies.watched(), ExitStack() as stack:
+                for carrier in modular:
+                    stack.enter_context(carrier.stacked(probes, copies))
+                yield
+            return
         flats = [carrier for carrier in self.carriers if isinstance(carrier, FlatBuffer)]
         stacks = [flat.stacks(probes) for flat in flats]
         with self.stacking.shown({key: s for found in stacks for key, s in found.items()}):

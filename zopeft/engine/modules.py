@@ -26,14 +26,14 @@ from zopeft.blocks import Block
 from zopeft.blocks.offloaded import Offload
 from zopeft.engine import layers
 from zopeft.engine.arena import returns_new_memory
-from zopeft.engine.direction import Direction
+from zopeft.engine.copies import Copies, UnstackableError
+from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.forms import Forms
-from zopeft.engine.known import Known
+from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
-from zopeft.engine.sums import terms_of, update_matrix, update_weight
 from zopeft.engine.twins import Twins
-from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.kernels.plain_backend import PlainKernels
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Place:
     number: int
 
 
-class ModuleWeights:
+class ModuleWeights(OwnWeights):
     """The blocks of modules whose weights are perturbed on the fly.
 
     Args:
@@ -64,9 +64,7 @@ class ModuleWeights:
         forms: Forms,
         offload: Offload,
     ) -> None:
-        self.kernels, self.forms, self.offload = kernels, forms, offload
-        self.indices = list(indices)
-        self.blocks = list(blocks)
+        super().__init__(indices, blocks, kernels, forms, offload)
         self._places: dict[nn.Module, list[Place]] = {}
         for number, block in enumerate(self.blocks):
             for owner in block.owners:
@@ -75,9 +73,8 @@ class ModuleWeights:
         self._resident: set[nn.Module] = set()
         self._reached: set[nn.Module] = set()
         self._settled = False
+        self._stack: tuple[Sequence[Probe], Copies] | None = None
         self._twins = Twins(self.indices, self.blocks, kernels, forms)
-        self._known: list[Known | None] = [None] * len(self.blocks)
-        self._measured = False
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -103,6 +100,46 @@ class ModuleWeights:
                     else:
                         setattr(module, slot, before)
                 twins.direction = None
+
+    @property
+    def unstackable(self) -> str:
+        """Why the probes of several directions cannot share a forward; "" if they can.
+
+        They can where each reads the weights of linear layers as they are: low rank.
+        """
+        if self.offload or self._resident:
+            return "the model's weights are not all where its layers are"
+        for module, places in self._places.items():
+            beside = has_side_path(module, module.forward)
+            for number in (p.number for p in places if not isinstance(module, nn.Embedding)):
+                product = self._twins.has_product(number) and not self._twins.noisy(number)
+                if len(self.blocks[number].shape) > 1 and not (beside and product):
+                    return "the weights of each probe are others"
+        return ""
+
+    @contextmanager
+    def stacked(self, probes: Sequence[Probe], copies: Copies) -> Iterator[None]:
+        """Shows ``w + step * u`` of probe p to copy p of the batch.
+
+        Linear layers run once, with a product beside them for each copy; what else is
+        perturbed, norms, biases and embeddings, runs once for each copy.
+
+        Args:
+            probes: Directions and steps, [P].
+            copies: Where the copies lie.
+
+        Raises:
+            UnstackableError: A module's weights are read by something else than its forward.
+        """
+        self.forms.kept = max(self.forms.kept, len({direction.seed for direction, _ in probes}))
+        self._stack = probes, copies
+        try:
+            with self.perturbed(*probes[0]):
+                yield
+        finally:
+            self._stack = None
+        if not self._settled and self.offload.always_there(set(self._places) - self._reached):
+            raise UnstackableError("weights are read outside of their layer", True)
 
     def settle(self) -> bool:
         """Checks after the first probe that each module ran through its own forward.
@@ -154,67 +191,49 @@ class ModuleWeights:
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
         by_chunks = wide and alone and bool(changed)
 
+        def one(inputs: Tensor) -> Any:
+            if by_rows and main is not None:
+                return layers.embedding(twins, module, main.leaf, main.number, forward, inputs)
+            if by_chunks and main is not None:
+                product = not product_beside
+                output = layers.wide_linear(twins, module, main.number, inputs, product)
+            else:
+                with self._swapped(changed, not product_beside) as made, remade(made):
+                    output = forward(inputs)
+            return beside(output, inputs) if product_beside else output
+
+        def beside(output: Tensor, inputs: Tensor) -> Tensor:
+            assert main is not None
+            factors = twins.form(main.number, inputs.device).factors
+            assert factors is not None
+            return add_product(module, output, inputs, factors, twins.step)
+
+        def copied(inputs: Tensor) -> Tensor:
+            assert self._stack is not None
+            probes, copies = self._stack
+            dim = copies.dimension(module, inputs, len(probes))
+            once = product_beside and not changed
+            whole = forward(inputs) if once else inputs
+            parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
+            pieces = []
+            for probe, part, output in zip(probes, parts, own, strict=True):
+                twins.direction, twins.step = probe
+                pieces.append(beside(output, part) if once else one(part))
+            written = once and all(a is b for a, b in zip(pieces, own, strict=True))
+            return whole if written else torch.cat(pieces, dim)
+
         def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
             if twins.direction is None:
                 return forward(*args, **kwargs)
             self._reached.add(module)
-            if len(args) != 1 or kwargs:
+            single = len(args) == 1 and not kwargs
+            if self._stack is not None:
+                if not single:
+                    raise UnstackableError("a trained layer takes more than its input", True)
+                return copied(args[0])
+            if not single:
                 with self._swapped(places) as made, remade(made):
                     return forward(*args, **kwargs)
-            if by_rows and main is not None:
-                return layers.embedding(twins, module, main.leaf, main.number, forward, args[0])
-            if by_chunks and main is not None:
-                product = not product_beside
-                output = layers.wide_linear(twins, module, main.number, args[0], product)
-            else:
-                with self._swapped(changed, not product_beside) as made, remade(made):
-                    output = forward(args[0])
-            if product_beside and main is not None:
-                factors = twins.form(main.number, args[0].device).factors
-                assert factors is not None
-                output = add_product(module, output, args[0], factors, twins.step)
-            return output
+            return one(args[0])
 
         return perturbed_forward
-
-    def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
-        """Writes ``decay * w + sum_k coefficient_k * u_k``; [K, N] and [N], float64."""
-        with torch.no_grad():
-            for number, block in enumerate(self.blocks):
-                index = self.indices[number]
-                terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
-                if terms[0][1] == 0.0 and decay == 1.0:
-                    continue
-                weight, *copies = self.offload.writable(block)
-                if index in self.forms:
-                    found = update_matrix(
-                        self.kernels, self.forms, index, terms, decay, weight, self._measured
-                    )
-                else:
-                    found = update_weight(
-                        self.kernels, index, block, terms, decay, weight.view(-1), self._measured
-                    )
-                for copy in copies:
-                    copy.copy_(weight)
-                self._known[number] = None if found is None else Known(found, weight)
-
-    def statistics(self) -> Statistics:
-        """Returns mean and unbiased variance of each block, float64 [n].
-
-        Once asked for, they are measured by each update pass, and not read again unless
-        somebody else has written the weight since.
-        """
-        self._measured = True
-        values: list[Statistics] = []
-        with torch.no_grad():
-            for block, known in zip(self.blocks, self._known, strict=True):
-                weight = self.offload.value(block)
-                if known is not None and known.fits(weight):
-                    values.append(known.statistics)
-                else:
-                    values.append(self.kernels.statistics(weight))
-        device = values[0][0].device
-        means, variances = (
-            [each.to(device) for each in part] for part in zip(*values, strict=True)
-        )
-        return torch.stack(means), torch.stack(variances)

@@ -16,23 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
+from zopeft.engine.copies import Copies, UnstackableError
 
 ENCODER = "prompt_encoder."
 LORA_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
 """PEFT's LoRA layers that are known to read A and B by their forward alone."""
-
-
-class UnstackableError(Exception):
-    """A forward that cannot be run for several probes at once.
-
-    Args:
-        reason: Why not.
-        always: Whether that is so for every batch.
-    """
-
-    def __init__(self, reason: str, always: bool) -> None:
-        super().__init__(reason)
-        self.always = always
 
 
 PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
@@ -42,8 +30,7 @@ PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 class StackedModules:
     """The linear layers of a LoRA adapter, or a prompt's encoder, with P weights at once.
 
-    The model's first input tensor says how many rows the repeated batch has; a layer whose
-    input is not these rows in this order is refused, not guessed at.
+    Where the copies lie, `Copies` knows.
 
     Args:
         blocks: The blocks to train, [N].
@@ -60,7 +47,7 @@ class StackedModules:
         for block in blocks if not self.reason else ():
             for owner in block.owners:
                 self._owners.setdefault(owner.module, {})[owner.leaf] = id(block.parameter)
-        self._size = (0, 0)
+        self._copies = Copies(self.model)
 
     @contextmanager
     def shown(self, stacks: Mapping[int, Tensor]) -> Iterator[None]:
@@ -70,15 +57,13 @@ class StackedModules:
             stacks: The P weights [P, ...] of each parameter, by its ``id``.
         """
         swapped: list[tuple[nn.Module, str, Any]] = []
-        self._size = (0, 0)
-        hook = self.model.register_forward_pre_hook(self._look, with_kwargs=True)
         try:
             for module, slot, forward in self._replacements(stacks):
                 swapped.append((module, slot, module.__dict__.get(slot)))
                 setattr(module, slot, forward)
-            yield
+            with self._copies.watched():
+                yield
         finally:
-            hook.remove()
             for module, slot, before in swapped:
                 if before is None:
                     delattr(module, slot)
@@ -97,19 +82,13 @@ class StackedModules:
             weights = {leaf: stacks[found] for leaf, found in leaves.items()}
             yield module, slot, self._forward(module, weights)
 
-    def _look(self, model: nn.Module, args: Any, kwargs: Any) -> None:
-        """Takes note of rows and length of the batch that the model is given."""
-        given = (value for value in (*args, *kwargs.values()) if isinstance(value, Tensor))
-        first = next((tensor for tensor in given if tensor.dim() >= 2), None)
-        self._size = (0, 0) if first is None else (first.shape[0], first.shape[1])
-
     def _forward(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Callable[..., Tensor]:
         weight, bias = weights.get("weight"), weights.get("bias")
         some = next(iter(weights.values()))
         count = some.shape[0]
 
         def forward(inputs: Tensor) -> Tensor:
-            self._check(inputs, count)
+            self._copies.check(inputs, count)
             parts = inputs.reshape(count, -1, inputs.shape[-1])
             own, offset = module.weight if weight is None else weight, module.bias
             assert isinstance(own, Tensor) and isinstance(offset, Tensor | None)
@@ -129,7 +108,7 @@ class StackedModules:
         count = len(next(iter(stacks.values())))
 
         def get_prompt(batch_size: int, *args: Any, **kwargs: Any) -> Any:
-            if batch_size != self._size[0] or batch_size % count:
+            if batch_size != self._copies.rows or batch_size % count:
                 raise UnstackableError("a prompt is not made for the whole batch", True)
             copies = []
             for copy in range(count):
@@ -152,14 +131,6 @@ class StackedModules:
         finally:
             for module, leaf, own in kept:
                 module._parameters[leaf] = own
-
-    def _check(self, inputs: Tensor, count: int) -> None:
-        rows, length = self._size
-        by_row = inputs.dim() == 3 and inputs.shape[0] == rows
-        # OPT, for one, lays all tokens of all rows in a line before its second half.
-        in_line = inputs.dim() == 2 and inputs.shape[0] == rows * length
-        if not (rows and rows % count == 0 and (by_row or in_line)):
-            raise UnstackableError("a trained layer does not see the batch row by row", True)
 
 
 def _joined(copies: list[Any]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks.peft import base_of
-from zopeft.engine.stacked import UnstackableError
+from zopeft.engine.copies import UnstackableError
 
 BY_ROW = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
 """Tensors of a batch that hold one row for each of its texts."""

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from zopeft.engine import Engine
+from zopeft.engine.copies import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.engine.sharing import shared_layers
-from zopeft.engine.stacked import UnstackableError
 from zopeft.errors import input_error
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,8 @@ class Probing:
         for part in self._parts(probes, closure):
             try:
                 with self.engine.stacked(part):
-                    losses += closure.stacked(len(part)).detach().float()
+                    found = closure.stacked(len(part)).detach().float()
+                losses += found
             except UnstackableError as error:
                 self._refused = error.always
                 logger.info("probes run apart: %s", error)

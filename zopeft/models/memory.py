@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from zopeft.engine.engine import SMALL
+from zopeft.engine.carrying import SMALL
 from zopeft.engine.layers import CHUNK
 from zopeft.errors import input_error
 from zopeft.models.adapters import attach

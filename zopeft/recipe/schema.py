@@ -118,8 +118,9 @@ class MethodSection:
         clip: Largest projected gradient, in multiples of its running size; 0 for none; null
             for 2 with lr "auto", else none.
         max_bad_steps: Stop after so many steps in a row without a finite loss.
-        probes: "stacked" runs all probes in one forward (adapters that allow it),
-            "separate" each in its own; "auto" chooses by the size of the batch.
+        probes: "stacked" runs all probes in one forward (adapters that allow it, and full
+            weights with low_rank noise), "separate" each in its own; "auto" chooses by the
+            size of the batch.
         directions: Random directions a step, whose updates are averaged.
         sides: "two" forward passes a direction, or "one" and one more at the weights.
         normalise: Divide differences of losses by their spread over the directions (FZOO);

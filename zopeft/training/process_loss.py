@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from zopeft.engine.stacked import UnstackableError
+from zopeft.engine.copies import UnstackableError
 from zopeft.methods.batch_loss import ModelLoss
 
 

@@ -1,0 +1,84 @@
+"""Blocks that lie in their modules: written once a step, and measured as they are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block
+from zopeft.blocks.offloaded import Offload
+from zopeft.engine.direction import Direction
+from zopeft.engine.forms import Forms
+from zopeft.engine.known import Known
+from zopeft.engine.sums import terms_of, update_matrix, update_weight
+from zopeft.kernels.plain_backend import PlainKernels, Statistics
+
+
+class OwnWeights:
+    """The blocks of modules, without a master beside them.
+
+    Args:
+        indices: Where the blocks stand among all blocks of the engine, [n].
+        blocks: The blocks, [n]; none of them a slice.
+        kernels: What makes noise and adds it.
+        forms: What shaped blocks' directions are made of.
+        offload: The model's offloaded tensors.
+    """
+
+    def __init__(
+        self,
+        indices: Sequence[int],
+        blocks: Sequence[Block],
+        kernels: PlainKernels,
+        forms: Forms,
+        offload: Offload,
+    ) -> None:
+        self.kernels, self.forms, self.offload = kernels, forms, offload
+        self.indices = list(indices)
+        self.blocks = list(blocks)
+        self._known: list[Known | None] = [None] * len(self.blocks)
+        self._measured = False
+
+    def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
+        """Writes ``decay * w + sum_k coefficient_k * u_k``; [K, N] and [N], float64."""
+        with torch.no_grad():
+            for number, block in enumerate(self.blocks):
+                index = self.indices[number]
+                terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
+                if terms[0][1] == 0.0 and decay == 1.0:
+                    continue
+                weight, *copies = self.offload.writable(block)
+                if index in self.forms:
+                    found = update_matrix(
+                        self.kernels, self.forms, index, terms, decay, weight, self._measured
+                    )
+                else:
+                    found = update_weight(
+                        self.kernels, index, block, terms, decay, weight.view(-1), self._measured
+                    )
+                for copy in copies:
+                    copy.copy_(weight)
+                self._known[number] = None if found is None else Known(found, weight)
+
+    def statistics(self) -> Statistics:
+        """Returns mean and unbiased variance of each block, float64 [n].
+
+        Once asked for, they are measured by each update pass, and not read again unless
+        somebody else has written the weight since.
+        """
+        self._measured = True
+        values: list[Statistics] = []
+        with torch.no_grad():
+            for block, known in zip(self.blocks, self._known, strict=True):
+                weight = self.offload.value(block)
+                if known is not None and known.fits(weight):
+                    values.append(known.statistics)
+                else:
+                    values.append(self.kernels.statistics(weight))
+        device = values[0][0].device
+        means, variances = (
+            [each.to(device) for each in part] for part in zip(*values, strict=True)
+        )
+        return torch.stack(means), torch.stack(variances)
