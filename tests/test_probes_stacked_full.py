@@ -116,6 +116,16 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
 def test_noise_in_the_weights_runs_apart():
     model = build("llama")
     assert engine_of(model).unstackable == ""
-    assert engine_of(model, "gaussian").unstackable == "the weights of each probe are others"
-    with pytest.raises(InputError, match="probes: cannot be stacked: the weights of each probe"):
+    assert engine_of(model, "gaussian").unstackable == "the directions are not of low rank"
+    with pytest.raises(InputError, match="probes: cannot be stacked: the directions are not"):
         zopeft.MeZO(zopeft.discover(model), carrier="modules", probes="stacked")
+
+
+def test_a_small_model_is_not_held_flat_where_probes_are_to_be_stacked():
+    model = build("llama")
+    blocks = zopeft.discover(model)
+    method = zopeft.MeZO(blocks, lr=1e-3, noise="low_rank", probes="stacked")
+    rows = forwards(model)
+    method.step(zopeft.BatchLoss(model, padded()))
+    assert rows == [6]
+    assert zopeft.MeZO(blocks, lr=1e-3, noise="low_rank").engine.unstackable

@@ -114,7 +114,7 @@ class ModuleWeights(OwnWeights):
             for number in (p.number for p in places if not isinstance(module, nn.Embedding)):
                 product = self._twins.has_product(number) and not self._twins.noisy(number)
                 if len(self.blocks[number].shape) > 1 and not (beside and product):
-                    return "the weights of each probe are others"
+                    return "the directions are not of low rank"
         return ""
 
     @contextmanager

@@ -146,7 +146,7 @@ def _joined(copies: list[Any]) -> Any:
 
 def _why_not(blocks: Blocks) -> str:
     if blocks.space != "adapter":
-        return "only adapters can be stacked"
+        return "full weights that are held flat are written for each probe"
     prompted = {block.owners[0].module_name.startswith(ENCODER) for block in blocks}
     if prompted == {True}:
         return _why_not_prompt(blocks)

@@ -109,6 +109,9 @@ class ZerothOrder(Bookkeeping):
         self.estimator = Estimator(directions, sides, normalise)
         found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
         self.drawn_from = found
+        if carrier == "auto" and probes == "stacked" and blocks.space == "full":
+            # Flat weights would be written for each probe.
+            carrier = "modules"
         self.engine = Engine(blocks, found.family, carrier, shapes=found.shapes)
         self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
