@@ -129,3 +129,20 @@ def test_a_small_model_is_not_held_flat_where_probes_are_to_be_stacked():
     method.step(zopeft.BatchLoss(model, padded()))
     assert rows == [6]
     assert zopeft.MeZO(blocks, lr=1e-3, noise="low_rank").engine.unstackable
+
+
+def test_weights_that_a_parent_reads_run_apart(monkeypatch):
+    model = build("llama")
+    mlp = model.model.layers[0].mlp
+
+    def forward(hidden):
+        inner = mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden)
+        return torch.nn.functional.linear(inner, mlp.down_proj.weight)
+
+    monkeypatch.setattr(mlp, "forward", forward)
+    with pytest.raises(UnstackableError, match="outside of their layer"):
+        closure = zopeft.BatchLoss(model, padded())
+        with torch.no_grad(), engine_of(model).stacked([(Direction(1), 0.1)] * 2):
+            closure.stacked(2)
+    apart = estimated(model, padded(), "separate", None)
+    assert torch.equal(estimated(model, padded(), "stacked", None), apart)
