@@ -27,9 +27,9 @@ class MetaSettings:
 
     The default objective is "signal": with subspaces and rows by frequency it beat MeZO in seven
     of eight pairs of model and task (benchmarks/results/bench-stories and bench-embedded);
-    "paper" was not run beside it. The other defaults are
-    the paper's where it gives a number, and the authors' scripts' where only those do; their
-    ``lr_model`` of 1e-2 stands where the text has one eta_1 for both steps, because 1e-6
+    "paper" leaves its networks where they start (bench-stories, two tasks). The other defaults
+    are the paper's where it gives a number, and the authors' scripts' where only those do;
+    their ``lr_model`` of 1e-2 stands where the text has one eta_1 for both steps, because 1e-6
     leaves the trajectory where it starts.
 
     Args:
