@@ -37,6 +37,13 @@ def test_unknown_method(tune):
     assert "unknown method, got 'mezzo'; did you mean 'mezo'" in tune("--method", "mezzo")
 
 
+def test_probes_that_cannot_be_stacked_leave_nothing_behind(tune, tmp_path):
+    for words in (("--full",), ("--peft", "bitfit", "method.noise=low_rank")):
+        line = tune(*words, "method.probes=stacked")
+        assert "stacks probes with --full and method.noise=low_rank alone; use auto" in line
+        assert not (tmp_path / "out").exists()
+
+
 def test_unknown_adapter_type(tune):
     assert "unknown peft type, got 'lorra'; did you mean 'lora'" in tune("--peft", "lorra")
 

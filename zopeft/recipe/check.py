@@ -210,6 +210,12 @@ def _conflicts(recipe: Recipe) -> list[str]:
     problem = conflict(method.directions, method.sides, method.normalise)
     if problem:
         found.append(explain("method.normalise", problem, do=REMEDY))
+    low_rank = recipe.peft.name == FULL and method.noise == "low_rank"
+    if method.probes == "stacked" and recipe.peft.name in BARE and not low_rank:
+        found.append(
+            f"method.probes: {recipe.peft.name} tuning stacks probes with --full and "
+            "method.noise=low_rank alone; use auto"
+        )
     if meta.objective == "paper" and (meta.capacity == "subspace" or meta.rows == "frequency"):
         found.append(
             "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
