@@ -111,6 +111,8 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
                 layer(torch.zeros(shape))
         with pytest.raises(UnstackableError, match="one copy"):
             model.lm_head(torch.zeros(1, 5, 32))
+        with pytest.raises(UnstackableError, match="row by row"):
+            model(input_ids=ids[:1])
 
 
 def test_noise_in_the_weights_runs_apart():
