@@ -21,11 +21,12 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     """Finds the blocks of a model.
 
     Every trainable floating-point parameter becomes a block; a tied one becomes one block with
-    several owners, a prefix tensor becomes a key and a value block for each layer. No
-    ``requires_grad`` is changed.
+    several owners, a prefix tensor becomes a key and a value block for each layer. Parameters
+    are tied if they are one object, or the same memory (views of each other). Names are those
+    of the bare model, whatever compiles it. No ``requires_grad`` is changed.
 
     Args:
-        model: A bare model, or one that PEFT has wrapped.
+        model: A bare model, or one that PEFT has wrapped; either may be compiled.
         space: ``full`` (weights of a bare model), ``adapter`` (what PEFT left trainable),
             ``scales`` (of a quantised model's layers, whatever its parameters' grad flags), or
             ``auto``: ``adapter`` if PEFT has wrapped the model, else ``full``.
@@ -35,8 +36,8 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
 
     Raises:
         InputError: `space` or `select` is wrong; nothing is trainable; a trainable parameter
-            would be in no block (each is named); the weights are quantised and `space` is
-            ``full``.
+            would be in no block (each is named), or shares a part of its memory with another;
+            the weights are quantised and `space` is ``full``.
     """
     space = _space(model, space)
     survey = Survey(model)
@@ -53,8 +54,15 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     blocks = []
     outside: list[str] = []
     for entry in held:
-        if not entry.parameter.requires_grad:
+        if not entry.trained:
             continue
+        if entry.cuts:
+            raise input_error(
+                "model",
+                f"{entry.name} is trained and shares a part of its memory",
+                entry.cuts[0],
+                "give each a copy of its own (.clone()), or freeze it",
+            )
         if not entry.parameter.is_floating_point():
             outside.append(f"{entry.name} ({str(entry.parameter.dtype).removeprefix('torch.')})")
             continue

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import nn
 
+from zopeft.blocks.bare import bare
+
 # Attributes of a wrapper that lead to the frozen base tensor.
 _BASE = ("base_layer", "original_module")
 # Attributes of a wrapper that hold a whole trained copy of the base module, by adapter name.
@@ -54,25 +56,26 @@ def is_peft_model(model: nn.Module) -> bool:
         return False
     from peft import PeftMixedModel, PeftModel
 
-    return isinstance(model, PeftModel | PeftMixedModel)
+    return isinstance(bare(model), PeftModel | PeftMixedModel)
 
 
 def base_of(model: nn.Module) -> nn.Module:
     """Returns the base model inside PEFT's outer wrapper, or the model itself."""
-    if not is_peft_model(model):
-        return model
-    inner: Any = model
+    inner: Any = bare(model)
+    if not is_peft_model(inner):
+        return bare(model)
     if hasattr(inner, "get_base_model"):
         base: nn.Module = inner.get_base_model()
     else:
         base = inner.base_model.model
-    return base
+    return bare(base)
 
 
 def active_adapter(model: nn.Module) -> str | None:
     """Returns the name of the active adapter (names joined by ``+`` where several are)."""
     if not is_adapted(model):
         return None
+    model = bare(model)
     found: Any = getattr(model, "active_adapters", None) or getattr(model, "active_adapter", None)
     if callable(found):
         found = found()

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from zopeft.blocks.bare import named_modules
 from zopeft.blocks.block import Block, Owner
 from zopeft.blocks.survey import Survey
 from zopeft.errors import input_error, run_error
@@ -92,7 +93,7 @@ def scale_blocks(survey: Survey, salts: dict[str, int]) -> list[Block]:
             packed, or shown by no attribute.
     """
     blocks = []
-    for name, layer in survey.model.named_modules():
+    for name, layer in named_modules(survey.model):
         found = scales_of(layer, name)
         if found is None:
             continue
@@ -127,7 +128,7 @@ def scale_blocks(survey: Survey, salts: dict[str, int]) -> list[Block]:
 
 def scale_names(model: nn.Module) -> Iterator[str]:
     """Yields the names of the scales of all quantised layers."""
-    for name, layer in model.named_modules():
+    for name, layer in named_modules(model):
         found = scales_of(layer, name)
         if found is not None:
             yield f"{name}.{found.leaf}"
@@ -135,7 +136,7 @@ def scale_names(model: nn.Module) -> Iterator[str]:
 
 def quantised_layers(model: nn.Module) -> Iterator[str]:
     """Yields the names of all layers whose weights are quantised, known scales or not."""
-    for name, layer in model.named_modules():
+    for name, layer in named_modules(model):
         weight = getattr(layer, "_parameters", {}).get("weight")
         packed = any(hasattr(layer, mark) for mark in ("qweight", "W_q"))
         if packed or any(hasattr(weight, mark) for mark in _WEIGHT_MARKS):

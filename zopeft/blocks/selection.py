@@ -30,10 +30,11 @@ def keep_trainable(model: nn.Module, select: str) -> int:
     held = [e for e in held_parameters(model) if e.parameter.is_floating_point()]
     found = {id(e): survey.blocks(e, 0) for e in held}
     chosen = chooser(select, [b for blocks in found.values() for b in blocks])
-    keep = {id(e.parameter) for e in held if any(chosen(b) for b in found[id(e)])}
+    kept = [e for e in held if any(chosen(b) for b in found[id(e)])]
+    keep = {id(parameter) for entry in kept for parameter in entry.parameters}
     for parameter in model.parameters():
         parameter.requires_grad_(id(parameter) in keep)
-    return len(keep)
+    return len(kept)
 
 
 def chooser(select: str, blocks: Sequence[Block]) -> Choice:

@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from zopeft.blocks.bare import bare, bare_name, named_modules
 from zopeft.blocks.block import Block, Owner
+from zopeft.blocks.memory import shared
 from zopeft.blocks.peft import Unwrapper, base_of, prefix_layers
 from zopeft.blocks.roles import family_of, kind_of, role_of
 
 
 @dataclass(frozen=True, eq=False)
 class Held:
-    """A parameter with its first name and every place that holds it."""
+    """A tensor of the model with its first name and every place that holds it.
+
+    Attributes:
+        name: Its first name; of parameters that share their memory, that of one which lies
+            there in order.
+        parameter: The parameter of that name.
+        owners: All places, that of `parameter` first.
+        cuts: Names of parameters that share a part of its memory.
+    """
 
     name: str
     parameter: nn.Parameter
     owners: tuple[Owner, ...]
+    cuts: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """The parameters that are this tensor: one, or several that share their memory."""
+        found = (owner.module._parameters[owner.leaf] for owner in self.owners)
+        return list({id(p): p for p in found if p is not None}.values())
+
+    @property
+    def trained(self) -> bool:
+        """Whether any of the parameters is to be trained."""
+        return any(parameter.requires_grad for parameter in self.parameters)
 
 
 def held_parameters(model: nn.Module) -> list[Held]:
-    """Returns every parameter of the model once, in order, with all of its owners."""
+    """Returns every tensor of the model once, in order, with all of its owners."""
     # Modules are visited once each, so that a module reachable under two names is one owner;
     # a tensor held by two modules is tied, and both are owners.
     found: dict[int, tuple[str, nn.Parameter, list[Owner]]] = {}
     untied = _untied(model)
-    for module_name, module in model.named_modules():
+    for module_name, module in named_modules(model):
         for leaf, parameter in module._parameters.items():
             if parameter is None:
                 continue
@@ -34,7 +57,31 @@ def held_parameters(model: nn.Module) -> list[Held]:
             key = untied.get(id(parameter), id(parameter))
             _, _, owners = found.setdefault(key, (name, parameter, []))
             owners.append(Owner(module_name, module, leaf))
-    return [Held(name, parameter, tuple(owners)) for name, parameter, owners in found.values()]
+    return _tied([Held(name, one, tuple(owners)) for name, one, owners in found.values()])
+
+
+def _tied(found: Sequence[Held]) -> list[Held]:
+    """Makes one of parameters that are the same memory, and notes those that share a part."""
+    first = list(range(len(found)))
+    cuts: dict[int, list[str]] = {}
+    for low, high, whole in shared([entry.parameter for entry in found]):
+        if whole:
+            first[high] = min(first[high], first[low])
+        else:
+            cuts.setdefault(low, []).append(found[high].name)
+            cuts.setdefault(high, []).append(found[low].name)
+    groups: dict[int, list[int]] = {}
+    for number, lowest in enumerate(first):
+        groups.setdefault(lowest, []).append(number)
+    tied = []
+    for members in groups.values():
+        # The noise is addressed by the order in memory, which one of them should have.
+        members.sort(key=lambda number: not found[number].parameter.is_contiguous())
+        main = found[members[0]]
+        owners = tuple(owner for number in members for owner in found[number].owners)
+        names = tuple(name for number in members for name in cuts.get(number, ()))
+        tied.append(Held(main.name, main.parameter, owners, names))
+    return tied
 
 
 def _untied(model: nn.Module) -> dict[int, int]:
@@ -60,20 +107,21 @@ class Survey:
     """What is known of the whole model while its blocks are described one by one.
 
     Args:
-        model: The model, bare or wrapped by PEFT.
+        model: The model, bare or wrapped by PEFT; it may be compiled.
 
     Attributes:
+        model: The same, out of what compiles it.
         base: The bare model.
         family: Its key in `FAMILIES`.
         num_layers: Number of transformer layers, 0 where the model has no list of them.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model = bare(model)
         self.base = base_of(model)
         self.family = family_of(self.base)
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-        self.unwrapper = Unwrapper(model, self.modules)
+        self.modules = dict(named_modules(model, remove_duplicate=False))
+        self.unwrapper = Unwrapper(self.model, self.modules)
         self._layer_lists = _layer_lists(self.base)
         self.num_layers = len(self._layer_lists[0]) if self._layer_lists else 0
 
@@ -169,7 +217,7 @@ class Survey:
         parts = {"k_proj": ("key",), "v_proj": ("value",), "qkv_proj": ("key", "value")}
         found: dict[tuple[int, str], tuple[str, str]] = {}
         prefix = self.unwrapper.prefix
-        for name, _ in self.model.named_parameters():
+        for name in map(bare_name, dict(self.model.named_parameters())):
             if not name.startswith(prefix) or name.endswith(".bias"):
                 continue
             key = name[len(prefix) :]
@@ -183,7 +231,7 @@ class Survey:
 
 def _layer_lists(base: nn.Module) -> list[nn.ModuleList]:
     """Returns the outermost module lists that hold the transformer layers."""
-    every = [(n, m) for n, m in base.named_modules() if isinstance(m, nn.ModuleList)]
+    every = [(n, m) for n, m in named_modules(base) if isinstance(m, nn.ModuleList)]
     outer = [m for n, m in every if not any(n.startswith(f"{other}.") for other, _ in every)]
     wanted = _configured_layers(base)
     exact = [module for module in outer if len(module) == wanted]

@@ -17,6 +17,7 @@ from zopeft.blocks import Block
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.forms import Forms
 from zopeft.engine.sums import terms_of, update_matrix
+from zopeft.engine.tied import View, views_of
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 from zopeft.kernels.runs import Layout, Run, cut
 
@@ -48,6 +49,7 @@ class FlatBuffer:
         self.blocks = list(blocks)
         self.parameters: list[nn.Parameter] = []
         self.offsets: list[int] = []
+        self._views: list[tuple[nn.Parameter, View, int]] = []
         self._members: list[list[int]] = []
         self._read_parameters()
         first = self.parameters[0]
@@ -65,13 +67,15 @@ class FlatBuffer:
 
     def _read_parameters(self) -> None:
         seen: dict[int, int] = {}
-        for number, block in enumerate(self.blocks):
+        for member, block in enumerate(self.blocks):
             parameter = block.parameter
             if id(parameter) not in seen:
                 seen[id(parameter)] = len(self.parameters)
                 self.parameters.append(parameter)
                 self._members.append([])
-            self._members[seen[id(parameter)]].append(number)
+                number = seen[id(parameter)]
+                self._views += [(other, view, number) for other, view in views_of(block)]
+            self._members[seen[id(parameter)]].append(member)
 
     def _shaped(self, members: Sequence[int]) -> bool:
         return self.indices[members[0]] in self.forms
@@ -106,10 +110,12 @@ class FlatBuffer:
         return Layout(cut(rows), tuple(tensors), tuple(sorted(found)), size)
 
     def bind(self) -> None:
-        """Makes the parameters views of the working buffer."""
+        """Makes the parameters views of the working buffer, and what is tied to them."""
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):
             flat = self.work[offset : offset + parameter.numel()]
             parameter.data = flat.view(parameter.shape)
+        for other, view, number in self._views:
+            other.data = view.of(self.parameters[number].data)
 
     def adopt(self) -> None:
         """Reads weights that somebody else has written (a checkpoint, a user) as the master."""
@@ -120,6 +126,8 @@ class FlatBuffer:
                 if parameter.data_ptr() != place.data_ptr():
                     place.copy_(parameter.detach().reshape(-1))
                     moved = True
+            for other, _, number in self._views:
+                moved |= other.data_ptr() != self.parameters[number].data_ptr()
             if moved:
                 self.bind()
             if not torch.equal(self.work, self.master.to(self.dtype)):

@@ -32,17 +32,23 @@ from zopeft.engine.forms import Forms
 from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.tied import View, turned
 from zopeft.engine.twins import Twins
 from zopeft.kernels.plain_backend import PlainKernels
 
 
 @dataclass
 class Place:
-    """One tensor of one module: where a block's weights are read from."""
+    """One tensor of one module: where a block's weights are read from.
+
+    Attributes:
+        view: How it reads them where that is another layout than the block's.
+    """
 
     module: nn.Module
     leaf: str
     number: int
+    view: View | None = None
 
 
 class ModuleWeights(OwnWeights):
@@ -68,8 +74,11 @@ class ModuleWeights(OwnWeights):
         self._places: dict[nn.Module, list[Place]] = {}
         for number, block in enumerate(self.blocks):
             for owner in block.owners:
-                place = Place(owner.module, owner.leaf, number)
+                view = None if offload.holds(block) else turned(block, owner)
+                place = Place(owner.module, owner.leaf, number, view)
                 self._places.setdefault(owner.module, []).append(place)
+        self._turned = {p.number for own in self._places.values() for p in own if p.view}
+        self._sources: dict[int, nn.Parameter] = {}
         self._resident: set[nn.Module] = set()
         self._reached: set[nn.Module] = set()
         self._settled = False
@@ -83,6 +92,8 @@ class ModuleWeights(OwnWeights):
         twins = self._twins
         twins.direction, twins.step = direction, step
         self._reached.clear()
+        # A resident layer holds a scratch, from which no other must be made.
+        self._sources = {number: self.blocks[number].parameter for number in self._turned}
         resident = [place for module in self._resident for place in self._places[module]]
         with self._swapped(resident):
             try:
@@ -166,11 +177,13 @@ class ModuleWeights(OwnWeights):
             for place in places:
                 weight = place.module._parameters[place.leaf]
                 assert weight is not None
-                reuse = returns_new_memory(place.module)
-                scratch = self._twins.make(place.number, weight, reuse=reuse, product=product)
+                reuse, view = returns_new_memory(place.module), place.view
+                source = weight if view is None else self._sources[place.number]
+                scratch = self._twins.make(place.number, source, reuse=reuse, product=product)
                 kept.append((place, weight))
                 made.append(scratch)
-                place.module._parameters[place.leaf] = scratch.weight  # type: ignore[assignment]
+                shown = scratch.weight if view is None else view.of(scratch.weight)
+                place.module._parameters[place.leaf] = shown  # type: ignore[assignment]
             yield made
         finally:
             for place, own in kept:
@@ -180,10 +193,14 @@ class ModuleWeights(OwnWeights):
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         places, twins = self._places[module], self._twins
         main = next((place for place in places if place.leaf == "weight"), None)
-        alone = main is not None and len(places) == 1
+        straight = all(place.view is None for place in places)
+        alone = main is not None and len(places) == 1 and straight
         by_rows = isinstance(module, nn.Embedding) and alone and layers.takes_ids(forward)
         product_beside = (
-            main is not None and twins.has_product(main.number) and has_side_path(module, forward)
+            main is not None
+            and main.view is None
+            and twins.has_product(main.number)
+            and has_side_path(module, forward)
         )
         changed = [
             p for p in places if p is not main or not product_beside or twins.noisy(p.number)

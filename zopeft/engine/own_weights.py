@@ -49,7 +49,8 @@ class OwnWeights:
                 terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
                 if terms[0][1] == 0.0 and decay == 1.0:
                     continue
-                weight, *copies = self.offload.writable(block)
+                stored, *copies = self.offload.writable(block)
+                weight = stored.contiguous()
                 if index in self.forms:
                     found = update_matrix(
                         self.kernels, self.forms, index, terms, decay, weight, self._measured
@@ -58,9 +59,10 @@ class OwnWeights:
                     found = update_weight(
                         self.kernels, index, block, terms, decay, weight.view(-1), self._measured
                     )
-                for copy in copies:
+                for copy in copies if weight is stored else (stored, *copies):
                     copy.copy_(weight)
-                self._known[number] = None if found is None else Known(found, weight)
+                kept = found is not None and weight is stored
+                self._known[number] = Known(found, weight) if kept and found else None
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
+from zopeft.blocks.bare import named_modules
 from zopeft.engine.copies import Copies, UnstackableError
+from zopeft.engine.tied import turned
 
 ENCODER = "prompt_encoder."
 LORA_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
@@ -150,7 +152,7 @@ def _why_not(blocks: Blocks) -> str:
     prompted = {block.owners[0].module_name.startswith(ENCODER) for block in blocks}
     if prompted == {True}:
         return _why_not_prompt(blocks)
-    modules = dict(blocks.model.named_modules())
+    modules = dict(named_modules(blocks.model))
     for block in blocks:
         reason = _why_not_lora(block, modules, blocks.adapter)
         if reason:
@@ -169,6 +171,8 @@ def _why_not_prompt(blocks: Blocks) -> str:
 
 def _why_not_lora(block: Block, modules: Mapping[str, Any], adapter: str | None) -> str:
     for owner in block.owners:
+        if turned(block, owner) is not None:
+            return "it is tied to a layer that reads it in another layout"
         parts = owner.module_name.split(".")
         if len(parts) < 3 or parts[-2] not in ("lora_A", "lora_B") or parts[-1] != adapter:
             return "it is no LoRA matrix of a linear layer"
