@@ -16,11 +16,13 @@ numba's cache on disk looks no further than the file of a kernel to see that it 
 
 from __future__ import annotations
 
+import platform
 from typing import Any
 
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
@@ -69,12 +71,56 @@ def _reinterpret(source: Any, target: Any, convert: Any) -> Any:
 _t = numba.types
 _bits = _reinterpret(_t.float32, _t.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
 _float = _reinterpret(_t.uint32, _t.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
-_from_half = _reinterpret(
-    _t.uint16, _t.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
-)
-_to_half = _reinterpret(
-    _t.float32, _t.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
-)
+
+
+def _converts_halves() -> bool:
+    """Whether the processor that is compiled for has instructions from and to fp16.
+
+    For x86 without them LLVM calls C functions that a process need not have, and where they
+    are missing it does not raise: it aborts.
+    """
+    if platform.machine() in ("aarch64", "arm64"):
+        return True
+    given = getattr(numba.config, "CPU_FEATURES", None)
+    features = get_host_cpu_features() if given is None else given
+    return {"+avx", "+f16c"} <= set(features.split(","))
+
+
+@_inline
+def _from_half_by_bits(half):
+    """Returns the fp32 number of fp16 bits; NaN becomes quiet, as in hardware."""
+    magnitude, sign = U(U(half) & U(0x7FFF)), U(U(U(half) & U(0x8000)) << U(16))
+    wide = U(U(magnitude << U(13)) + U(0x38000000))
+    wide = U(wide + U(0x38000000)) if magnitude >= U(0x7C00) else wide
+    wide = U(wide | U(0x00400000)) if magnitude > U(0x7C00) else wide
+    small = _bits(F(S(magnitude)) * _TURN)
+    return _float(U((small if magnitude < U(0x0400) else wide) | sign))
+
+
+@_inline
+def _to_half_by_bits(value):
+    """Returns the fp16 bits of an fp32 number, rounded to nearest, ties to even."""
+    bits = _bits(value)
+    magnitude, sign = U(bits & _MAGNITUDE), U(U(bits >> U(16)) & U(0x8000))
+    even = U(magnitude + U(0x0FFF) + U(U(magnitude >> U(13)) & U(1)))
+    half = U(U(even - U(0x38000000)) >> U(13))
+    # Numbers of fp32 from 1/2 on are 2**-24 apart, as those of fp16 below 2**-14 are.
+    small = U(_bits(_float(magnitude) + _HALF) - U(0x3F000000))
+    half = small if magnitude < U(0x38800000) else half
+    half = U(0x7C00) if magnitude >= U(0x477FF000) else half
+    nan = U(U(0x7E00) | U(U(magnitude >> U(13)) & U(0x03FF)))
+    return np.uint16(U((nan if magnitude > _INFINITE else half) | sign))
+
+
+_from_half: Any = _from_half_by_bits
+_to_half: Any = _to_half_by_bits
+if _converts_halves():
+    _from_half = _reinterpret(
+        _t.uint16, _t.float32, lambda b, v: b.fpext(b.bitcast(v, ir.HalfType()), ir.FloatType())
+    )
+    _to_half = _reinterpret(
+        _t.float32, _t.uint16, lambda b, v: b.bitcast(b.fptrunc(v, ir.HalfType()), ir.IntType(16))
+    )
 
 
 @_inline
