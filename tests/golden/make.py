@@ -1,0 +1,122 @@
+"""Makes the golden runs and writes what they leave beside this file.
+
+``python tests/golden/make.py`` overwrites all of it. Do so only where a change is meant: what
+lies here is what journals of earlier versions hold, and it must go on being replayed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+import torch
+from golden_runs import (
+    EARLY,
+    FOLDER,
+    RUNS,
+    SPACES,
+    STEPS,
+    Run,
+    batch,
+    digest,
+    kept,
+    method_of,
+    model_of,
+    schedule_of,
+)
+
+import zopeft
+from zopeft.journal import Journal, fingerprint, header_of, save_start
+from zopeft.methods.record import StepRecord
+from zopeft.noise import FAMILIES, Noise, direction_seed, rounding_words, step_seed
+from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
+
+RUN_SEEDS = (0, 11, -3, 2**40)
+PLACES = ((0, 0, 0), (2**63 + 12345, 0xFFFFFFFF, 250), (step_seed(11, 29), 77, 2**31 + 1))
+"""Seed, address and first element of the noise that is kept."""
+COUNT = 12
+
+
+def bits(tensor: torch.Tensor) -> list[str]:
+    """fp32 numbers as eight hex digits each."""
+    return [f"{word & 0xFFFFFFFF:08x}" for word in tensor.view(torch.int32).tolist()]
+
+
+def plain(record: StepRecord) -> dict[str, Any]:
+    """A record as JSON, every float to its last bit."""
+
+    def told(value: Any) -> Any:
+        if isinstance(value, float):
+            return value.hex()
+        if hasattr(value, "tolist"):
+            return bits(torch.tensor(value, dtype=torch.float32))
+        return [told(each) for each in value] if isinstance(value, tuple) else value
+
+    return {name: told(value) for name, value in vars(record).items()}
+
+
+def addressing() -> dict[str, Any]:
+    """Addresses, seeds, noise of every family and stream, and the words of rounding."""
+    noise, streams = {}, {}
+    for family in FAMILIES:
+        made = Noise(family)
+        noise[family] = [bits(made.at_elements(*place, COUNT)) for place in PLACES]
+        counters = torch.arange(1)
+        streams[family] = [
+            bits(made.at_counters(PLACES[1][0], counters, 77, stream)[:4])
+            for stream in (LEFT_STREAM, RIGHT_STREAM)
+        ]
+    return {
+        "addresses": {
+            space: {
+                block.name: block.address for block in zopeft.discover(model_of(Run(space, "fp32")))
+            }
+            for space in SPACES
+        },
+        "step_seeds": {f"{run} {n}": step_seed(run, n) for run in RUN_SEEDS for n in (-1, 0, 29)},
+        "direction_seeds": [direction_seed(12345, number) for number in range(4)],
+        "noise": noise,
+        "streams": streams,
+        "rounding": [rounding_words(*place, COUNT).tolist() for place in PLACES],
+    }
+
+
+def make(name: str, run: Run) -> dict[str, Any]:
+    """Makes a run, with real forward passes, and writes its journal."""
+    model = model_of(run)
+    method = method_of(run, model)
+    start = None
+    if run.space != "full":
+        start = f"{run.space}-{run.dtype}.safetensors"
+        save_start(method.blocks, FOLDER / start)
+    found: dict[str, Any] = {"start": digest(dict(model.named_parameters())), "records": {}}
+    found["begin"] = digest(kept(method))
+    method.calibrate(lambda: model(**batch(0)).loss)
+    schedule = schedule_of(run, method)
+    header = header_of(method, start=start, fingerprint=fingerprint(method.blocks), run="0" * 16)
+    with Journal.create(FOLDER / f"{name}.bin", header, overwrite=True) as journal:
+        for step in range(STEPS):
+            factor = float("nan") if step in run.bad else 1.0
+            method.step(lambda f=factor, s=step: f * model(**batch(s)).loss)
+            schedule.step()
+            journal.append(method.last_record)
+            if step in (0, STEPS - 1):
+                found["records"][str(step)] = plain(method.last_record)
+            if step + 1 == EARLY:
+                found["early"] = digest(kept(method))
+    return {**found, "end": digest(kept(method))}
+
+
+def main() -> None:
+    """Writes everything."""
+    torch.set_num_threads(1)
+    made = {**addressing(), "runs": {name: make(name, run) for name, run in RUNS.items()}}
+    (FOLDER / "golden.json").write_text(json.dumps(made, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
