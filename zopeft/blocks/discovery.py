@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import nn
 
 from zopeft.blocks.block import Block, Blocks, address_of
+from zopeft.blocks.packing import keep_unpacked
 from zopeft.blocks.peft import active_adapter, is_adapted
 from zopeft.blocks.scales import quantised_layers, scale_blocks, scale_names
 from zopeft.blocks.selection import chooser
@@ -23,7 +24,9 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     Every trainable floating-point parameter becomes a block; a tied one becomes one block with
     several owners, a prefix tensor becomes a key and a value block for each layer. Parameters
     are tied if they are one object, or the same memory (views of each other). Names are those
-    of the bare model, whatever compiles it. No ``requires_grad`` is changed.
+    of the bare model, whatever compiles it. No ``requires_grad`` is changed. 4-bit
+    layers are kept from packing their weights for the processor at a forward
+    (`zopeft.blocks.packing.keep_unpacked`).
 
     Args:
         model: A bare model, or one that PEFT has wrapped; either may be compiled.
@@ -40,6 +43,8 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
             the weights are quantised and `space` is ``full``.
     """
     space = _space(model, space)
+    if space != "scales":
+        keep_unpacked(model)
     survey = Survey(model)
     base = survey.base
     # A regular expression may name the few float tensors of a quantised model on purpose.

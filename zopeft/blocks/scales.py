@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from zopeft.blocks.bare import named_modules
 from zopeft.blocks.block import Block, Owner
+from zopeft.blocks.packing import PERMIT, is_packed
 from zopeft.blocks.survey import Survey
 from zopeft.errors import input_error, run_error
 
@@ -181,14 +182,14 @@ def _four_bit(layer: Any, name: str) -> Scales | None:
             "double quantisation",
             "load with bnb_4bit_use_double_quant=False",
         )
-    if getattr(state, "packing_format_for_cpu", False):
+    if is_packed(layer):
         raise input_error(
             name,
             "its scales were rounded and packed by a forward pass on the CPU",
             do="load the model anew and discover its scales before the first forward",
         )
-    if hasattr(layer, "support_avx512bf16_for_cpu"):
-        layer.support_avx512bf16_for_cpu = False
+    if hasattr(layer, PERMIT):
+        setattr(layer, PERMIT, False)
     assert state is not None
     return Scales("weight.absmax", state.absmax)
 

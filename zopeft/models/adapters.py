@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
 from zopeft.blocks.offloaded import Offload, device_of
+from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, input_error
 from zopeft.models.checkpoint import check_weights, read_json
 from zopeft.models.quiet import quiet
@@ -71,6 +72,7 @@ def attach(
     import torch
 
     build = PEFT[name]
+    keep_unpacked(model)
     offload = Offload(model)
     devices = [model.device] if model.device.type == "cuda" else []
     # PEFT makes an adapter where the weights are: with values shown, never on "meta".
@@ -100,6 +102,7 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
     Raises:
         InputError: No adapter there, corrupt weights, or an adapter for another model.
     """
+    keep_unpacked(model)
     name = str(folder)
     path = Path(folder).expanduser()
     config: dict[str, Any] = {}

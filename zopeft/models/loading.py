@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft import hub
+from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.models.checkpoint import check_folder, read_json
-from zopeft.models.quantization import keep_unpacked, quantization_config
+from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
 

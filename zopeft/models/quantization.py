@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, Any, Literal
 
+from zopeft.blocks.packing import keep_unpacked as keep_unpacked
 from zopeft.errors import input_error
 from zopeft.models.quiet import hush
 
@@ -56,18 +57,3 @@ def quantization_config(
         bnb_4bit_compute_dtype=compute_dtype,
         bnb_4bit_use_double_quant=double_quant,
     )
-
-
-def keep_unpacked(model: Any) -> None:
-    """Keeps the 4-bit layers of a model as they were loaded, on any processor.
-
-    Where a CPU has AVX-512 for bfloat16, bitsandbytes 0.50 packs 4-bit weights anew at the
-    first forward, rounds their scales to 16 bit, and undoes that wrongly whenever a
-    ``state_dict`` is taken: every save would damage the model.
-
-    Args:
-        model: A model, quantised or not.
-    """
-    for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False

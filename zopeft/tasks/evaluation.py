@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks.offloaded import device_of
+from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import input_error
 from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import Collator, TaskDataset
@@ -54,6 +55,7 @@ def evaluate(
     rows = rows[:max_examples]
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
+    keep_unpacked(model)
     length = fit_length(model, max_length)
     training = model.training
     model.eval()
@@ -91,6 +93,7 @@ def mean_loss(
     """
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
+    keep_unpacked(model)
     data = TaskDataset(task, rows, tokenizer, fit_length(model, max_length)).encoded
     collate, training = Collator(tokenizer), model.training
     total, weight = 0.0, 0

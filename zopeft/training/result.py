@@ -8,6 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from zopeft.blocks.packing import keep_unpacked
+
 
 def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     """Writes a model or adapter folder, and its tokenizer.
@@ -24,6 +26,7 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     Returns:
         The folder.
     """
+    keep_unpacked(model)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))

@@ -12,6 +12,7 @@ from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error, run_error
 from zopeft.journal.start import fingerprint
 from zopeft.training import checkpoints
@@ -46,6 +47,8 @@ class Resumable(Loading):
     ) -> None:
         with admitted(options.get("model"), blocks):
             super().__init__(args=args, **options)
+        # Also where it is evaluated or saved before training looks for blocks.
+        keep_unpacked(self.model)
         self.blocks = blocks
         self._given_optimizer = self.optimizer
         self._resumed: tuple[Path | None, str] | None = None
