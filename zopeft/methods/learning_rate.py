@@ -86,7 +86,7 @@ def first_look(
     for look in range(MOST_LOOKS):
         bends, squares = [], []
         for direction in directions:
-            plus, minus = _probes(engine, closure, direction, radius)
+            plus, minus = probe_pair(engine, closure, direction, radius)
             bends.append((plus + minus - 2.0 * base) / radius**2)
             squares.append(((plus - minus) / (2.0 * radius)) ** 2)
         passes += 2 * DIRECTIONS
@@ -109,9 +109,10 @@ def _coarseness(engine: Engine) -> float:
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)
 
 
-def _probes(
+def probe_pair(
     engine: Engine, closure: Callable[[], Tensor], direction: Direction, radius: float
 ) -> tuple[float, float]:
+    """Returns the losses at so many times a direction from the weights, on both sides."""
     losses = []
     for step in (radius, -radius):
         for _ in range(2):

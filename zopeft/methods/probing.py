@@ -11,11 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopeft.blocks.activations import rounds_inputs
 from zopeft.engine import Engine
 from zopeft.engine.copies import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.engine.sharing import shared_layers
 from zopeft.errors import input_error
+from zopeft.methods.probe_noise import ProbeNoise, measure_noise
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +53,9 @@ class Probing:
         engine: The engine over the blocks to train.
         probes: "auto", "stacked" wherever the closure allows it, or "separate".
 
+    Attributes:
+        noise: What of the differences of losses is rounding; None where it was not measured.
+
     Raises:
         InputError: `probes` is unknown, or "stacked" for blocks that cannot be stacked.
     """
@@ -67,6 +72,7 @@ class Probing:
         self.most_tokens = MOST_TOKENS.get(device.type, 0)
         self.sharing = shared_layers(engine.blocks)
         self._refused = bool(engine.unstackable)
+        self.noise: ProbeNoise | None = None
 
     def run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
         """Runs the probes of a step.
@@ -94,6 +100,24 @@ class Probing:
             return torch.stack(losses), stacked
         apart, count = self._apart(probes[stacked:], closure)
         return torch.stack([*losses, *apart]), stacked + count
+
+    def look_for_noise(
+        self, closure: Any, scales: Tensor | None, eps: float, seed: int, one_sided: bool
+    ) -> int:
+        """Measures what of the probes is rounding, once, and tells the user where it is much.
+
+        Over a base that does not round activations it does nothing; see
+        `zopeft.methods.probe_noise.measure_noise` for the arguments.
+
+        Returns:
+            The number of forward passes.
+        """
+        if self.noise is not None or not rounds_inputs(self.engine.blocks.model):
+            return 0
+        self.noise = measure_noise(self.engine, closure, scales, eps, seed, one_sided)
+        if self.noise.line():
+            logger.warning("%s", self.noise.line())
+        return self.noise.forward_passes
 
     def _parts(self, probes: Sequence[Probe], closure: Any) -> list[Sequence[Probe]]:
         """Shares the probes out to forwards, about as many to each; none where none is stacked."""

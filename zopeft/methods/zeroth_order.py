@@ -203,6 +203,9 @@ class ZerothOrder(Bookkeeping):
         if self._pending is None:
             self.engine.adopt()
             seed, scales = step_seed(self.seed, self.steps), self._scales()
+            if self.steps == 0:
+                start = scales, self.eps, self.seed, self.estimator.one_sided
+                self.forward_passes += self.probing.look_for_noise(closure, *start)
             self._pending = Pending(self.estimator, seed, scales, self.eps, self._looks())
         pending = self._pending
         if pending.takes_centre:
