@@ -82,7 +82,7 @@ class Block:
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter as it stands in the model now (the whole of it, also for a slice)."""
-        found = self.owners[0].module._parameters[self.owners[0].leaf]
+        found = self.owners[0].module._parameters.get(self.owners[0].leaf)
         assert found is not None
         return found
 

@@ -231,7 +231,7 @@ def refuse_offloaded(blocks: Blocks, where: str) -> None:
 
 
 def _own(owner: Owner) -> nn.Parameter:
-    parameter = owner.module._parameters[owner.leaf]
+    parameter = owner.module._parameters.get(owner.leaf)
     assert parameter is not None
     return parameter
 

@@ -62,7 +62,13 @@ class ScaleHolder(nn.Module):
         super().__init__()
         self.name = name
         self._find: Callable[[], Scales | None] = lambda: scales_of(layer)
+        self._layer = lambda: layer
         self.scales = nn.Parameter(scales.tensor.detach(), requires_grad=False)
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer, which is no child of its holder."""
+        return self._layer()
 
     def check(self) -> None:
         """Checks that the layer still reads this memory.

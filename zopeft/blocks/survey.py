@@ -34,7 +34,7 @@ class Held:
     @property
     def parameters(self) -> list[nn.Parameter]:
         """The parameters that are this tensor: one, or several that share their memory."""
-        found = (owner.module._parameters[owner.leaf] for owner in self.owners)
+        found = (owner.module._parameters.get(owner.leaf) for owner in self.owners)
         return list({id(p): p for p in found if p is not None}.values())
 
     @property

@@ -9,6 +9,7 @@ from zopeft.blocks.offloaded import Offload
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
 from zopeft.engine.modules import ModuleWeights
+from zopeft.engine.reads import Reads
 from zopeft.engine.scales import ScaleTensors
 from zopeft.errors import input_error
 from zopeft.kernels.plain_backend import PlainKernels
@@ -33,7 +34,7 @@ def check_carrier(name: str) -> None:
 
 
 def carriers_of(
-    blocks: Blocks, name: str, kernels: PlainKernels, forms: Forms, offload: Offload
+    blocks: Blocks, name: str, kernels: PlainKernels, forms: Forms, offload: Offload, reads: Reads
 ) -> list[Carrier]:
     """Returns the carriers of a model's blocks.
 
@@ -43,6 +44,7 @@ def carriers_of(
         kernels: What makes noise and adds it.
         forms: What shaped blocks' directions are made of.
         offload: The model's offloaded tensors.
+        reads: What watches the forward passes.
 
     Raises:
         InputError: A block's weights are offloaded to where they can't be written, or can't
@@ -74,5 +76,5 @@ def carriers_of(
     ]
     if modular:
         own = [blocks[i] for i in modular]
-        found.append(ModuleWeights(modular, own, kernels, forms, offload))
+        found.append(ModuleWeights(modular, own, kernels, forms, offload, reads))
     return found

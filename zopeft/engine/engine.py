@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
 from zopeft.engine.layers import CHUNK
 from zopeft.engine.modules import ModuleWeights
+from zopeft.engine.reads import Reads
 from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
@@ -44,6 +45,7 @@ class Engine:
         shapes: Block index to shape, for the whole run; blocks absent are isotropic.
 
     Attributes:
+        reads: Which blocks the forward passes of a step read.
         device: Where scales and statistics are: the first block's, while its module runs.
 
     Raises:
@@ -71,8 +73,11 @@ class Engine:
         if self.shapes and blocks.space == "scales":
             raise input_error("shapes", "the scales of quantised layers have none", None)
         self.forms = Forms(blocks, self.shapes, self.kernels)
+        self.reads = Reads(blocks)
         self._numbers = {block.name: index for index, block in enumerate(blocks)}
-        self.carriers = carriers_of(blocks, carrier, self.kernels, self.forms, self.offload)
+        self.carriers = carriers_of(
+            blocks, carrier, self.kernels, self.forms, self.offload, self.reads
+        )
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -84,10 +89,17 @@ class Engine:
             direction: The direction.
             step: Finite-difference step with its sign, in the units of the weights.
         """
+        watching = self._watching()
         with ExitStack() as stack:
             for carrier in self.carriers:
                 stack.enter_context(carrier.perturbed(direction, step))
+            stack.enter_context(watching)
             yield
+
+    def _watching(self) -> AbstractContextManager[None]:
+        """Watches a probe's forward passes; to be made before the weights are perturbed."""
+        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
+        return self.reads.watching(not all(c.settled for c in modular))
 
     @property
     def unstackable(self) -> str:
@@ -116,19 +128,21 @@ class Engine:
         modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
         if modular:
             head = getattr(self.blocks.model, "get_output_embeddings", lambda: None)()
-            copies = Copies(self.blocks.model, head)
+            copies, watching = Copies(self.blocks.model, head), self._watching()
             with copies.watched(), ExitStack() as stack:
                 for carrier in modular:
                     stack.enter_context(carrier.stacked(probes, copies))
-                yield
+                with watching:
+                    yield
             return
         flats = [carrier for carrier in self.carriers if isinstance(carrier, FlatBuffer)]
         stacks = [flat.stacks(probes) for flat in flats]
-        with self.stacking.shown({key: s for found in stacks for key, s in found.items()}):
+        shown = self.stacking.shown({key: s for found in stacks for key, s in found.items()})
+        with shown, self._watching():
             yield
 
     def settle(self) -> bool:
-        """Looks once, after the first probe, for weights that no module's forward has used.
+        """Looks after a probe for weights that were read outside of their modules' forward.
 
         Returns:
             True if the probe just done missed some and has to be done again.

@@ -30,10 +30,12 @@ from zopeft.engine.copies import Copies, UnstackableError
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.forms import Forms
 from zopeft.engine.own_weights import OwnWeights
+from zopeft.engine.reads import Reads
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
 from zopeft.engine.tied import View, turned
 from zopeft.engine.twins import Twins
+from zopeft.errors import input_error
 from zopeft.kernels.plain_backend import PlainKernels
 
 
@@ -60,6 +62,7 @@ class ModuleWeights(OwnWeights):
         kernels: What makes noise and adds it.
         forms: What shaped blocks' directions are made of.
         offload: The model's offloaded tensors.
+        reads: What watches the forward passes.
     """
 
     def __init__(
@@ -69,6 +72,7 @@ class ModuleWeights(OwnWeights):
         kernels: PlainKernels,
         forms: Forms,
         offload: Offload,
+        reads: Reads,
     ) -> None:
         super().__init__(indices, blocks, kernels, forms, offload)
         self._places: dict[nn.Module, list[Place]] = {}
@@ -79,6 +83,7 @@ class ModuleWeights(OwnWeights):
                 self._places.setdefault(owner.module, []).append(place)
         self._turned = {p.number for own in self._places.values() for p in own if p.view}
         self._sources: dict[int, nn.Parameter] = {}
+        self.reads = reads
         self._resident: set[nn.Module] = set()
         self._reached: set[nn.Module] = set()
         self._settled = False
@@ -111,6 +116,17 @@ class ModuleWeights(OwnWeights):
                     else:
                         setattr(module, slot, before)
                 twins.direction = None
+        if self.reads.latest:
+            self.reads.note(n for module in self._reached for n in self._numbers(module))
+
+    def _numbers(self, module: nn.Module) -> frozenset[int]:
+        """Indices of the blocks of a module, among all of the engine's."""
+        return frozenset(self.indices[place.number] for place in self._places[module])
+
+    @property
+    def settled(self) -> bool:
+        """Whether all weights that are read outside of their modules have been found."""
+        return self._settled
 
     @property
     def unstackable(self) -> str:
@@ -149,24 +165,52 @@ class ModuleWeights(OwnWeights):
                 yield
         finally:
             self._stack = None
-        if not self._settled and self.offload.always_there(set(self._places) - self._reached):
+        if self._missed():
             raise UnstackableError("weights are read outside of their layer", True)
+        self._settled = True
 
     def settle(self) -> bool:
-        """Checks after the first probe that each module ran through its own forward.
+        """Checks after a probe that what was read ran through its module's own forward.
 
-        A module whose parameters are read by its parent instead gets its scratch weights
-        for the whole of each later probe. Offloaded ones are there in their own forward
-        alone: a module that has not run was not used.
+        A module whose parameters are read by its parent, instead or as well, gets its
+        scratch weights for the whole of each later probe. Offloaded ones are there in their
+        own forward alone: a module that has not run was not used.
 
         Returns:
             True if the probe just done has missed such weights and must be done again.
+
+        Raises:
+            InputError: Something reads the weights themselves, whatever its module holds.
         """
-        if self._settled:
-            return False
-        self._settled = True
-        self._resident = self.offload.always_there(set(self._places) - self._reached)
-        return bool(self._resident)
+        missed = self._missed()
+        if not self._settled:
+            self._refuse_references()
+        self._settled = self._settled or not missed
+        self._resident |= missed
+        return bool(missed)
+
+    def _missed(self) -> set[nn.Module]:
+        """Returns the modules whose weights the latest probe has read unperturbed."""
+        read, outside = self.reads.latest, self.reads.outside
+        if not read:
+            return set()
+        found = set()
+        for module in self._places.keys() - self._resident:
+            numbers = self._numbers(module)
+            if (module not in self._reached and numbers & read) or numbers & outside:
+                found.add(module)
+        return self.offload.always_there(found)
+
+    def _refuse_references(self) -> None:
+        for module in self._resident:
+            for place in self._places[module]:
+                if self.indices[place.number] in self.reads.outside:
+                    raise input_error(
+                        "model",
+                        "a trained weight is read through a reference of its own",
+                        self.blocks[place.number].name,
+                        "read it from its module, or take carrier='flat'",
+                    )
 
     @contextmanager
     def _swapped(self, places: Iterable[Place], product: bool = True) -> Iterator[list[Scratch]]:
@@ -175,7 +219,7 @@ class ModuleWeights(OwnWeights):
         made: list[Scratch] = []
         try:
             for place in places:
-                weight = place.module._parameters[place.leaf]
+                weight = place.module._parameters.get(place.leaf)
                 assert weight is not None
                 reuse, view = returns_new_memory(place.module), place.view
                 source = weight if view is None else self._sources[place.number]
@@ -239,10 +283,7 @@ class ModuleWeights(OwnWeights):
             written = once and all(a is b for a, b in zip(pieces, own, strict=True))
             return whole if written else torch.cat(pieces, dim)
 
-        def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
-            if twins.direction is None:
-                return forward(*args, **kwargs)
-            self._reached.add(module)
+        def run(*args: Any, **kwargs: Any) -> Any:
             single = len(args) == 1 and not kwargs
             if self._stack is not None:
                 if not single:
@@ -252,5 +293,14 @@ class ModuleWeights(OwnWeights):
                 with self._swapped(places) as made, remade(made):
                     return forward(*args, **kwargs)
             return one(args[0])
+
+        def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
+            if twins.direction is None:
+                return forward(*args, **kwargs)
+            self._reached.add(module)
+            if not self.reads.touching:
+                return run(*args, **kwargs)
+            with self.reads.own(self._numbers(module)):
+                return run(*args, **kwargs)
 
         return perturbed_forward

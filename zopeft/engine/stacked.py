@@ -91,6 +91,9 @@ class StackedModules:
 
         def forward(inputs: Tensor) -> Tensor:
             self._copies.check(inputs, count)
+            for leaf in weights:
+                # The layer's own weights are read in place of these: who watches is told.
+                module._parameters[leaf]
             parts = inputs.reshape(count, -1, inputs.shape[-1])
             own, offset = module.weight if weight is None else weight, module.bias
             assert isinstance(own, Tensor) and isinstance(offset, Tensor | None)
@@ -127,7 +130,7 @@ class StackedModules:
         try:
             for module, leaves in self._owners.items():
                 for leaf, key in leaves.items():
-                    kept.append((module, leaf, module._parameters[leaf]))
+                    kept.append((module, leaf, module._parameters.get(leaf)))
                     module._parameters[leaf] = weights[key]  # type: ignore[assignment]
             yield
         finally:

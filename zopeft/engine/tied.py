@@ -69,6 +69,6 @@ def turned(block: Block, owner: Owner) -> View | None:
 
 
 def _parameter(owner: Owner) -> nn.Parameter:
-    found = owner.module._parameters[owner.leaf]
+    found = owner.module._parameters.get(owner.leaf)
     assert found is not None
     return found

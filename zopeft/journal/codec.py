@@ -1,11 +1,11 @@
 """Codec: a step's record as bytes, and back.
 
-Layout, little-endian: kind u8, flags u8, three array modes packed in u8, number of losses
+Layout, little-endian: kind u8, flags u8, four array modes packed in u8, number of losses
 u8, number of projected gradients u8, step u64, seed u64, eps f64, decay f64, losses f64 *,
 projected gradients f64 *, the loss at the weights f64 and that on the first direction's other
-side f64 where flags say so, then lr (f64), scales (f32) and memory (f32), each as a mode:
-absent, the same as in the record before, or inline with its shape. Arrays that stay as they
-were cost nothing, so a run of MeZO takes about a hundred bytes a step.
+side f64 where flags say so, then lr (f64), scales (f32), memory (f32) and the unread blocks
+(u8), each as a mode: absent, the same as in the record before, or inline with its shape.
+Arrays that stay as they were cost nothing, so a run of MeZO takes about a hundred bytes a step.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STEP = 1
 """Kind of a step's payload; other kinds are left to later versions of the format."""
 FIXED = struct.Struct("<BBBBBQQdd")
 ABSENT, SAME, INLINE = 0, 1, 2
-SKIPPED, CENTRE, MIRROR = 1, 2, 4
+SKIPPED, CENTRE, MIRROR, LOOKED = 1, 2, 4, 8
 
 
 def encode(record: StepRecord, before: StepRecord | None) -> bytes:
@@ -38,6 +38,7 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
         (np.asarray(record.lr, dtype="<f8"), None if before is None else np.asarray(before.lr)),
         (_single(record.scales), None if before is None else _single(before.scales)),
         (_single(record.memory), None if before is None else _single(before.memory)),
+        (_missed(record), None if before is None else _missed(before)),
     )
     looks = ((record.centre, CENTRE), (record.mirror, MIRROR))
     seen = tuple(loss for loss, _ in looks if loss is not None)
@@ -45,8 +46,10 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
     parts = [
         FIXED.pack(
             STEP,
-            SKIPPED * record.skipped + sum(flag for loss, flag in looks if loss is not None),
-            modes[0] | modes[1] << 2 | modes[2] << 4,
+            SKIPPED * record.skipped
+            + LOOKED * (record.unread is not None)
+            + sum(flag for loss, flag in looks if loss is not None),
+            modes[0] | modes[1] << 2 | modes[2] << 4 | modes[3] << 6,
             len(record.losses),
             len(record.projected_grads),
             record.step,
@@ -83,6 +86,7 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         lr, at = _array(payload, at, modes & 3, "<f8", _before(before, "lr"))
         scales, at = _array(payload, at, modes >> 2 & 3, "<f4", _before(before, "scales"))
         memory, at = _array(payload, at, modes >> 4 & 3, "<f4", _before(before, "memory"))
+        unread, at = _array(payload, at, modes >> 6, "<u1", _before(before, "unread"))
     except struct.error as error:
         raise ValueError(str(error)) from error
     if at != len(payload) or lr is None:
@@ -100,7 +104,17 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         skipped=bool(flags & SKIPPED),
         centre=numbers[losses + grads] if flags & CENTRE else None,
         mirror=numbers[-1] if flags & MIRROR else None,
+        unread=_looked(unread) if flags & LOOKED else None,
     )
+
+
+def _missed(record: StepRecord) -> NDArray[np.uint8] | None:
+    # Nothing is written where everything was read, as in most runs.
+    return None if record.unread is None or not record.unread.size else record.unread
+
+
+def _looked(array: NDArray | None) -> NDArray[np.uint8]:
+    return np.zeros(0, dtype=np.uint8) if array is None else array.astype(np.uint8, copy=False)
 
 
 def _single(array: NDArray[np.float32] | None) -> NDArray[np.float32] | None:

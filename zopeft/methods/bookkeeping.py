@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from typing import Any
 
 from torch import Tensor
 
+from zopeft.engine.reads import unread_line
 from zopeft.errors import run_error
 from zopeft.methods.pending import Pending
-from zopeft.methods.record import StepRecord
+from zopeft.methods.record import StepRecord, packed
 from zopeft.methods.restorable import Restorable
+
+logger = logging.getLogger(__name__)
 
 
 class Bookkeeping(Restorable):
@@ -20,6 +24,7 @@ class Bookkeeping(Restorable):
     weight_decay: float
     max_bad_steps: int
     last_record: StepRecord | None
+    unread: str
 
     def _memory(self) -> Tensor | None:
         """Returns what the journal must hold of the method's own state for this step."""
@@ -56,7 +61,19 @@ class Bookkeeping(Restorable):
             skipped=bad,
             centre=centre,
             mirror=pending.mirror(),
+            unread=packed(self.engine.reads.missed()),
         )
+
+    def _settle(self, record: StepRecord) -> None:
+        """Takes note, in the first step, of the blocks that it has not read."""
+        reads = self.engine.reads
+        if reads.watched is not None or record.unread is None:
+            return
+        missed = record.left_alone
+        reads.settle(missed)
+        if missed:
+            self.unread = unread_line(self.blocks, missed)
+            logger.warning("%s", self.unread)
 
     def _skip(self, record: StepRecord) -> None:
         """Closes a step whose loss was not finite.

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def packed(indices: Iterable[int]) -> NDArray[np.uint8]:
+    """Returns `StepRecord.unread` of some blocks' indices."""
+    found = sorted(indices)
+    mask = np.zeros(found[-1] + 1 if found else 0, dtype=bool)
+    mask[found] = True
+    return np.packbits(mask)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +37,8 @@ class StepRecord:
         centre: Loss at the weights themselves, of steps that have taken it; else None.
         mirror: Loss on the other side of the first direction, of one-sided steps that have
             taken it; else None.
+        unread: Which blocks no forward pass of the step has read, and the step left alone, as
+            packed bits of the blocks' numbers; empty if all were read, None if nobody looked.
     """
 
     step: int
@@ -42,6 +53,15 @@ class StepRecord:
     skipped: bool = False
     centre: float | None = None
     mirror: float | None = None
+    unread: NDArray[np.uint8] | None = None
+
+    @property
+    def left_alone(self) -> list[int]:
+        """Indices of the blocks that the step left alone."""
+        if self.unread is None:
+            return []
+        found: list[int] = np.flatnonzero(np.unpackbits(self.unread)).tolist()
+        return found
 
     @property
     def loss(self) -> float:

@@ -107,6 +107,7 @@ class Restorable(torch.optim.Optimizer):
             "engine": self.engine.state_dict(),
             "clip": self.clip.state_dict(),
             "probing": self.probing.state_dict(),
+            "watched": self.engine.reads.state(),
             **self._own_state(),
         }
         return {**super().state_dict(), "zopeft": own}
@@ -126,6 +127,7 @@ class Restorable(torch.optim.Optimizer):
         self.engine.load_state_dict(own.pop("engine"))
         self.clip.load_state_dict(own.pop("clip"))
         self.probing.load_state_dict(own.pop("probing", None))
+        self.engine.reads.load(own.pop("watched", None))
         self._load_own_state(own)
 
     def _own_state(self) -> dict[str, Any]:

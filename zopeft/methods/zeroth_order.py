@@ -120,6 +120,7 @@ class ZerothOrder(Bookkeeping):
         self.steps = self.skipped = self.forward_passes = 0
         self.lr_reason = "waiting for the first batch" if self.auto else "given"
         self.last_record: StepRecord | None = None
+        self.unread = ""
         self._share_origin = ""
         self._bad_in_a_row = 0
         self._pending: Pending | None = None
@@ -202,6 +203,7 @@ class ZerothOrder(Bookkeeping):
             self.calibrate(closure)
         if self._pending is None:
             self.engine.adopt()
+            self.engine.reads.begin()
             seed, scales = step_seed(self.seed, self.steps), self._scales()
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
@@ -218,11 +220,15 @@ class ZerothOrder(Bookkeeping):
 
     @torch.no_grad()
     def apply(self) -> None:
-        """Writes the update of the pending estimate; without one, does nothing."""
+        """Writes the update of the pending estimate; without one, does nothing.
+
+        Blocks that no forward pass of the step has read are left as they are.
+        """
         pending, self._pending = self._pending, None
         if pending is None:
             return
         record = pending.recorded or self._record(pending)
+        self._settle(record)
         if record.skipped:
             self._skip(record)
             return
@@ -230,8 +236,13 @@ class ZerothOrder(Bookkeeping):
         lr = torch.tensor(record.lr, dtype=torch.float64)
         decay = torch.tensor([g["weight_decay"] for g in self.param_groups], dtype=torch.float64)
         grads = torch.tensor(record.projected_grads, dtype=torch.float64).unsqueeze(1)
-        coefficients = -lr * grads / len(grads)
-        self.engine.update(pending.directions, coefficients, 1.0 - lr * decay)
+        coefficients, decays = -lr * grads / len(grads), 1.0 - lr * decay
+        unread = record.left_alone
+        if unread:
+            # The loss does not depend on them, so this would be noise.
+            coefficients = coefficients.repeat(1, len(decay) // coefficients.shape[1])
+            coefficients[:, unread], decays[unread] = 0.0, 1.0
+        self.engine.update(pending.directions, coefficients, decays)
         self._close(record)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]

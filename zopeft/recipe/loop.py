@@ -91,6 +91,7 @@ class Follower(TrainerCallback):
         self.trainer: ZOTrainer | None = None
         self.loss, self.listener = loss, listener
         self.losses: dict[int, float] = {}
+        self.told = ""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes note of the step that has just been made."""
@@ -103,7 +104,9 @@ class Follower(TrainerCallback):
         self.losses[state.global_step] = loss
         lr = None if method is None else float(method.param_groups[0]["lr"])
         lr = lr if record is None else record.lr[0]
-        self.listener(Progress("tune", state.global_step, args.max_steps, loss, grad, lr))
+        note = getattr(method, "unread", "")
+        note, self.told = ("" if note == self.told else note), note
+        self.listener(Progress("tune", state.global_step, args.max_steps, loss, grad, lr, note))
 
 
 def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: Listener) -> Run:

@@ -62,6 +62,8 @@ class Making(Resumable):
         journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
         proposed = journal is not None and args.learning_rate == "auto"
         self.optimizer = kind(self._find_blocks(), **options)
+        if args.order == 0 and args.world_size > 1:
+            self.optimizer.engine.reads.agree = self._read_anywhere
         if journal is not None:
             self.optimizer.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
         if proposed and journal is not None:
@@ -69,6 +71,11 @@ class Making(Resumable):
         elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
             self._calibrate(self.optimizer)
         return self.optimizer
+
+    def _read_anywhere(self, read: Tensor) -> Tensor:
+        """Returns which blocks any process of the run has read, from what this one has."""
+        every: Tensor = self.accelerator.gather(read.to(self.args.device).unsqueeze(0))
+        return every.amax(0).cpu()
 
     def _frequency(self, finetuner: Any) -> dict[str, Any]:
         """Returns the method's arguments for rows of embeddings by token frequency."""
