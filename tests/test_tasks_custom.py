@@ -80,7 +80,7 @@ def test_answers_and_data_beside_the_file(tmp_path):
     assert example.answers == (" Paris\n", " Paname\n")
     with pytest.raises(RowError, match="no answer"):
         task.example({"country": "France", "capital": []})
-    with pytest.raises(RowError, match="must be text"):
+    with pytest.raises(RowError, match="'country' is empty"):
         task.example({"country": None, "capital": "x"})
 
 

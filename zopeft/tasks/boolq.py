@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zopeft.tasks.superglue import superglue
-from zopeft.tasks.task import Example, Row, RowError, Task, label, text
+from zopeft.tasks.task import Example, Row, RowError, Task, text
+from zopeft.tasks.values import index, label
 
 
 def build(row: Row) -> Example:
@@ -16,10 +17,10 @@ def build(row: Row) -> Example:
     if "label" in row:
         right = label(row, 2)
     else:
-        answer = str(row["answer"]).lower()
-        if answer not in ("true", "false"):
+        found = index(row["answer"], 2)
+        if found is None:
             raise RowError(f"column 'answer' must be true or false, got {row['answer']!r}")
-        right = int(answer == "true")
+        right = found
     prompt = f"{text(row, 'passage')} {question[0].upper()}{question[1:]}\n"
     return Example(prompt, ("No", "Yes"), right)
 

@@ -53,5 +53,7 @@ def load_task(name: str | Path) -> Task:
         "--task",
         "unknown task",
         given,
-        close_matches(given, TASKS) + " A task of your own is a YAML file",
+        close_matches(given, TASKS)
+        + "; a task of your own is a YAML file (NAME.yaml) with the keys "
+        "name, prompt, and answer, or choices and label",
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zopeft.tasks.superglue import superglue
-from zopeft.tasks.task import Example, Row, Task, label, text
+from zopeft.tasks.task import Example, Row, Task, text
+from zopeft.tasks.values import label
 
 
 def build(row: Row) -> Example:

@@ -6,6 +6,7 @@ r"""Custom tasks: a YAML file instead of code.
     prompt: "{report}\nWill it rain?"     # {column} stands for a column's text
     choices: ["No", "Yes"]                # or "{ending1}": a column's text as a choice
     label: rain                           # 0, 1, ... or the text of a choice
+    label_by: text                        # or index: where choices are numbers themselves
     hub: organisation/weather             # or {path: ..., config: ..., revision: ...}
 
     name: capitals
@@ -20,6 +21,8 @@ a newline at its end). A choice or answer is joined to the prompt by one space, 
 prompt ends in a newline. ``metric`` is accuracy for choices and f1 for answers if left
 out; ``loss`` is answer (teach the right text) unless it says choice (teach to prefer it).
 ``splits`` renames splits: ``{validation: dev}``. A brace in the text is written twice: ``{{``.
+
+Labels, numbers and holes mean the same in every file format: see `zopeft.tasks.values`.
 """
 
 from __future__ import annotations
@@ -31,12 +34,14 @@ from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.tasks.task import Example, HubSource, Row, RowError, Task
+from zopeft.tasks.values import choice, words
 
 KEYS: tuple[str, ...] = (
     "name",
     "prompt",
     "choices",
     "label",
+    "label_by",
     "answer",
     "metric",
     "loss",
@@ -47,6 +52,7 @@ KEYS: tuple[str, ...] = (
     "about",
 )
 """The keys of a task file."""
+KEYS_LINE = "its keys are " + ", ".join(KEYS)
 
 
 def read_task(path: Path) -> Task:
@@ -67,10 +73,10 @@ def read_task(path: Path) -> Task:
     except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
         raise input_error(str(path), f"unreadable YAML ({error})") from error
     if not isinstance(settings, dict):
-        raise input_error(str(path), "keys are needed", type(settings).__name__, "see the manual")
+        raise input_error(str(path), "keys are needed", type(settings).__name__, KEYS_LINE)
     problems = check_settings(settings)
     if problems:
-        raise InputError(f"{path}: " + " | ".join(problems))
+        raise InputError(f"{path}: " + " | ".join(problems) + f"; {KEYS_LINE}")
     return _task(path, settings)
 
 
@@ -113,8 +119,12 @@ def _check_kind(settings: dict[str, Any]) -> list[str]:
                     problems += [f"choices: {problem}" for problem in _fields(choice)[1]]
         if "label" not in settings:
             problems.append("label: missing, choices need the column with the right one")
-    elif "label" in settings:
-        problems.append("label: goes with choices")
+    else:
+        problems += [
+            f"{key}: goes with choices" for key in ("label", "label_by") if key in settings
+        ]
+    if settings.get("label_by", "text") not in ("text", "index"):
+        problems.append(f"label_by: must be text or index, got {settings['label_by']!r}")
     return problems
 
 
@@ -167,10 +177,7 @@ def _fill(template: str, row: Row) -> str:
     for before, field, _, _ in string.Formatter().parse(template):
         parts.append(before)
         if field is not None:
-            value = row[field]
-            if value is None or isinstance(value, list | dict):
-                raise RowError(f"column {field!r} must be text, got {value!r:.60}")
-            parts.append(str(value))
+            parts.append(words(row[field], field))
     return "".join(parts)
 
 
@@ -186,30 +193,18 @@ def _prompt(template: str, row: Row) -> str:
 
 
 def _choice_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
-    templates, column = settings["choices"], settings["label"]
+    templates, column, by = settings["choices"], settings["label"], settings.get("label_by")
 
     def build(row: Row) -> Example:
         prompt = _prompt(settings["prompt"], row)
         choices = [_fill(template, row).rstrip(" ") for template in templates]
-        value = row[column]
-        words = [choice.strip() for choice in choices]
-        if isinstance(value, str) and value.strip() in words:
-            index = words.index(value.strip())
-        else:
-            index = _index(value, words, column)
-        return Example(prompt, tuple(_joined(prompt, choice) for choice in choices), index)
+        for number, text in enumerate(choices):
+            if not text.strip():
+                raise RowError(f"choice {number}, {templates[number]!r}, is empty")
+        right = choice(row[column], choices, column, by)
+        return Example(prompt, tuple(_joined(prompt, text) for text in choices), right)
 
     return build
-
-
-def _index(value: Any, words: list[str], column: str) -> int:
-    number = str(int(value)) if isinstance(value, bool | int) else str(value).strip()
-    if not number.isdigit() or int(number) >= len(words):
-        raise RowError(
-            f"column {column!r} must be 0 to {len(words) - 1} or one of "
-            f"{', '.join(words)}, got {value!r}"
-        )
-    return int(number)
 
 
 def _answer_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
@@ -218,8 +213,8 @@ def _answer_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
     def build(row: Row) -> Example:
         prompt = _prompt(settings["prompt"], row)
         value = row[column]
-        values = value if isinstance(value, list) else [value]
-        texts = [str(one).strip() for one in values if one is not None and str(one).strip()]
+        values = value if isinstance(value, list | tuple) else [value]
+        texts = [one for one in (words(one, column).strip() for one in values) if one]
         if not texts:
             raise RowError(f"column {column!r} holds no answer")
         return Example(prompt, answers=tuple(_joined(prompt, one) + "\n" for one in texts))

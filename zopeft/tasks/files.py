@@ -1,15 +1,20 @@
-"""Files: rows from jsonl, json, csv and parquet files, with errors that say where."""
+"""Files: rows from jsonl, json, csv, tsv and parquet files, with errors that say where."""
 
 from __future__ import annotations
 
 import csv
+import gzip
+import io
 import json
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from zopeft.errors import input_error
+from zopeft.errors import InputError, input_error
+
+GZIP = ".gz"
 
 
 @dataclass(frozen=True)
@@ -21,18 +26,31 @@ class Source:
         rows: The rows, in their order there.
         lines: Each row's line in the file, or None where rows have no lines.
         columns: The names of the columns.
+        parts: The files that the rows were put together from, if there are several.
     """
 
     name: str
     rows: list[dict[str, Any]]
     lines: list[int] | None
     columns: tuple[str, ...]
+    parts: tuple[Source, ...] = ()
 
     def place(self, index: int) -> str:
         """Returns where row `index` stands, for messages."""
+        for part in self.parts:
+            if index < len(part.rows):
+                return part.place(index)
+            index -= len(part.rows)
         if self.lines is not None:
             return f"{self.name}, line {self.lines[index]}"
         return f"{self.name}, row {index + 1}"
+
+
+def joined(name: str, sources: Sequence[Source]) -> Source:
+    """Returns the rows of several files, one after the other."""
+    rows = [row for source in sources for row in source.rows]
+    columns = dict.fromkeys(column for source in sources for column in source.columns)
+    return Source(name, rows, None, tuple(columns), tuple(sources))
 
 
 def _source(path: Path, rows: list[Any], lines: list[int] | None) -> Source:
@@ -44,52 +62,112 @@ def _source(path: Path, rows: list[Any], lines: list[int] | None) -> Source:
     return Source(str(path), rows, lines, tuple(columns))
 
 
+def _opened(path: Path) -> IO[bytes]:
+    return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")
+
+
+def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yields the lines of a UTF-8 file with their numbers, without a byte-order mark."""
+    with _opened(path) as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
+                    do = "save it as UTF-8"
+                    raise input_error(str(path), "unreadable file: its text is UTF-16", do=do)
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield number, raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise input_error(
+                    f"{path}, line {number}",
+                    f"unreadable text (byte {raw[error.start]:#04x} is not UTF-8)",
+                    do="save the file as UTF-8",
+                ) from error
+
+
 def _jsonl(path: Path) -> Source:
     rows, lines = [], []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                rows.append(json.loads(line))
-            except ValueError as error:
-                raise input_error(
-                    f"{path}, line {number}", f"unreadable JSON ({error})", line.strip()[:60]
-                ) from error
-            lines.append(number)
+    for number, line in _text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError) as error:
+            raise input_error(
+                f"{path}, line {number}", f"unreadable JSON ({error})", line.strip()[:60]
+            ) from error
+        lines.append(number)
     return _source(path, rows, lines)
 
 
 def _json(path: Path) -> Source:
-    content = path.read_text(encoding="utf-8")
+    content = "".join(line for _, line in _text_lines(path))
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
         if "Extra data" in error.msg:  # one object a line under the name of the other kind
             return _jsonl(path)
         raise input_error(f"{path}, line {error.lineno}", f"unreadable JSON ({error})") from error
-    if isinstance(value, dict) and isinstance(value.get("data"), list):
-        value = value["data"]
+    except (ValueError, RecursionError) as error:
+        raise input_error(str(path), f"unreadable JSON ({error})") from error
     if isinstance(value, dict):
-        value = [value]
+        value = _of_object(path, value)
     if not isinstance(value, list):
         raise input_error(str(path), "a list of JSON objects is needed", type(value).__name__)
     return _source(path, value, None)
 
 
-def _csv(path: Path) -> Source:
-    rows, lines = [], []
-    with path.open(encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
+def _of_object(path: Path, value: dict[str, Any]) -> list[Any]:
+    """The rows of one JSON object: under "data", as columns, or the object itself."""
+    data = value.get("data")
+    if isinstance(data, list) and all(isinstance(one, dict) for one in data):
+        return data
+    if value and all(isinstance(column, list) for column in value.values()):
+        sizes = {name: len(column) for name, column in value.items()}
+        if len(set(sizes.values())) > 1:
+            got = ", ".join(f"{name} {size}" for name, size in sizes.items())
+            raise input_error(str(path), "its columns have different lengths", got)
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*value.values(), strict=True)]
+    if len(value) > 1 and all(isinstance(column, dict) for column in value.values()):
+        raise input_error(
+            str(path),
+            "an object of objects is no list of rows",
+            ", ".join(list(value)[:3]),
+            "write a list of objects (pandas: to_json(orient='records'))",
+        )
+    return [value]
+
+
+def _csv(path: Path, delimiter: str = ",") -> Source:
+    rows: list[dict[str, Any]] = []
+    lines = []
+    before = csv.field_size_limit(2**31 - 1)
+    try:
+        # Line ends inside quotes are part of the text, so that they are left as they are.
+        text = (line for _, line in _text_lines(path))
+        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+        names = reader.fieldnames or ()
+        twice = [name for name in names if list(names).count(name) > 1]
+        if twice:
+            raise input_error(f"{path}, line 1", "two columns of one name", twice[0])
         for row in reader:
             if None in row or None in row.values():
                 raise input_error(
-                    f"{path}, line {reader.line_num}",
-                    f"not the {len(reader.fieldnames or ())} fields of the header",
+                    f"{path}, line {reader.line_num}", f"not the {len(names)} fields of the header"
                 )
             rows.append(row)
             lines.append(reader.line_num)
-    return _source(path, rows, lines)
+    except csv.Error as error:
+        # A quote that is never closed swallows the rest: the row begins after the last good one.
+        where = f"{path}, line {(lines[-1] if lines else 1) + 1}"
+        raise input_error(where, f"unreadable file ({error})", do="check its quotes") from error
+    finally:
+        csv.field_size_limit(before)
+    return Source(str(path), rows, lines, tuple(names))
+
+
+def _tsv(path: Path) -> Source:
+    return _csv(path, "\t")
 
 
 def _parquet(path: Path) -> Source:
@@ -102,7 +180,8 @@ def _parquet(path: Path) -> Source:
             do="run `pip install datasets`",
         ) from error
     try:
-        table = parquet.read_table(path)
+        with _opened(path) as file:
+            table = parquet.read_table(io.BytesIO(file.read()))
     except Exception as error:
         raise input_error(str(path), f"unreadable parquet ({str(error)[:120]})") from error
     return Source(str(path), table.to_pylist(), None, tuple(table.column_names))
@@ -112,9 +191,16 @@ READERS: dict[str, Callable[[Path], Source]] = {
     ".jsonl": _jsonl,
     ".json": _json,
     ".csv": _csv,
+    ".tsv": _tsv,
     ".parquet": _parquet,
 }
-"""File suffix to its reader."""
+"""File suffix, in lower case, to its reader; each may be followed by ``.gz``."""
+
+
+def kind_of(path: Path) -> str:
+    """Returns which of `READERS` reads a file, by its name in any case; "" if none does."""
+    name = path.name.lower().removesuffix(GZIP)
+    return next((suffix for suffix in READERS if name.endswith(suffix)), "")
 
 
 def read_file(path: Path) -> Source:
@@ -124,26 +210,8 @@ def read_file(path: Path) -> Source:
         InputError: The file can't be read; the line is named where it has lines.
     """
     try:
-        return READERS[path.suffix](path)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        return READERS[kind_of(path)](path)
+    except InputError:
+        raise
+    except (OSError, EOFError, zlib.error) as error:
         raise input_error(str(path), f"unreadable file ({error})") from error
-
-
-def splits_in(folder: Path) -> dict[str, list[Path]]:
-    """Returns the splits that a folder holds: name to its files, in order.
-
-    ``train.jsonl``, ``train-00000-of-00002.parquet`` and the same under ``data/`` are the
-    split ``train``; ``dev`` and ``valid`` are ``validation``.
-    """
-    found: dict[str, list[Path]] = {}
-    for place in (folder, folder / "data"):
-        for path in sorted(place.glob("*")) if place.is_dir() else ():
-            if path.suffix in READERS and path.is_file():
-                name = path.stem.split("-")[0].split(".")[0]
-                name = {"dev": "validation", "valid": "validation", "val": "validation"}.get(
-                    name, name
-                )
-                found.setdefault(name, []).append(path)
-        if found:
-            break
-    return found

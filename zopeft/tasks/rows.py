@@ -11,7 +11,8 @@ from typing import Any
 from zopeft import hub
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.tasks.catalog import TASKS
-from zopeft.tasks.files import Source, read_file, splits_in
+from zopeft.tasks.files import Source
+from zopeft.tasks.splits import known_formats, read_split, splits_in, unread_in
 from zopeft.tasks.task import RowError, Task
 
 SPLITS = ("train", "validation", "test")
@@ -31,8 +32,9 @@ def load_rows(
     Args:
         task: The task; its columns and labels are checked on every row returned.
         split: "train", "validation", "test", or what the data has.
-        data: A folder with ``<split>.jsonl`` (or json, csv, parquet) in the hub's
-            columns. It goes before `embedded`, and so does a custom task's own data.
+        data: A folder with ``<split>.jsonl`` (or json, csv, tsv, parquet, each also
+            compressed as ``.gz``) in the hub's columns. It goes before `embedded`, and
+            so does a custom task's own data.
         embedded: Take the samples inside the package.
         limit: Most rows; they are drawn without replacement by `seed`, and a smaller
             limit draws the beginning of the same sequence. None: all, in file order.
@@ -88,32 +90,44 @@ def _local(task: Task, split: str, folder: Path) -> Source:
         raise input_error("--data", "a folder is needed", str(folder), f"give {folder.parent}")
     if (folder / "dataset_dict.json").is_file():
         return _saved(split, folder)
+    if (folder / "state.json").is_file():
+        raise input_error(
+            "--data",
+            "one split saved by datasets, without its name",
+            str(folder),
+            f"save a DatasetDict with {split!r} in it",
+        )
     found = splits_in(folder)
+    unread = unread_in(folder, split)
+    if split not in found and unread:
+        do = f"convert it to one of {known_formats()}"
+        raise input_error("--data", f"a format in {folder} that is not read", unread[0], do)
     if not found:
         inner = sorted(p.name for p in folder.iterdir() if p.is_dir() and splits_in(p))
         do = (
             f"give one of its folders: {', '.join(inner)}"
             if inner
-            else (f"put {split}.jsonl (or .json, .csv, .parquet) there")
+            else f"put {split}.jsonl there (or {known_formats()})"
         )
         raise input_error("--data", "no data files in this folder", str(folder), do)
     if split not in found:
         raise input_error(
             "--data", f"no split {split!r} in {folder}", ", ".join(found), f"add {split}.jsonl"
         )
-    sources = [read_file(path) for path in found[split]]
-    if len(sources) == 1:
-        return sources[0]
-    rows = [row for source in sources for row in source.rows]
-    columns = dict.fromkeys(column for source in sources for column in source.columns)
-    return Source(f"{folder}, split {split}", rows, None, tuple(columns))
+    return read_split(f"{folder}, split {split}", found[split])
 
 
 def _saved(split: str, folder: Path) -> Source:
     """A folder written by ``datasets``' save_to_disk."""
     from datasets import load_from_disk
 
-    saved = load_from_disk(str(folder))
+    try:
+        saved = load_from_disk(str(folder))
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise input_error(
+            "--data", f"datasets can't load {folder} ({why})", do="save it again"
+        ) from error
     if split not in saved:
         raise input_error("--data", f"no split {split!r} in {folder}", ", ".join(saved))
     table = saved[split]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from zopeft.tasks.task import Example, HubSource, Row, RowError, Task, text
+from zopeft.tasks.values import words
 
 
 def spans(value: Any, column: str, key: str) -> tuple[str, ...]:
@@ -26,9 +27,8 @@ def spans(value: Any, column: str, key: str) -> tuple[str, ...]:
 def build(row: Row) -> Example:
     """``Title: / Context: / Question: / Answer:`` <first answer><newline>."""
     question = text(row, "question").strip()
-    prompt = (
-        f"Title: {row['title']}\nContext: {text(row, 'context')}\nQuestion: {question}\nAnswer:"
-    )
+    title, context = words(row["title"], "title"), text(row, "context")
+    prompt = f"Title: {title}\nContext: {context}\nQuestion: {question}\nAnswer:"
     return Example(prompt, answers=spans(row["answers"], "answers", "text"))
 
 

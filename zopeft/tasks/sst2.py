@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from zopeft.tasks.task import Example, HubSource, Row, Task, label, text
+from zopeft.tasks.task import Example, HubSource, Row, Task, text
+from zopeft.tasks.values import label
 
 
 def build(row: Row) -> Example:

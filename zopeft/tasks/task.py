@@ -119,20 +119,3 @@ def text(row: Row, column: str) -> str:
     if not value.strip():
         raise RowError(f"column {column!r} is empty")
     return value
-
-
-def label(row: Row, choices: int, column: str = "label") -> int:
-    """Returns a label column as an index.
-
-    Raises:
-        RowError: The value is no whole number from 0 to `choices` - 1.
-    """
-    value = row[column]
-    if isinstance(value, str) and value.strip().lstrip("-").isdigit():
-        value = int(value)  # csv files hold text alone
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if not isinstance(value, int) or not 0 <= value < choices:
-        hint = "; the hub's test splits have no labels, use validation" if value == -1 else ""
-        raise RowError(f"column {column!r} must be 0 to {choices - 1}, got {value!r}{hint}")
-    return int(value)
