@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from zopeft.errors import InputError, input_error
 
@@ -62,7 +62,7 @@ def _source(path: Path, rows: list[Any], lines: list[int] | None) -> Source:
     return Source(str(path), rows, lines, tuple(columns))
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
     return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")
 
 
