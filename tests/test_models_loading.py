@@ -196,6 +196,23 @@ def test_no_tokenizer(broken):
     fails(broken, "no usable tokenizer")
 
 
+@pytest.mark.parametrize("kind", ["gpt2", "gemma", "gpt_neox"])
+def test_a_tokenizer_made_up_for_want_of_files(kind, tmp_path):
+    """transformers builds one of special tokens alone, and reads every text as nothing."""
+    from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer
+
+    from zopeft.meta import meta_train
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = CONFIG_MAPPING[kind](**sizes, vocab_size=32, intermediate_size=16)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    assert len(AutoTokenizer.from_pretrained(tmp_path)) < 6
+    fails(tmp_path, "no usable tokenizer in this folder .*Tokenizer without a vocabulary.*copy")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    with pytest.raises(InputError, match="no usable tokenizer in this folder"):
+        meta_train(model, ["sst2"], rows={"sst2": [{"sentence": "a", "label": 1}]})
+
+
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_hub_out_of_reach_ends_in_seconds(offline):
     """In a fresh process, with and without offline mode; the address answers to nobody."""

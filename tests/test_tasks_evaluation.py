@@ -2,7 +2,6 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,16 +14,12 @@ from zopeft.tasks.encoding import encode_prompts
 from zopeft.tasks.evaluation import fit_length, mean_loss
 from zopeft.tasks.generation import generate
 
-SHARED = Path(__file__).parents[2] / "shared"
-REAL = SHARED / "models" / "stories260K"
-PROMPTS = ["Once upon a time", "Lily had a", "The dog was very big and", "One day,"]
+PROMPTS = ["Anna", "The old man went to the", "Tom and his friend", "It is"]
 
 
 @pytest.fixture(params=[None, "lora", "prefix", "prompt", "p-tuning"])
 def model_and_tokenizer(request):
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL))
+    model, tokenizer = load_model()
     return (attach(model, request.param) if request.param else model), tokenizer
 
 
@@ -80,11 +75,9 @@ def test_newline_inside_a_token_stops():
 
 @pytest.mark.parametrize("name", ["sst2", "copa", "squad"])
 def test_scores_do_not_depend_on_the_batch(name):
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL))
+    model, tokenizer = load_model()
     task = replace(load_task(name), max_new_tokens=6)
-    rows = load_rows(task, "validation", data=SHARED / "data" / name, limit=12)
+    rows = load_rows(task, "validation", embedded=True, limit=12)
     seen = []
     one = evaluate(
         model,
@@ -107,9 +100,7 @@ def test_scores_do_not_depend_on_the_batch(name):
 
 
 def test_mode_is_put_back_and_no_rows_refused():
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL))
+    model, tokenizer = load_model()
     task = load_task("sst2")
     model.train()
     evaluate(model, tokenizer, task, [{"sentence": "fine", "label": 1}], 1, 64)

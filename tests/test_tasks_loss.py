@@ -1,7 +1,6 @@
 """Losses: against the definition, one option at a time, for every kind of adapter."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,8 +12,6 @@ from zopeft.tasks import Collator, TaskDataset, load_task, option_scores, task_l
 from zopeft.tasks.encoding import encode, start_tokens
 from zopeft.tasks.loss import answer_losses, narrow_logits
 from zopeft.tasks.task import Example
-
-REAL = Path(__file__).parents[2] / "shared" / "models" / "stories260K"
 
 COPA = [
     {
@@ -40,9 +37,8 @@ SQUAD = [
 
 @pytest.fixture(scope="module")
 def loaded():
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    return load_model(str(REAL))
+    """The embedded model: trained, so its losses are far apart."""
+    return load_model()
 
 
 def merging_tokenizer():
@@ -79,9 +75,7 @@ def one_at_a_time(model, encoded):
 
 @pytest.mark.parametrize("peft", [None, "lora", "prefix", "prompt"])
 def test_choice_loss_is_the_definition(peft):
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL))
+    model, tokenizer = load_model()
     model = attach(model, peft) if peft else model
     data = TaskDataset(load_task("copa"), COPA, tokenizer, 64, loss="choice")
     batch = Collator(tokenizer)(list(data))
@@ -97,9 +91,7 @@ def test_choice_loss_is_the_definition(peft):
 
 @pytest.mark.parametrize("peft", [None, "lora", "prefix", "prompt"])
 def test_answer_loss_is_the_models_own(peft):
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL))
+    model, tokenizer = load_model()
     model = attach(model, peft) if peft else model
     data = TaskDataset(load_task("squad"), SQUAD, tokenizer, 128)
     batch = Collator(tokenizer)(list(data))
@@ -159,7 +151,7 @@ def test_no_logits_of_all_places(loaded):
     with torch.no_grad():
         task_loss(model, batch)
     hook.remove()
-    assert seen == [(1, int((batch["labels"] != -100).sum()), 512)]
+    assert seen == [(1, int((batch["labels"] != -100).sum()), model.config.vocab_size)]
     assert not model.lm_head._forward_pre_hooks
 
 
@@ -196,9 +188,7 @@ def test_gradients_flow(loaded):
 
 
 def test_half_precision_gives_a_float32_loss():
-    if not REAL.is_dir():
-        pytest.skip("the small real model is not beside the repository")
-    model, tokenizer = load_model(str(REAL), dtype="bfloat16")
+    model, tokenizer = load_model(dtype="bfloat16")
     batch = Collator(tokenizer)(list(TaskDataset(load_task("squad"), SQUAD, tokenizer, 64)))
     with torch.no_grad():
         assert task_loss(model, batch).dtype == torch.float32
@@ -218,6 +208,26 @@ def test_truncation_keeps_start_and_answer(loaded):
     assert tight.prompts == ((tokenizer.bos_token_id,),)
     with pytest.raises(InputError, match=r"row 1: the answer has .* does not fit"):
         encode(tokenizer, [example], "answer", answer)
+
+
+def test_the_longest_option_decides_where_a_prompt_is_cut(loaded):
+    """All options see the same end of the prompt, and none is longer than allowed."""
+    _, tokenizer = loaded
+    options = (" yes.", " The very old dog sang a song and went home.")
+    example = Example("word " * 100 + "Answer:", options, 0)
+    (whole,) = encode(tokenizer, [example], "choice", 1000)
+    (cut,) = encode(tokenizer, [example], "choice", 24)
+    short, long = map(len, whole.options)
+    assert short < long < 24
+    assert cut.options == whole.options
+    assert len(cut) == 24
+    assert [len(prompt) for prompt in cut.prompts] == [24 - long] * 2
+    assert {len(text) for text in cut.texts} == {24 - long + short, 24}
+    assert cut.prompts[0][1:] == whole.prompts[0][-(24 - long) + 1 :]
+    (tight,) = encode(tokenizer, [example], "choice", long + 1)
+    assert tight.prompts == ((tokenizer.bos_token_id,),) * 2
+    with pytest.raises(InputError, match=rf"row 1: the answer has {long} tokens and does not fit"):
+        encode(tokenizer, [example], "choice", long)
 
 
 def test_tokens_across_the_border_belong_to_the_answer():

@@ -107,12 +107,16 @@ def _restore(blocks: Blocks, start: list[Tensor]) -> None:
 
 
 def _data(recipe: Recipe, blocks: Blocks, tokenizer: Any, embedded: bool) -> tuple[Any, ...]:
-    from zopeft.tasks import TaskDataset
+    from zopeft.tasks import Collator, TaskDataset
     from zopeft.tasks.evaluation import fit_length
+    from zopeft.tasks.loss import try_padding
+    from zopeft.tasks.table import table_rows
 
     task = load_task(recipe.task.name, recipe.task.loss)
-    length = fit_length(blocks.model, recipe.task.max_length)
-    train = TaskDataset(task, load_rows(recipe, task, "train", embedded), tokenizer, length)
+    length, known = fit_length(blocks.model, recipe.task.max_length), table_rows(blocks.model)
+    rows = load_rows(recipe, task, "train", embedded)
+    train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
+    try_padding(blocks.model, train.encoded, Collator(tokenizer, known).pad)
     return task, train, load_rows(recipe, task, "validation", embedded), length
 
 
@@ -128,9 +132,10 @@ def batches(body: Body, size: int, seed: int) -> Iterator[dict[str, Tensor]]:
         seed: The run's seed.
     """
     from zopeft.tasks import Collator
+    from zopeft.tasks.table import table_rows
 
     model: Any = body.blocks.model
-    collate, device = Collator(body.tokenizer), model.device
+    collate, device = Collator(body.tokenizer, table_rows(model)), model.device
     generator = torch.Generator().manual_seed(seed)
     while True:
         order = torch.randperm(len(body.train), generator=generator).tolist()

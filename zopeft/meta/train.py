@@ -21,7 +21,9 @@ from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.meta.state_trainer import StateTrainer
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
 from zopeft.tasks.frequency import count_tokens
+from zopeft.tasks.loss import try_padding
 from zopeft.tasks.sampling import draw_labels
+from zopeft.tasks.table import table_rows
 
 
 def meta_train(
@@ -67,7 +69,8 @@ def meta_train(
     refuse_offloaded(blocks, "meta_train")
     if tokenizer is None:
         tokenizer = _tokenizer_of(blocks)
-    datasets = {}
+    known = table_rows(model)
+    datasets, collate = {}, Collator(tokenizer, known)
     for name in tasks:
         task = load_task(name)
         found = (
@@ -77,9 +80,10 @@ def meta_train(
                 task, "train", _folder(data, name, len(tasks)), False, train_examples, checked.seed
             )
         )
-        datasets[task.name] = TaskDataset(task, found, tokenizer, max_length)
+        datasets[task.name] = TaskDataset(task, found, tokenizer, max_length, table_rows=known)
+        try_padding(model, datasets[task.name].encoded, collate.pad)
     device = blocks[0].parameter.device
-    batches = TaskBatches(datasets, Collator(tokenizer), checked.batch_size, checked.seed, device)
+    batches = TaskBatches(datasets, collate, checked.batch_size, checked.seed, device)
     moving = checked.policy == "state"
     finetuner = FineTuner.initial(
         blocks,
@@ -129,7 +133,8 @@ def _folder(data: str | Path | None, task: str, count: int) -> Path | None:
 
 
 def _tokenizer_of(blocks: Blocks) -> Any:
-    from transformers import AutoTokenizer
+    from zopeft.models import resolve
+    from zopeft.models.loading import load_tokenizer
 
     if not blocks.base_name:
         raise input_error(
@@ -138,4 +143,4 @@ def _tokenizer_of(blocks: Blocks) -> Any:
             None,
             "pass tokenizer=",
         )
-    return AutoTokenizer.from_pretrained(blocks.base_name)
+    return load_tokenizer(resolve(blocks.base_name))

@@ -86,7 +86,7 @@ def load_model(
     elif quantised is not None or not on_cpu:
         options["device_map"] = {"": str(place)}
     with quiet(), hub.cache_only(offline):
-        tokenizer = _tokenizer(source, offline)
+        tokenizer = load_tokenizer(source, offline)
         model = _model(source, offline, options)
     keep_unpacked(model)
     return model.eval(), tokenizer
@@ -139,19 +139,37 @@ def _half() -> torch.dtype:
     return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
 
 
-def _tokenizer(source: ModelSource, offline: bool) -> PreTrainedTokenizerBase:
+def load_tokenizer(source: ModelSource, offline: bool = False) -> PreTrainedTokenizerBase:
+    """Loads a model's tokenizer.
+
+    Args:
+        source: What `resolve` returns.
+        offline: Whether the hub is known to be out of reach.
+
+    Raises:
+        InputError: There is none, or none that can be used.
+    """
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(source.path)
+        tokenizer = AutoTokenizer.from_pretrained(source.path)
     except Exception as error:
         if not source.local:
             raise _hub_error(source, offline, error) from error
-        raise input_error(
-            source.path,
-            f"no usable tokenizer in this folder ({_first_line(error)})",
-            do="copy the base model's tokenizer files into it",
-        ) from error
+        raise _no_tokenizer(source, _first_line(error)) from error
+    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+    if len(tokenizer) <= len(special):
+        # Without files, transformers makes a tokenizer of its class's special tokens alone.
+        raise _no_tokenizer(source, f"a {type(tokenizer).__name__} without a vocabulary")
+    return tokenizer
+
+
+def _no_tokenizer(source: ModelSource, why: str) -> InputError:
+    if not source.local:
+        do = "give the folder of a local copy that has the base model's tokenizer files"
+        return input_error(source.path, f"no usable tokenizer there ({why})", do=do)
+    do = "copy the base model's tokenizer files into it"
+    return input_error(source.path, f"no usable tokenizer in this folder ({why})", do=do)
 
 
 def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTrainedModel:

@@ -127,14 +127,18 @@ def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: 
         RunError: The loss was not finite for some steps in a row.
     """
     from zopeft.tasks import Collator, task_loss
+    from zopeft.tasks.loss import try_padding
+    from zopeft.tasks.table import table_rows
 
     loss = CountedLoss(task_loss)
     follower = Follower(loss, listener)
+    collate = Collator(prepared.tokenizer, table_rows(prepared.blocks.model))
     with quiet():
+        try_padding(prepared.blocks.model, prepared.train.encoded, collate.pad)
         trainer = ZOTrainer(
             prepared.blocks.model,
             _arguments(recipe, out, prepared),
-            Collator(prepared.tokenizer),
+            collate,
             prepared.train,
             blocks=prepared.blocks,
             finetuner=prepared.finetuner,

@@ -169,7 +169,8 @@ def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
         InputError: Something that the recipe names cannot be used.
     """
     from zopeft.tasks import TaskDataset
-    from zopeft.tasks.evaluation import fit_length
+    from zopeft.tasks.evaluation import check_rows, fit_length
+    from zopeft.tasks.table import table_rows
 
     task = load_task(recipe.task.name, recipe.task.loss)
     finetuner = load_finetuner(recipe)
@@ -181,7 +182,9 @@ def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
     if finetuner is not None:
         finetuner.match(blocks)
     length = fit_length(blocks.model, recipe.task.max_length)
-    train = TaskDataset(task, rows, tokenizer, length)
+    known = table_rows(blocks.model)
+    train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
+    check_rows(blocks.model, tokenizer, task, validation, length)
     method = method_name(recipe)
     return Prepared(blocks, tokenizer, source, task, train, validation, finetuner, method)
 

@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 
 from zopeft.errors import InputError, input_error
 from zopeft.tasks.encoding import Encoded, encode
+from zopeft.tasks.table import check_ids, padding_id
 from zopeft.tasks.task import RowError, Task
 
 IGNORED = -100
@@ -42,10 +43,12 @@ class TaskDataset(Dataset[Encoded]):
         tokenizer: A Hugging Face tokenizer.
         max_length: Most tokens of a text; longer prompts are cut from their left.
         loss: "choice" or "answer"; None takes the task's own.
+        table_rows: Rows of the model's embedding, `zopeft.tasks.table.table_rows`; None
+            doesn't check that it has the tokens.
 
     Raises:
-        InputError: A faulty row, an answer that doesn't fit, or loss="choice" for a task
-            without choices.
+        InputError: A faulty row, an answer that doesn't fit, a token that the embedding does
+            not have, or loss="choice" for a task without choices.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class TaskDataset(Dataset[Encoded]):
         tokenizer: Any,
         max_length: int,
         loss: str | None = None,
+        table_rows: int | None = None,
     ) -> None:
         self.task = task
         self.loss = loss or task.loss
@@ -69,6 +73,7 @@ class TaskDataset(Dataset[Encoded]):
             except RowError as error:
                 raise InputError(f"{task.name}, row {index + 1}: {error}") from error
         self.encoded = encode(tokenizer, examples, self.loss, max_length)
+        check_ids(tokenizer, (_every_id(one) for one in self.encoded), table_rows, task.name)
 
     def __len__(self) -> int:
         return len(self.encoded)
@@ -83,11 +88,12 @@ class Collator:
     Args:
         tokenizer: Its padding token is used, or its end token, or 0: what is padded is
             known by the mask, never by the id.
+        table_rows: Rows of the model's embedding, `zopeft.tasks.table.table_rows`; a padding
+            token outside is passed over.
     """
 
-    def __init__(self, tokenizer: Any) -> None:
-        ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-        self.pad = next(int(one) for one in ids if one is not None)
+    def __init__(self, tokenizer: Any, table_rows: int | None = None) -> None:
+        self.pad = padding_id(tokenizer, table_rows)
 
     def __call__(self, examples: Sequence[Encoded]) -> dict[str, Tensor]:
         """Returns the batch of `examples`; all must be of one kind."""
@@ -139,6 +145,10 @@ class Collator:
         batch["target_option"] = torch.tensor([which for _, _, which in targets])
         batch["option_table"] = _table(counts)
         return batch
+
+
+def _every_id(one: Encoded) -> set[int]:
+    return {token for ids in (*one.prompts, *one.options) for token in ids}
 
 
 def _table(counts: Sequence[int]) -> Tensor:

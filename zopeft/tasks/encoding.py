@@ -2,7 +2,9 @@
 
 The whole text and its prompt are tokenised; what the two have in common is the prompt,
 the rest is the answer. Where a tokenizer merges across the border, the merged token
-belongs to the answer, so an answer always has tokens.
+belongs to the answer, so an answer always has tokens. What the tokenizer puts before a
+text stands before the prompt, once; what it puts behind a text is left out
+(`zopeft.tasks.template`).
 """
 
 from __future__ import annotations
@@ -13,8 +15,7 @@ from typing import Any
 
 from zopeft.errors import input_error
 from zopeft.tasks.task import Example
-
-Ids = tuple[int, ...]
+from zopeft.tasks.template import Ids, Template
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,18 @@ class Encoded:
         """True where every option is one token after one prompt: one row holds them all."""
         return all(len(o) == 1 for o in self.options) and len(set(self.prompts)) == 1
 
+    @property
+    def texts(self) -> tuple[Ids, ...]:
+        """The whole text of each option."""
+        return tuple(p + o for p, o in zip(self.prompts, self.options, strict=True))
+
     def __len__(self) -> int:
         return max(len(p) + len(o) for p, o in zip(self.prompts, self.options, strict=True))
 
 
 def start_tokens(tokenizer: Any) -> Ids:
-    """Returns the ids that the tokenizer puts before a text: (bos,) or ()."""
-    ids = tokenizer("").input_ids
-    return (int(ids[0]),) if ids and ids[0] == tokenizer.bos_token_id else ()
+    """Returns the ids that the tokenizer puts before a text: (bos,), (), or others."""
+    return Template.of(tokenizer).before
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -66,8 +71,8 @@ def encode(
         tokenizer: A Hugging Face tokenizer.
         examples: What to encode.
         loss: "choice" keeps every option, "answer" the right one alone.
-        max_length: Most tokens of prompt and answer together; the beginning-of-text
-            token and the answer are kept whatever happens.
+        max_length: Most tokens of prompt and answer together; the tokens that the tokenizer
+            puts before a text and the answer are kept whatever happens.
 
     Raises:
         InputError: An answer doesn't fit into `max_length`, or has no tokens.
@@ -81,12 +86,14 @@ def encode(
     ]
     prompt_ids = tokenize(tokenizer, [prompt.rstrip(" ") for prompt in prompts])
     whole_ids = iter(tokenize(tokenizer, whole))
-    start = start_tokens(tokenizer)
+    template = Template.of(tokenizer, whole[:1])
+    start = template.before
     encoded = []
     for index, (example, group, before) in enumerate(
         zip(examples, options, prompt_ids, strict=True)
     ):
-        pairs = [_split(before, next(whole_ids)) for _ in group]
+        split = [_split(before, next(whole_ids)) for _ in group]
+        pairs = [(template.begun(prompt), answer) for prompt, answer in split]
         longest = max(len(answer) for _, answer in pairs)
         for (_, answer), option in zip(pairs, group, strict=True):
             if not answer:
@@ -109,10 +116,11 @@ def encode(
 
 def encode_prompts(tokenizer: Any, prompts: Sequence[str], max_length: int) -> list[Ids]:
     """Encodes prompts for generation, cutting long ones from their left."""
-    start = start_tokens(tokenizer)
-    room = max(1, max_length - len(start))
     texts = [prompt.lstrip().rstrip(" ") for prompt in prompts]
-    return [start + tuple(ids[-room:]) for ids in tokenize(tokenizer, texts)]
+    template = Template.of(tokenizer, texts[:1])
+    room = max(1, max_length - len(template.before))
+    found = [template.begun(ids) for ids in tokenize(tokenizer, texts)]
+    return [template.before + tuple(ids[-room:]) for ids in found]
 
 
 def _options(example: Example, loss: str) -> tuple[str, ...]:

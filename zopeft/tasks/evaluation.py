@@ -15,7 +15,8 @@ from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import Collator, TaskDataset
 from zopeft.tasks.encoding import Encoded, encode_prompts
 from zopeft.tasks.generation import generate
-from zopeft.tasks.loss import answer_losses, option_scores
+from zopeft.tasks.loss import answer_losses, option_scores, try_padding
+from zopeft.tasks.table import check_ids, table_rows
 from zopeft.tasks.task import Task
 
 Progress = Callable[[int, int], None]
@@ -94,8 +95,8 @@ def mean_loss(
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
     keep_unpacked(model)
-    data = TaskDataset(task, rows, tokenizer, fit_length(model, max_length)).encoded
-    collate, training = Collator(tokenizer), model.training
+    data, collate = _encoded(model, tokenizer, task, rows, fit_length(model, max_length))
+    training = model.training
     total, weight = 0.0, 0
     model.eval()
     try:
@@ -113,6 +114,34 @@ def mean_loss(
     finally:
         model.train(training)
     return total / weight
+
+
+def check_rows(
+    model: Any, tokenizer: Any, task: Task, rows: Sequence[Mapping[str, Any]], max_length: int
+) -> None:
+    """Refuses rows that `evaluate` would refuse, without running the model.
+
+    Raises:
+        InputError: A row that can't be encoded, or tokens that the model does not have.
+    """
+    loss = "choice" if task.kind == "choice" else None
+    TaskDataset(task, rows, tokenizer, fit_length(model, max_length), loss, table_rows(model))
+
+
+def _encoded(
+    model: Any,
+    tokenizer: Any,
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    length: int,
+    loss: str | None = None,
+) -> tuple[list[Encoded], Collator]:
+    """The rows as token ids, and what makes batches of them; the model has been tried on them."""
+    known = table_rows(model)
+    data = TaskDataset(task, rows, tokenizer, length, loss, known).encoded
+    collate = Collator(tokenizer, known)
+    try_padding(model, data, collate.pad)
+    return data, collate
 
 
 def fit_length(model: Any, max_length: int) -> int:
@@ -153,8 +182,7 @@ def _choices(
     length: int,
     report: Progress,
 ) -> dict[str, float]:
-    data = TaskDataset(task, rows, tokenizer, length, loss="choice").encoded
-    collate = Collator(tokenizer)
+    data, collate = _encoded(model, tokenizer, task, rows, length, "choice")
     right = done = 0
     loss = weight = 0.0
     for _, group in _batches(data, [len(e) for e in data], batch_size):
@@ -185,12 +213,12 @@ def _answers(
     length: int,
     report: Progress,
 ) -> dict[str, float]:
-    data: Sequence[Encoded] = TaskDataset(task, rows, tokenizer, length).encoded
+    data, collate = _encoded(model, tokenizer, task, rows, length)
     examples = [task.example(row) for row in rows]
     prompts = encode_prompts(
         tokenizer, [e.prompt for e in examples], max(1, length - task.max_new_tokens)
     )
-    collate = Collator(tokenizer)
+    check_ids(tokenizer, prompts, table_rows(model), task.name)
     loss = tokens = total_f1 = total_match = 0.0
     done = 0
     for chosen, group in _batches(data, [len(e) for e in data], batch_size):

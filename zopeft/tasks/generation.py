@@ -12,12 +12,17 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks.offloaded import device_of
+from zopeft.tasks.neighbours import by_length, try_out
+from zopeft.tasks.table import padding_id, table_rows
 
 
 def generate(
     model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
 ) -> list[str]:
     """Continues prompts greedily, each up to a newline or the end token.
+
+    An answer does not depend on the batch: a model that looks at padding, which is tried out
+    once, is given prompts of one length at a time (`zopeft.tasks.neighbours`).
 
     Args:
         model: A causal language model, with or without a PEFT adapter.
@@ -28,32 +33,68 @@ def generate(
     Returns:
         The answers without their newline and surrounding spaces.
     """
+    if not prompts:
+        return []
+    pad, ends = padding_id(tokenizer, table_rows(model)), _end_tokens(model, tokenizer)
+    lengths = [len(prompt) for prompt in prompts]
+    longest = max(range(len(prompts)), key=lambda index: lengths[index])
+
+    def first_logits(rows: Sequence[Sequence[int]]) -> Any:
+        return _continued(model, rows, pad, min(2, max_new_tokens), output_logits=True)[1]
+
+    answers = [""] * len(prompts)
+    with torch.inference_mode(), _own_settings(model):
+        most = lengths[longest] + max_new_tokens - 1
+        alone = len(set(lengths)) > 1 and try_out(
+            model, "left", prompts[longest], most, first_logits
+        )
+        for group in by_length(lengths) if alone else [range(len(prompts))]:
+            rows, stops = [prompts[index] for index in group], [_Newline(tokenizer)]
+            found, _ = _continued(
+                model, rows, pad, max_new_tokens, stops, eos_token_id=ends or None
+            )
+            for index, ids in zip(group, found.tolist(), strict=True):
+                answers[index] = _text(tokenizer, ids, ends)
+    return answers
+
+
+def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> str:
+    """The answer of new tokens: what comes after an end token is filling."""
+    size = next((place for place, one in enumerate(ids) if one in ends), len(ids))
+    text: str = tokenizer.decode(ids[:size], skip_special_tokens=True)
+    return text.split("\n", 1)[0].strip()
+
+
+def _continued(
+    model: Any,
+    prompts: Sequence[Sequence[int]],
+    pad: int,
+    max_new_tokens: int,
+    stops: Sequence[Any] = (),
+    **settings: Any,
+) -> tuple[Tensor, Any]:
+    """The new tokens [R, S] after prompts, padded to be one batch; and the logits, if wished."""
     from transformers import GenerationConfig, StoppingCriteriaList
 
-    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
-    pad = next(int(one) for one in ids if one is not None)
-    config = GenerationConfig(
-        do_sample=False,
-        num_beams=1,
-        max_new_tokens=max_new_tokens,
-        pad_token_id=pad,
-        eos_token_id=_end_tokens(model, tokenizer) or None,
-        bos_token_id=tokenizer.bos_token_id,
+    if _has_soft_prompt(model):
+        generator, inputs = model.get_base_model(), _soft_inputs(model, prompts, pad)
+    else:
+        generator, inputs = model, _inputs(model, prompts, pad)
+    output = generator.generate(
+        **inputs,
+        generation_config=GenerationConfig(
+            do_sample=False,
+            num_beams=1,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=pad,
+            return_dict_in_generate=True,
+            **settings,
+        ),
+        stopping_criteria=StoppingCriteriaList(stops),
     )
-    with torch.inference_mode(), _own_settings(model):
-        if _has_soft_prompt(model):
-            generator, inputs = model.get_base_model(), _soft_inputs(model, prompts, pad)
-        else:
-            generator, inputs = model, _inputs(model, prompts, pad)
-        output = generator.generate(
-            **inputs,
-            generation_config=config,
-            stopping_criteria=StoppingCriteriaList([_Newline(tokenizer)]),
-        )
     # From embeddings, generate returns the new tokens alone.
     given = inputs["input_ids"].shape[1] if "input_ids" in inputs else 0
-    texts = tokenizer.batch_decode(output[:, given:], skip_special_tokens=True)
-    return [text.split("\n", 1)[0].strip() for text in texts]
+    return output.sequences[:, given:], output.logits
 
 
 def _inputs(model: Any, prompts: Sequence[Sequence[int]], pad: int) -> dict[str, Tensor]:

@@ -8,13 +8,19 @@ the model's class. Log-probabilities are taken in float32.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zopeft.blocks.offloaded import device_of
 from zopeft.tasks.dataset import IGNORED
+from zopeft.tasks.encoding import Encoded
+from zopeft.tasks.neighbours import apart, by_length, try_out
+
+LAST = 8
+"""Tokens of a short text whose logits are compared with and without padding behind it."""
 
 
 class TaskLoss:
@@ -126,6 +132,9 @@ def narrow_logits(
 ) -> Tensor:
     """Runs the model and returns its logits at some places.
 
+    A model that is known to look at padding (`try_padding`) is given the rows of one length
+    at a time, without any.
+
     Args:
         model: A causal language model.
         batch: ``input_ids`` and ``attention_mask`` [R, T].
@@ -135,7 +144,36 @@ def narrow_logits(
     Returns:
         float32 logits [P U, V].
     """
-    ids, mask = batch["input_ids"], _mask(batch)
+    ids, mask, real = batch["input_ids"], _mask(batch), batch.get("attention_mask")
+    if mask is None and real is not None and apart(model, "right", ids.shape[1]):
+        return _by_length(model, ids, real, places, count)
+    return _narrow(model, ids, mask, places, count)
+
+
+def _by_length(model: Any, ids: Tensor, mask: Tensor, places: Tensor, count: int) -> Tensor:
+    """`narrow_logits`, in a forward for each length that a row has."""
+    rows, at = places // ids.shape[1], places % ids.shape[1]
+    logits: Tensor | None = None
+    for group in by_length(mask.sum(1).tolist()):
+        chosen = torch.tensor(group, device=ids.device)
+        inside = torch.isin(rows, chosen)
+        if not bool(inside.any()):
+            continue
+        length = int(mask[group[0]].sum())
+        number = torch.empty_like(ids[:, 0]).scatter_(
+            0, chosen, torch.arange(len(group), device=ids.device)
+        )
+        local = number[rows[inside]] * length + at[inside]
+        found = _narrow(model, ids[chosen, :length], None, local, count).unflatten(0, (count, -1))
+        if logits is None:
+            logits = found.new_empty(count, len(places), found.shape[-1])
+        logits[:, inside] = found
+    assert logits is not None
+    return logits.flatten(0, 1)
+
+
+def _narrow(model: Any, ids: Tensor, mask: Tensor | None, places: Tensor, count: int) -> Tensor:
+    """One forward of `count` copies of rows [R, T], and its logits [P U, V] at places [U]."""
     if count > 1:
         places = torch.cat([places + copy * ids.numel() for copy in range(count)])
         ids, mask = ids.repeat(count, 1), None if mask is None else mask.repeat(count, 1)
@@ -164,11 +202,45 @@ def narrow_logits(
     return (logits[0] if narrowed else narrow(logits)).float()
 
 
+def try_padding(model: Any, examples: Sequence[Encoded], pad: int) -> None:
+    """Tries out whether losses of a model depend on the padding of a batch.
+
+    Called once before a model is trained or scored on examples, outside of any probe. What
+    is found is remembered for the model, and `narrow_logits` goes by it.
+
+    Args:
+        model: A causal language model, with or without a PEFT adapter.
+        examples: The examples to come; only the longest is run.
+        pad: The id that fills their batches.
+    """
+    texts = [text for example in examples for text in example.texts]
+    if len({len(text) for text in texts}) < 2:
+        return
+    longest = max(texts, key=len)
+
+    def last_logits(rows: Sequence[Sequence[int]]) -> list[Tensor]:
+        size = max(map(len, rows))
+        ids = torch.tensor([[*row, *[pad] * (size - len(row))] for row in rows])
+        places = torch.arange(max(0, len(rows[0]) - LAST), len(rows[0]))
+        ids, places = ids.to(device_of(model)), places.to(device_of(model))
+        return [_narrow(model, ids, None, places, 1)[None]]
+
+    training = model.training
+    model.eval()
+    try:
+        # Not inference mode: what a layer keeps of its first forward may be trained through.
+        with torch.no_grad():
+            try_out(model, "right", longest, len(longest), last_logits)
+    finally:
+        model.train(training)
+
+
 def _mask(batch: Mapping[str, Tensor]) -> Tensor | None:
     """The attention mask, or None where it can change nothing.
 
     With all padding on the right, a causal model never looks at it from a token that
-    counts; without a mask, attention takes its faster path.
+    counts (`try_padding` finds those that do); without a mask, attention takes its faster
+    path.
     """
     mask = batch.get("attention_mask")
     if mask is None or bool(mask[:, 0].all()):
