@@ -133,7 +133,7 @@ def _folder(data: str | Path | None, task: str, count: int) -> Path | None:
 
 
 def _tokenizer_of(blocks: Blocks) -> Any:
-    from zopeft.models import resolve
+    from zopeft.models import ModelSource
     from zopeft.models.loading import load_tokenizer
 
     if not blocks.base_name:
@@ -143,4 +143,4 @@ def _tokenizer_of(blocks: Blocks) -> Any:
             None,
             "pass tokenizer=",
         )
-    return load_tokenizer(resolve(blocks.base_name))
+    return load_tokenizer(ModelSource(blocks.base_name, local=Path(blocks.base_name).is_dir()))
