@@ -200,3 +200,40 @@ def test_scales_that_have_been_packed_are_not_tuned(folder, packing):
     loss(model)
     with pytest.raises(zopeft.InputError, match="load the model anew"):
         zopeft.discover(model, space="scales")
+
+
+@pytest.mark.parametrize("compute", [torch.float32, torch.bfloat16])
+def test_a_trained_bias_that_its_layer_would_replace_is_refused(tmp_path, compute):
+    from transformers import OPTConfig, OPTForCausalLM
+
+    sizes = {"vocab_size": 96, "hidden_size": 64, "ffn_dim": 64, "word_embed_proj_dim": 64}
+    OPTForCausalLM(OPTConfig(**sizes, num_hidden_layers=1, num_attention_heads=4)).save_pretrained(
+        tmp_path
+    )
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=compute)
+    base = AutoModelForCausalLM.from_pretrained(
+        tmp_path, quantization_config=config, dtype=torch.float32
+    )
+    lora = LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["q_proj"], bias="all")
+    model = get_peft_model(base, lora).eval()
+    blocks = zopeft.discover(model)
+    before = [block.data.clone() for block in blocks]
+    method = zopeft.MeZO(blocks, lr=1e-2)
+    if compute == torch.float32:
+        method.step(lambda: model(**BATCH).loss)
+        assert not any(map(torch.equal, [b.data for b in blocks], before))
+        return
+    with pytest.raises(zopeft.InputError, match=r"bias: its layer replaces it by a copy in bfloat"):
+        method.step(lambda: model(**BATCH).loss)
+    assert all(map(torch.equal, [b.data for b in blocks], before))
+    # As the line says: cast before, and it is trained.
+    for module in model.modules():
+        if PERMIT in vars(module) and module.bias is not None:
+            module.bias.data = module.bias.data.to(compute)
+    blocks = zopeft.discover(model)
+    method = zopeft.MeZO(blocks, lr=1.0)
+    before = [block.data.clone() for block in blocks]
+    method.step(lambda: model(**BATCH).loss)
+    biases = [(b.data, old) for b, old in zip(blocks, before, strict=True) if "bias" in b.name]
+    assert sum(b.dtype == compute for b, _ in biases) >= 6
+    assert not any(torch.equal(new, old) for new, old in biases)

@@ -18,6 +18,7 @@ from zopeft.engine.forms import Forms
 from zopeft.engine.layers import CHUNK
 from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.reads import Reads
+from zopeft.engine.replaced import refuse_replaced
 from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
@@ -74,6 +75,7 @@ class Engine:
             raise input_error("shapes", "the scales of quantised layers have none", None)
         self.forms = Forms(blocks, self.shapes, self.kernels)
         self.reads = Reads(blocks)
+        self._in_place = False
         self._numbers = {block.name: index for index, block in enumerate(blocks)}
         self.carriers = carriers_of(
             blocks, carrier, self.kernels, self.forms, self.offload, self.reads
@@ -95,6 +97,9 @@ class Engine:
                 stack.enter_context(carrier.perturbed(direction, step))
             stack.enter_context(watching)
             yield
+        if not self._in_place:
+            refuse_replaced([c for c in self.carriers if isinstance(c, FlatBuffer)])
+            self._in_place = True
 
     def _watching(self) -> AbstractContextManager[None]:
         """Watches a probe's forward passes; to be made before the weights are perturbed."""
