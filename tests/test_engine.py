@@ -11,9 +11,11 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import zopeft
 from zopeft.engine import Direction, Engine, layers
+from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.shapes import LowRank
 from zopeft.kernels import plain
 from zopeft.noise import FAMILIES, Noise
+from zopeft.noise.dither import dither_run
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 TINY = LlamaConfig(
@@ -79,6 +81,13 @@ def same_bits(model, before):
     )
 
 
+def exact_vector(block, engine):
+    """Whether a 16-bit block takes its step in fp32: the norms of full weights."""
+    norm = block.kind == "vector" and "Norm" in type(block.owners[0].module).__name__
+    modular = any(isinstance(carrier, ModuleWeights) for carrier in engine.carriers)
+    return norm and modular and block.parameter.dtype != torch.float32
+
+
 def perturbed_copy(model, engine, direction, step):
     """The plain way: a second model whose weights are written."""
     twin = copy.deepcopy(model)
@@ -90,7 +99,13 @@ def perturbed_copy(model, engine, direction, step):
         )
         if direction.scales is not None:
             noise = noise * direction.scales[index]
-        shifted = plain.perturb(weight.data, noise.view(weight.shape), step)
+        words = dither_run(direction.seed, block.address, 0, weight.numel())
+        dtype = weight.dtype
+        if exact_vector(block, engine):
+            module = twin.get_submodule(block.parameter_name.rpartition(".")[0])
+            module.register_forward_hook(lambda module, args, out, dtype=dtype: out.to(dtype))
+            weight.data, dtype = weight.data.float(), torch.float32
+        shifted = plain.perturb(weight.data, noise.view(weight.shape), step, words, dtype)
         columns = slice(*block.columns) if block.columns else slice(None)
         weight.data[..., columns] = shifted[..., columns]
     return twin

@@ -23,6 +23,7 @@ from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
+from zopeft.kernels.plain import ROUNDINGS
 from zopeft.noise import Noise
 
 FOLDED = 4096
@@ -80,6 +81,23 @@ class Engine:
         self.carriers = carriers_of(
             blocks, carrier, self.kernels, self.forms, self.offload, self.reads
         )
+
+    @property
+    def rounding(self) -> str:
+        """How probes are rounded where weights have 16 bits, one of `plain.ROUNDINGS`.
+
+        "stochastic", with the same bits for both signs of a step; or "nearest", by which runs
+        of earlier versions go on, and which never shows a step below half of a weight's ulp.
+        """
+        return self.kernels.rounding
+
+    @rounding.setter
+    def rounding(self, rounding: str) -> None:
+        if rounding not in ROUNDINGS:
+            raise input_error(
+                "rounding", "unknown rounding of probes", rounding, f"use one of {ROUNDINGS}"
+            )
+        self.kernels.rounding = rounding
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:

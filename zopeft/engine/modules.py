@@ -1,7 +1,8 @@
 """Full weights: noise is added as each module runs, and the weights are never written.
 
 While a probe is on, each module that owns a trained block runs with scratch weights
-``w + step * u`` instead of its own, for the time of its forward alone. Embeddings make
+``w + step * u`` instead of its own, for the time of its forward alone; the norms of a 16-bit
+model in fp32 where that gives the same numbers (`zopeft.engine.exact`). Embeddings make
 noise only for the rows that the batch touches; the vocabulary matrix is done in chunks.
 Where u is a product of thin factors, it runs beside the weight (`zopeft.engine.side_path`).
 The wrapper goes inside a hook of ``accelerate.hooks`` where there is one, so offloaded
@@ -28,6 +29,7 @@ from zopeft.engine import layers
 from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.copies import Copies, UnstackableError
 from zopeft.engine.direction import Direction, Probe
+from zopeft.engine.exact import ExactVectors
 from zopeft.engine.forms import Forms
 from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
@@ -89,6 +91,7 @@ class ModuleWeights(OwnWeights):
         self._settled = False
         self._stack: tuple[Sequence[Probe], Copies] | None = None
         self._twins = Twins(self.indices, self.blocks, kernels, forms)
+        self._exact = ExactVectors()
 
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
@@ -213,8 +216,10 @@ class ModuleWeights(OwnWeights):
                     )
 
     @contextmanager
-    def _swapped(self, places: Iterable[Place], product: bool = True) -> Iterator[list[Scratch]]:
-        """Puts scratch weights in place of the modules' own."""
+    def _swapped(
+        self, places: Iterable[Place], product: bool = True, exact: bool = False
+    ) -> Iterator[list[Scratch]]:
+        """Puts scratch weights in place of the modules' own, or fp32 ones (`exact`)."""
         kept: list[tuple[Place, Tensor]] = []
         made: list[Scratch] = []
         try:
@@ -223,7 +228,9 @@ class ModuleWeights(OwnWeights):
                 assert weight is not None
                 reuse, view = returns_new_memory(place.module), place.view
                 source = weight if view is None else self._sources[place.number]
-                scratch = self._twins.make(place.number, source, reuse=reuse, product=product)
+                scratch = self._twins.make(
+                    place.number, source, reuse=reuse, product=product, exact=exact
+                )
                 kept.append((place, weight))
                 made.append(scratch)
                 shown = scratch.weight if view is None else view.of(scratch.weight)
@@ -233,6 +240,22 @@ class ModuleWeights(OwnWeights):
             for place, own in kept:
                 place.module._parameters[place.leaf] = own  # type: ignore[assignment]
             self._twins.free(made)
+
+    def _run(
+        self,
+        module: nn.Module,
+        places: Sequence[Place],
+        forward: Callable[..., Any],
+        inputs: Any,
+        product: bool,
+    ) -> Any:
+        """Runs a module with scratch weights: a norm's in fp32 where it is the same layer."""
+        dtype = None
+        if self.kernels.rounding == "stochastic":
+            dtype = self._exact.output(module, [place.leaf for place in places], forward, inputs)
+        with self._swapped(places, product, exact=dtype is not None) as made, remade(made):
+            output = forward(inputs)
+        return output if dtype is None else output.to(dtype)
 
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         places, twins = self._places[module], self._twins
@@ -259,8 +282,7 @@ class ModuleWeights(OwnWeights):
                 product = not product_beside
                 output = layers.wide_linear(twins, module, main.number, inputs, product)
             else:
-                with self._swapped(changed, not product_beside) as made, remade(made):
-                    output = forward(inputs)
+                output = self._run(module, changed, forward, inputs, not product_beside)
             return beside(output, inputs) if product_beside else output
 
         def beside(output: Tensor, inputs: Tensor) -> Tensor:

@@ -55,7 +55,12 @@ class ScaleTensors:
         try:
             for number, scales in enumerate(live):
                 factor = self._direction(direction, number).mul_(step).add_(1.0)
-                scales.copy_(factor.mul_(scales.float()))
+                target = factor.mul_(scales.float()).view(-1)
+                address = self.blocks[number].address
+                words = self.kernels.words(direction.seed, address, 0, len(target), scales)
+                if words is not None:
+                    target = stochastic_round(target, words, scales.dtype)
+                scales.copy_(target.view(scales.shape))
             yield
         finally:
             for kept, scales in zip(self._kept, live, strict=True):

@@ -63,6 +63,7 @@ class Twins:
         rows: slice | None = None,
         reuse: bool = False,
         product: bool = True,
+        exact: bool = False,
     ) -> Scratch:
         """Makes the twin of a weight, or of some rows of it.
 
@@ -72,6 +73,7 @@ class Twins:
             rows: Which rows; None for all.
             reuse: Whether nothing reads the twin any more once it is freed.
             product: False leaves out the product of factors, which runs beside.
+            exact: Whether the twin is fp32, not rounded to the weight's dtype.
         """
         direction, step = self.direction, self.step
         assert direction is not None
@@ -86,7 +88,8 @@ class Twins:
 
         def remake() -> Tensor:
             with torch.no_grad():
-                return fill(torch.empty(some.shape, dtype=some.dtype, device=some.device))
+                dtype = torch.float32 if exact else some.dtype
+                return fill(torch.empty(some.shape, dtype=dtype, device=some.device))
 
         if buffer is None:
             shifted = remake()

@@ -73,6 +73,15 @@ class JournalHeader:
     versions: dict[str, str] = field(default_factory=lambda: _versions())
     format_version: int = FORMAT_VERSION
 
+    @property
+    def rounding(self) -> str:
+        """How the run's probes are rounded where weights have 16 bits (`Engine.rounding`).
+
+        To nearest, where a journal does not say: by that all runs were probed once, and such
+        a run goes on as it began.
+        """
+        return str(self.settings.get("rounding", "nearest"))
+
     def to_bytes(self) -> bytes:
         """Returns the header as JSON in UTF-8."""
         return json.dumps(asdict(self), sort_keys=True).encode()
@@ -150,6 +159,7 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
         **fields: Further fields of `JournalHeader`.
     """
     blocks, group = optimizer.blocks, optimizer.param_groups[0]
+    fields["settings"] = {"rounding": optimizer.engine.rounding, **fields.get("settings", {})}
     return JournalHeader(
         method=type(optimizer).__name__,
         noise=optimizer.drawn_from.noise,

@@ -33,6 +33,7 @@ def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = N
     if not isinstance(journal, Journal):
         journal = Journal.open(journal)
     where = str(journal.path)
+    optimizer.engine.rounding = journal.header.rounding
     journal.header.check(header_of(optimizer), where)
     goal = journal.next_step if until is None else until
     if optimizer.steps == 0 and journal.first_step == 0:

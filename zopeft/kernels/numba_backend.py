@@ -60,7 +60,7 @@ class NumbaKernels(PlainKernels):
     def _shift(
         self, table: Table, seed: int, weight: Tensor, step: float, scales: Any, out: Tensor
     ) -> None:
-        places = (*arrays.stored(weight), *arrays.stored(out))
+        places = (*arrays.stored(weight), *arrays.stored(out), int(self.dithers(out)))
         arguments = (*self._key(seed), scales, np.float32(step), *places)
         self._run(table, compiled.shift, None, *arguments)
 
@@ -166,7 +166,7 @@ class NumbaKernels(PlainKernels):
         ]
         out = torch.empty(int(ends[-1]))
         nothing = (np.empty(0, np.uint8), compiled.NOTHING)
-        places = (*nothing, *arrays.stored(out))
+        places = (*nothing, *arrays.stored(out), 0)
         arguments = (*self._key(seed), arrays.one_scale(None), np.float32(1), *places)
         self._run(runs.cut(rows), compiled.shift, None, *arguments)
         return list(out.split(counts))
@@ -187,7 +187,7 @@ class NumbaKernels(PlainKernels):
             return
         table = arrays.row_table(rows, weight, address)
         arguments = (*self._key(seed), *arrays.form_arrays(form, weight), np.float32(step))
-        places = (*arrays.stored(weight), *arrays.stored(out))
+        places = (*arrays.stored(weight), *arrays.stored(out), int(self.dithers(out)))
         self._run(table, compiled.shift_matrix, None, *arguments, *places)
 
     def update_matrix(

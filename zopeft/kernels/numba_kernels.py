@@ -27,6 +27,7 @@ from numba.extending import intrinsic
 
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
 from zopeft.noise.binomial import CENTRE, SCALE
+from zopeft.noise.dither import FACTORS, SHIFTS
 from zopeft.noise.gaussian import COSINE, LOG, ROOT_HALF, SINE, TURN, TWO_LN_2
 from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
 
@@ -46,6 +47,8 @@ _BYTES, _SCALE = U(0x00FF00FF), F(SCALE)
 _TOP, _MAGNITUDE, _INFINITE = U(31), U(0x7FFFFFFF), U(0x7F800000)
 _BIT = U(1) << np.arange(32, dtype=np.uint32)
 _FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
+_D0, _D1 = (U(factor) for factor in FACTORS)
+_S0, _S1, _S2 = (U(shift) for shift in SHIFTS)
 _inline: Any = numba.njit(forceinline=True)
 
 
@@ -238,26 +241,63 @@ def _store(x, count, target, kind, at):
 
 
 @_inline
+def _to_bfloat16(value, word):
+    """Rounds one number as `plain.stochastic_round` does; the sign and 31 bits of fp32."""
+    bits = _bits(value)
+    up = U(U(bits + U(word >> U(16))) & U(0xFFFF0000))
+    up = U(U(up & U(0x80000000)) | U(min(U(up & _MAGNITUDE), U(0x7F7F0000))))
+    return bits if U(bits & _INFINITE) == _INFINITE else up
+
+
+@_inline
+def _to_float16(value, word):
+    """Rounds one number as `plain.stochastic_round` does; still in fp32."""
+    bits = _bits(value)
+    near = _float(U(U(bits + U(word >> U(19))) & U(0xFFFFE000)))
+    small = np.floor(value * _FINE + F(S(word >> U(8))) * _TURN) * _TURN
+    near = small if abs(value) < _SMALL else near
+    near = min(max(near, -_LIMIT), _LIMIT)
+    return value if U(bits & _INFINITE) == _INFINITE else near
+
+
+@_inline
 def _round_stochastically(x, count, kind, key, address, start, words):
-    """Rounds to numbers that the 16-bit dtype holds; see `plain.stochastic_round`."""
+    """Rounds to numbers that the 16-bit dtype holds, as an update is rounded."""
     first = start // 4
     skip = start - first * 4
     _words(key, W(address), W(1), first, (skip + count + 3) // 4, words)
     word = words[skip : skip + count]
     if kind == BFLOAT16:
         for i in range(count):
-            bits = _bits(x[i])
-            up = U(U(bits + U(word[i] >> U(16))) & U(0xFFFF0000))
-            up = U(up & U(0x80000000)) | U(min(U(up & _MAGNITUDE), U(0x7F7F0000)))
-            x[i] = x[i] if U(bits & _INFINITE) == _INFINITE else _float(U(up))
+            x[i] = _float(_to_bfloat16(x[i], word[i]))
     else:
         for i in range(count):
-            value, bits = x[i], _bits(x[i])
-            near = _float(U(U(bits + U(word[i] >> U(19))) & U(0xFFFFE000)))
-            small = np.floor(value * _FINE + F(S(word[i] >> U(8))) * _TURN) * _TURN
-            near = small if abs(value) < _SMALL else near
-            near = min(max(near, -_LIMIT), _LIMIT)
-            x[i] = value if U(bits & _INFINITE) == _INFINITE else near
+            x[i] = _to_float16(x[i], word[i])
+
+
+@_inline
+def _dither(low, high, element):
+    """The word of one element; see `zopeft.noise.dither`."""
+    x = U(element + low)
+    x = U(U(x ^ U(x >> _S0)) * _D0)
+    x = U(U(U(x ^ U(x >> _S1)) ^ high) * _D1)
+    return U(x ^ U(x >> _S2))
+
+
+@_inline
+def _store_dithered(x, count, target, kind, at, key, address, start):
+    """Does `_store`, rounded stochastically as a probe is: elements from `start` on."""
+    stored = target.view(np.uint16)[at : at + count]
+    low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
+    first = U(start)
+    if kind == BFLOAT16:
+        for i in range(count):
+            bits = _to_bfloat16(x[i], _dither(low, high, U(first + U(i))))
+            nan = U(bits & _MAGNITUDE) > _INFINITE
+            stored[i] = np.uint16(U(0x7FC0) if nan else U(bits >> U(16)))
+    else:
+        for i in range(count):
+            stored[i] = _to_half(_to_float16(x[i], _dither(low, high, U(first + U(i)))))
 
 
 @_inline
@@ -308,8 +348,8 @@ def _decay(decay, coefficient, scale, z, y):
         y[i] = y[i] * decay + (scale * z[i]) * coefficient
 
 
-@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8)")
-def shift(table, key, family, scales, step, weight, kind, out, out_kind):
+@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8, i8)")
+def shift(table, key, family, scales, step, weight, kind, out, out_kind, dithered):
     """``out = round(weight + step * (scale * z))``; without weights, ``out = scale * z``."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x = np.empty(TILE, np.float32)
@@ -317,7 +357,8 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind):
         scale, length = scales[table[row, BLOCK]], table[row, LENGTH]
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
-            skip = _draw(key, family, table[row, ADDRESS], table[row, START] + at, n, words, z)
+            address, start = table[row, ADDRESS], table[row, START] + at
+            skip = _draw(key, family, address, start, n, words, z)
             if kind == FLOAT32 and out_kind == FLOAT32:
                 first, to = table[row, WEIGHT] + at, table[row, OUT] + at
                 source = weight.view(np.float32)[first : first + n]
@@ -329,7 +370,10 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind):
             else:
                 _load(weight, kind, table[row, WEIGHT] + at, n, x)
                 _add(step, scale, z[skip : skip + n], x[:n])
-            _store(x, n, out, out_kind, table[row, OUT] + at)
+            if dithered:
+                _store_dithered(x, n, out, out_kind, table[row, OUT] + at, key, address, start)
+            else:
+                _store(x, n, out, out_kind, table[row, OUT] + at)
 
 
 @_kernel("void(i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, f8[:,::1])")
@@ -447,8 +491,10 @@ def _decay_last(decay, coefficient, u, begun, left, right, column, y):
 _MATRIX = "i8[:,::1], u8, i8, f4[:,::1], f4[:,::1], f4[:,::1]"
 
 
-@_kernel(f"void({_MATRIX}, f4, u1[::1], i8, u1[::1], i8)")
-def shift_matrix(table, key, family, scales, left, right, step, weight, kind, out, out_kind):
+@_kernel(f"void({_MATRIX}, f4, u1[::1], i8, u1[::1], i8, i8)")
+def shift_matrix(
+    table, key, family, scales, left, right, step, weight, kind, out, out_kind, dithered
+):
     """``out = round(weight + step * u)``, a row a run; see `Form`."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
@@ -474,7 +520,10 @@ def shift_matrix(table, key, family, scales, left, right, step, weight, kind, ou
                 continue
             _load(weight, kind, first, n, x)
             _add(step, _ONE, y, x[:n])
-            _store(x, n, out, out_kind, to)
+            if dithered:
+                _store_dithered(x, n, out, out_kind, to, key, address, start + at)
+            else:
+                _store(x, n, out, out_kind, to)
 
 
 @_kernel(f"void({_MATRIX}, f4, f4, u1[::1], i8, f8[:,::1])")

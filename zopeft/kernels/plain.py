@@ -1,8 +1,8 @@
 """The arithmetic of a probe and of an update in plain PyTorch: the oracle of all kernels.
 
-Both are fp32 arithmetic with one rounding at the end: to nearest for a probe, whose
-weights live for one forward pass; stochastic for an update into 16-bit storage, so that
-an update far below one ulp still counts on average.
+Both are fp32 arithmetic with one rounding at the end, stochastic where the target has 16
+bits: so an update far below one ulp still counts on average, and a probe shows every weight
+that the update will move, be its ulp far above the step.
 """
 
 from __future__ import annotations
@@ -12,19 +12,36 @@ from torch import Tensor
 
 from zopeft.noise.address import rounding_words
 
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
+ROUNDINGS = ("stochastic", "nearest")
+"""Of probes in 16 bits. To nearest was the only way once, and a run that began so goes on so."""
 
-def perturb(weight: Tensor, direction: Tensor, step: float) -> Tensor:
-    """Returns ``weight + step * direction`` in the weight's dtype.
+
+def perturb(
+    weight: Tensor,
+    direction: Tensor,
+    step: float,
+    words: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Returns ``weight + step * direction``, rounded once.
 
     Args:
         weight: The stored weights, any shape and floating dtype.
         direction: fp32 ``u = scale * z``, of the same shape.
         step: Finite-difference step, with its sign.
+        words: int64, as many, what decides the rounding to 16 bits (`dither_words`); the
+            same for both signs of a step, so that where it is below half an ulp no weight
+            is moved by both of them. None for rounding to nearest.
+        dtype: What is returned; None for the weight's dtype.
 
     Returns:
         A new tensor; `weight` is not touched.
     """
-    return direction.mul(step).add_(weight).to(weight.dtype)
+    value, dtype = direction.mul(step).add_(weight), dtype or weight.dtype
+    if words is None or dtype not in SIXTEEN_BIT:
+        return value.to(dtype)
+    return stochastic_round(value, words.view(value.shape), dtype)
 
 
 def update_(
@@ -62,12 +79,13 @@ def stochastic_round(value: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor
     gap between both. Numbers that `dtype` holds exactly stay as they are.
 
     Args:
-        value: fp32 [n].
-        words: int64 [n], a 32-bit random word an element.
+        value: fp32, any shape.
+        words: int64 of the same shape, a 32-bit random word an element.
         dtype: torch.bfloat16 or torch.float16.
 
     Returns:
-        [n] of `dtype`; magnitudes beyond the largest finite number are clamped to it.
+        In `dtype`, of the shape of `value`; magnitudes beyond the largest finite number are
+        clamped to it.
 
     Raises:
         TypeError: `dtype` is neither of the two.

@@ -12,6 +12,7 @@ from zopeft.kernels.plain_matrix import PlainMatrices, Statistics
 from zopeft.kernels.runs import BLOCK, LENGTH, OUT, Layout
 from zopeft.noise import Noise
 from zopeft.noise.address import rounding_words
+from zopeft.noise.dither import dither_words
 
 __all__ = ["PlainKernels", "Statistics"]
 
@@ -53,7 +54,7 @@ class PlainKernels(PlainMatrices):
         scale: Tensor | None,
         out: Tensor,
     ) -> None:
-        """Writes ``weight + step * (scale * z)`` to `out`, rounded once from fp32.
+        """Writes ``weight + step * (scale * z)`` to `out`, rounded once as `rounding` says.
 
         Args:
             seed: 64-bit key of the step.
@@ -67,7 +68,8 @@ class PlainKernels(PlainMatrices):
         for at in range(0, weight.numel(), CHUNK):
             piece = weight[at : at + CHUNK]
             u = self._scaled(seed, address, start + at, piece, scale)
-            out[at : at + CHUNK] = plain.perturb(piece, u, step)
+            words = self.words(seed, address, start + at, piece.numel(), out)
+            out[at : at + CHUNK] = plain.perturb(piece, u, step, words, out.dtype)
 
     def shift_rows(
         self,
@@ -94,7 +96,8 @@ class PlainKernels(PlainMatrices):
         u = self.noise.at_rows(seed, address, rows, weight.shape[1])
         if scale is not None:
             u = u.mul_(scale.to(u.device))
-        return plain.perturb(weight[rows], u, step)
+        words = self.row_words(seed, address, rows, weight, weight)
+        return plain.perturb(weight[rows], u, step, words)
 
     def update(
         self,
@@ -178,7 +181,13 @@ class PlainKernels(PlainMatrices):
             scales: fp32 [N], a block's at its index; None for ones.
             out: [size], of any floating dtype.
         """
-        out.copy_(plain.perturb(weight, self._drawn(layout, seed, weight, scales), step))
+        u, words = self._drawn(layout, seed, weight, scales), None
+        if self.dithers(out):
+            spread = self._spread(layout, weight.device)
+            inside = torch.arange(self.noise.span, device=weight.device)
+            elements = spread.counters.unsqueeze(1) * self.noise.span + inside
+            words = dither_words(seed, spread.addresses.unsqueeze(1), elements).view(-1)
+        out.copy_(plain.perturb(weight, u, step, words, out.dtype))
 
     def update_layout(
         self,

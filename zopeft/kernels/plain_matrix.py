@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from zopeft.kernels import plain
-from zopeft.kernels.form import Form
+from zopeft.kernels.form import Form, row_numbers
 from zopeft.kernels.plain_gradient import PlainGradients
+from zopeft.noise import Noise
+from zopeft.noise.dither import dither_run, dither_words
+from zopeft.noise.philox import MASK
 
 CHUNK = 1 << 20
 """Elements that are worked on at a time: they pass through a few times, in the cache."""
@@ -23,7 +26,32 @@ class PlainMatrices(PlainGradients):
 
     Args:
         noise: The noise family.
+
+    Attributes:
+        rounding: How probes are rounded to 16 bits, one of `plain.ROUNDINGS`.
     """
+
+    def __init__(self, noise: Noise) -> None:
+        super().__init__(noise)
+        self.rounding = plain.ROUNDINGS[0]
+
+    def dithers(self, out: Tensor) -> bool:
+        """Whether a probe is rounded stochastically to the dtype of a tensor."""
+        return self.rounding == "stochastic" and out.dtype in plain.SIXTEEN_BIT
+
+    def words(self, seed: int, address: int, start: int, count: int, out: Tensor) -> Tensor | None:
+        """Returns what a run of a tensor is rounded by, int64 [count]; None for to nearest."""
+        return dither_run(seed, address, start, count, out.device) if self.dithers(out) else None
+
+    def row_words(
+        self, seed: int, address: int, rows: slice | Tensor, weight: Tensor, out: Tensor
+    ) -> Tensor | None:
+        """Returns what some rows of a matrix are rounded by, int64 [n, I]; None for to nearest."""
+        if not self.dithers(out):
+            return None
+        chosen, width = row_numbers(rows, weight.device), weight.shape[1]
+        columns = torch.arange(width, device=weight.device)
+        return dither_words(seed, address & MASK, chosen.unsqueeze(1) * width + columns)
 
     def draw(
         self,
@@ -66,7 +94,7 @@ class PlainMatrices(PlainGradients):
         form: Form,
         out: Tensor,
     ) -> None:
-        """Writes ``weight + step * u`` for some rows to `out`, rounded once from fp32.
+        """Writes ``weight + step * u`` for some rows to `out`, rounded once as `rounding` says.
 
         Args:
             seed: 64-bit key of the step.
@@ -79,7 +107,8 @@ class PlainMatrices(PlainGradients):
         """
         for part, place in _parts(rows, weight.shape[1]):
             u = self._direction(seed, address, part, weight, form)
-            out[place] = u.mul_(step).add_(weight[part]).to(out.dtype)
+            words = self.row_words(seed, address, part, weight, out)
+            out[place] = plain.perturb(weight[part], u, step, words, out.dtype)
 
     def update_matrix(
         self,

@@ -58,10 +58,19 @@ class TritonKernels(PlainKernels):
     def __init__(self, noise: Noise, tile: int = 1024) -> None:
         from zopeft.kernels.choice import kernels_for
 
+        self.elsewhere = kernels_for("auto", noise, [torch.device("cpu")])
         super().__init__(noise)
         self.tile = tile
-        self.elsewhere = kernels_for("auto", noise, [torch.device("cpu")])
         self._rows: dict[tuple[Layout, torch.device], _Rows] = {}
+
+    @property
+    def rounding(self) -> str:
+        """See `PlainMatrices`; that of the other backend, too."""
+        return self.elsewhere.rounding
+
+    @rounding.setter
+    def rounding(self, rounding: str) -> None:
+        self.elsewhere.rounding = rounding
 
     def _constants(self, scale: Tensor | None, whole: bool) -> dict[str, Any]:
         return {
@@ -71,6 +80,9 @@ class TritonKernels(PlainKernels):
             "TILE": self.tile,
             **OPTIONS,
         }
+
+    def _shifting(self, scale: Tensor | None, whole: bool, out: Tensor) -> dict[str, Any]:
+        return {**self._constants(scale, whole), "DITHERED": self.dithers(out)}
 
     def _tiles(self, longest: int) -> int:
         return triton.cdiv(longest + self.noise.span - 1, self.tile)
@@ -99,7 +111,7 @@ class TritonKernels(PlainKernels):
         place = (weight, start, count, address, *_key(seed))
         source = weight.detach()
         _on(weight, compiled.shift[grid])(
-            *place, step, _there(scale, weight), source, out, **self._constants(scale, True)
+            *place, step, _there(scale, weight), source, out, **self._shifting(scale, True, out)
         )
 
     def shift_rows(
@@ -138,7 +150,7 @@ class TritonKernels(PlainKernels):
         grid = (len(table), self._tiles(longest))
         key = (0, 0, 0, *_key(seed))
         _on(weight, compiled.shift[grid])(
-            table, *key, step, scales, weight, out, **self._constants(scales, False)
+            table, *key, step, scales, weight, out, **self._shifting(scales, False, out)
         )
 
     def shift_layout(

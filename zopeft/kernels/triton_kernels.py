@@ -19,6 +19,7 @@ import triton.language as tl
 from zopeft.kernels.runs import PIECE as _PIECE
 from zopeft.noise.binomial import CENTRE as _CENTRE
 from zopeft.noise.binomial import SCALE as _SCALE
+from zopeft.noise.dither import FACTORS, SHIFTS
 from zopeft.noise.gaussian import COSINE as _COSINE
 from zopeft.noise.gaussian import LOG as _LOG
 from zopeft.noise.gaussian import ROOT_HALF as _ROOT_HALF
@@ -30,6 +31,8 @@ from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
 GAUSSIAN, BINOMIAL, RADEMACHER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 M0, M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 K0, K1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
+D0, D1 = tl.constexpr(FACTORS[0]), tl.constexpr(FACTORS[1])
+S0, S1, S2 = tl.constexpr(SHIFTS[0]), tl.constexpr(SHIFTS[1]), tl.constexpr(SHIFTS[2])
 PIECE, CENTRE, SCALE = tl.constexpr(_PIECE), tl.constexpr(_CENTRE), tl.constexpr(_SCALE)
 ROOT_HALF, TURN, TWO_LN_2 = tl.constexpr(_ROOT_HALF), tl.constexpr(_TURN), tl.constexpr(_TWO_LN_2)
 LOG, SINE, COSINE = tl.constexpr(_LOG), tl.constexpr(_SINE), tl.constexpr(_COSINE)
@@ -114,11 +117,26 @@ def _draw(first, address, k0, k1, FAMILY: tl.constexpr, TILE: tl.constexpr):
 
 
 @triton.jit
-def _round(x, first, address, k0, k1, dtype: tl.constexpr, TILE: tl.constexpr):
-    """Rounds to numbers that a 16-bit dtype holds; see `plain.stochastic_round`."""
+def _dither(first, address, k0, k1, TILE: tl.constexpr):
+    """The words of the elements ``first ... first + TILE - 1``; see `zopeft.noise.dither`."""
+    name = address.to(tl.uint32)
+    x = (first + tl.arange(0, TILE)).to(tl.uint32) + (name ^ k0.to(tl.uint32))
+    x = (x ^ (x >> S0)) * D0
+    x = (x ^ (x >> S1) ^ (name ^ k1.to(tl.uint32))) * D1
+    return x ^ (x >> S2)
+
+
+@triton.jit
+def _updated(first, address, k0, k1, TILE: tl.constexpr):
+    """The words by which an update is rounded; `first` at a counter's beginning."""
     counters = first // 4 + tl.arange(0, TILE // 4)
     w0, w1, w2, w3 = _philox(counters, address, 1, k0, k1)
-    word = _in_order(w0, w1, w2, w3)
+    return _in_order(w0, w1, w2, w3)
+
+
+@triton.jit
+def _round(x, word, dtype: tl.constexpr):
+    """Rounds to numbers that a 16-bit dtype holds; see `plain.stochastic_round`."""
     bits = x.to(tl.uint32, bitcast=True)
     if dtype == tl.bfloat16:
         near = ((bits + (word >> 16)) & 0xFFFF0000).to(tl.float32, bitcast=True)
@@ -175,6 +193,7 @@ def shift(
     out,
     WHOLE: tl.constexpr,
     SCALED: tl.constexpr,
+    DITHERED: tl.constexpr,
     FAMILY: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -187,13 +206,18 @@ def shift(
     tile = tl.program_id(1).to(tl.int64) * TILE
     at = tile - skip + tl.arange(0, TILE)
     inside = (at >= 0) & (at < length)
-    u = _draw(begin - skip + tile, name, k0, k1, FAMILY, TILE)
+    first = begin - skip + tile
+    u = _draw(first, name, k0, k1, FAMILY, TILE)
     if SCALED:
         u = u * tl.load(scales + block)
     x = tl.load(weight + source + at, mask=inside, other=0.0).to(tl.float32)
     x = u * step + x
     dtype: tl.constexpr = out.dtype.element_ty
-    tl.store(out + target + at, _nearest(x, dtype).to(dtype), mask=inside)
+    if DITHERED:
+        x = _round(x, _dither(first, name, k0, k1, TILE), dtype)
+    else:
+        x = _nearest(x, dtype)
+    tl.store(out + target + at, x.to(dtype), mask=inside)
 
 
 @triton.jit
@@ -237,7 +261,7 @@ def update(
                 u = u * tl.load(scales + block)
             x = x * tl.load(decays + block) + u * tl.load(coefficients + block)
             if dtype != tl.float32:
-                x = _round(x, first, name, k0, k1, dtype, TILE)
+                x = _round(x, _updated(first, name, k0, k1, TILE), dtype)
             tl.store(weight + source + at, x.to(dtype), mask=inside)
         if tile == 0:
             # Of the run's first element, so that squares of what is left stay small.
@@ -268,5 +292,5 @@ def store(
     inside = (at >= 0) & (at < count)
     x = tl.load(values + at, mask=inside, other=0.0)
     dtype: tl.constexpr = out.dtype.element_ty
-    x = _round(x, start - skip + tile, address, k0, k1, dtype, TILE)
+    x = _round(x, _updated(start - skip + tile, address, k0, k1, TILE), dtype)
     tl.store(out + at, x.to(dtype), mask=inside)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from zopeft.methods.probing import Probing
 
 
+NEAREST = "nearest"
+"""How 16-bit probes were rounded by runs before there was a choice, and stay rounded."""
+
+
 class Restorable(torch.optim.Optimizer):
     """What `ZerothOrder` needs to go on from a saved state, or from a journal."""
 
@@ -105,6 +109,7 @@ class Restorable(torch.optim.Optimizer):
             "rate": None if self.rate is None else self.rate.state_dict(),
             "lr_reason": self.lr_reason,
             "engine": self.engine.state_dict(),
+            "rounding": self.engine.rounding,
             "clip": self.clip.state_dict(),
             "probing": self.probing.state_dict(),
             "watched": self.engine.reads.state(),
@@ -125,6 +130,7 @@ class Restorable(torch.optim.Optimizer):
         self.rate = None if rate is None else RunningRate.from_state(rate, self.estimator)
         self.engine.adopt()
         self.engine.load_state_dict(own.pop("engine"))
+        self.engine.rounding = own.pop("rounding", NEAREST)
         self.clip.load_state_dict(own.pop("clip"))
         self.probing.load_state_dict(own.pop("probing", None))
         self.engine.reads.load(own.pop("watched", None))

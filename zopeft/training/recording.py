@@ -105,6 +105,7 @@ class Recording:
         self.journal = Journal.create(self.path, header, True, self.sync_steps)
 
     def _continue(self, journal: Journal, method: Any, settings: dict[str, Any]) -> None:
+        method.engine.rounding = journal.header.rounding
         journal.header.check(header_of(method, settings=settings), str(self.path))
         if not journal.first_step <= method.steps <= journal.next_step:
             raise input_error(

@@ -1,0 +1,49 @@
+"""Dither: the random words by which a probe is rounded to 16 bits.
+
+A probe makes as much noise as an update, and twice a step, so its rounding bits come from a
+hash of ten integer operations and not from another stream of Philox. They are addressed as
+the noise is, and like it independent of how a tensor is cut into pieces.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from zopeft.noise.philox import MASK
+
+FACTORS = (0x7FEB352D, 0x846CA68B)
+SHIFTS = (16, 15, 16)
+
+
+def dither_words(seed: int, addresses: Tensor | int, elements: Tensor) -> Tensor:
+    """Returns one 32-bit word an element, the same for all probes along a direction.
+
+    ``x = e + (k0 ^ a)``, ``x = (x ^ x >> 16) m0``, ``x = (x ^ x >> 15 ^ k1 ^ a) m1``, ``x ^ x >>
+    16``, modulo 2**32: a bijection of the element, and of either half of the key.
+
+    Args:
+        seed: 64-bit key of the direction, lower half k0, upper half k1.
+        addresses: a, 32-bit address of the tensor, or of each element's.
+        elements: e, int64, indices in the whole logical tensor.
+
+    Returns:
+        int64 in the shape of `elements`, each between 0 and 2**32 - 1.
+
+    References:
+        The constants are those of the 32-bit integer hash with the least bias that Wellons
+        found, "Prospecting for Hash Functions", 2018; the second half of the key is ours.
+    """
+    low, high = (addresses ^ (seed & MASK)), (addresses ^ ((seed >> 32) & MASK))
+    x = (elements + low) & MASK
+    x = ((x ^ (x >> SHIFTS[0])) * FACTORS[0]) & MASK
+    x = ((x ^ (x >> SHIFTS[1]) ^ high) * FACTORS[1]) & MASK
+    return x ^ (x >> SHIFTS[2])
+
+
+def dither_run(
+    seed: int, address: int, start: int, count: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """Returns the words of elements start ... start + count - 1 of one tensor, int64 [count]."""
+    elements = torch.arange(start, start + count, dtype=torch.int64, device=device)
+    return dither_words(seed, address & MASK, elements)
