@@ -46,12 +46,13 @@ BLOWN = 3.0
 
 @dataclass(frozen=True)
 class Case:
-    """A way of training: method and dtype."""
+    """A way of training: method, dtype and how probes are rounded to it."""
 
     name: str
     dtype: str = "float32"
     plain: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    rounding: str = "stochastic"
 
     def step(self, model: Any, lr: float, eps: float, seed: int) -> Callable[[Any], Any]:
         """Returns the function that makes one step of a closure and returns its loss."""
@@ -59,7 +60,9 @@ class Case:
             # Far from each other's seeds, which count the steps.
             return PlainMeZO(model, lr, eps, first_seed=seed * 1_000_000).step
         blocks = zopeft.discover(model)
-        return zopeft.MeZO(blocks, lr=lr, eps=eps, seed=seed, **self.options).step
+        method = zopeft.MeZO(blocks, lr=lr, eps=eps, seed=seed, **self.options)
+        method.engine.rounding = self.rounding
+        return method.step
 
 
 NOISES = {
@@ -73,6 +76,7 @@ PRECISIONS = {
     for case in (
         Case("zopeft, fp32"),
         Case("zopeft, bf16", "bfloat16"),
+        Case("zopeft, bf16, probes to nearest", "bfloat16", rounding="nearest"),
         Case("plain, fp32", plain=True),
         Case("plain, bf16", "bfloat16", plain=True),
     )
