@@ -9,6 +9,7 @@ FLOORS = {
     "errors": 0,
     "registry": 0,
     "embedded": 0,
+    "staging": 0,
     "hub": 1,
     "noise": 1,
     "kernels": 1,
@@ -25,6 +26,7 @@ FLOORS = {
     "bench": 5,
     "recipes": 5,
     "cli": 6,
+    "__main__": 7,
 }
 NEIGHBOURS = {
     ("kernels", "noise"),

@@ -13,6 +13,7 @@ from zopeft.bench.measures import grid_losses, reported_runs, smoothed
 from zopeft.bench.report import CellReport
 from zopeft.bench.rows import Row
 from zopeft.bench.tables import short_name
+from zopeft.staging import staged
 
 COLUMNS = 4
 """Panels in a row."""
@@ -86,7 +87,8 @@ def _draw(
     lines = [Line2D([], [], **styles[one], label=short_name(names[one], 44)) for one in names]
     below: dict[str, Any] = {"loc": "outside lower center", "ncols": across, "frameon": False}
     figure.legend(handles=lines, fontsize=8, **below)
-    figure.savefig(file, dpi=130)
+    with staged(file) as picture:
+        figure.savefig(picture, dpi=130)
 
 
 def _styles(entries: Sequence[str]) -> dict[str, dict[str, Any]]:

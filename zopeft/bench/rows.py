@@ -10,6 +10,7 @@ from typing import Any
 from zopeft.bench.cells import Cell
 from zopeft.bench.entry import Entry
 from zopeft.errors import input_error
+from zopeft.staging import staged
 
 FILE = "rows.jsonl"
 ROLES = ("centre", "grid", "fresh", "auto")
@@ -70,7 +71,8 @@ class RowFile:
             self.rows = {row["key"]: row for row in read_rows(folder)}
             # Without the line that an interrupted write may have cut off.
             text = "".join(json.dumps(row) + "\n" for row in self.rows.values())
-            self.path.write_text(text, encoding="utf-8")
+            with staged(self.path) as place:
+                place.write_text(text, encoding="utf-8")
 
     def add(self, row: Row) -> None:
         """Appends a row."""

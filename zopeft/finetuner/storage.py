@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ from zopeft.finetuner.bounded import net_shapes, nets_of
 from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.pertnn import PertNN
+from zopeft.staging import staged
 
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
@@ -61,10 +61,8 @@ def save(
 
 
 def _write(path: Path, content: bytes) -> None:
-    # The old file stays until the new one is complete.
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with staged(path) as place:
+        place.write_bytes(content)
 
 
 def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis]]:

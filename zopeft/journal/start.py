@@ -16,6 +16,7 @@ import torch
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
+from zopeft.staging import staged
 
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -49,13 +50,12 @@ def save_start(blocks: Blocks, path: str | Path) -> None:
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(path.name + ".new")
     offload = Offload(blocks.model)
     named = {b.parameter_name: offload.value(b).cpu().clone() for b in blocks}
-    save_file(named, staged)
-    with open(staged, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(staged, path)
+    with staged(path) as place:
+        save_file(named, place)
+        with open(place, "rb") as file:
+            os.fsync(file.fileno())
 
 
 def load_start(blocks: Blocks, path: str | Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from zopeft.errors import input_error
+from zopeft.staging import staged
 
 _WIDEST = 4.0
 """Doublings from 1 that the colours reach; beyond them the end colour stays."""
@@ -129,7 +130,8 @@ def plot_scales(
     bar.set_ticks(list(ticks), labels=[f"{center * 2.0**t:.3g}" for t in ticks])
     bar.ax.tick_params(labelsize=8)
     bar.set_label("raw scale" if raw else "scale (1 = as in MeZO)", fontsize=9)
-    figure.savefig(path, dpi=130)
+    with staged(path) as place:
+        figure.savefig(place, dpi=130)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from zopeft.errors import input_error
+from zopeft.staging import staged
 
 if TYPE_CHECKING:
     from zopeft.finetuner import FineTuner, Reading
@@ -192,5 +193,6 @@ def plot_run(run: RunScales, file: str | Path, title: str) -> Path:
     axes.grid(alpha=0.3)
     size = 8 if len(found.roles) <= _LEGEND else 6
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=size, frameon=False)
-    figure.savefig(path, dpi=130)
+    with staged(path) as place:
+        figure.savefig(place, dpi=130)
     return path

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from zopeft.staging import staged
+
 
 def plot_losses(curves: Mapping[str, Sequence[float]], file: Path, title: str) -> None:
     """Draws one curve a run: every step faint, a running mean on top.
@@ -32,7 +34,8 @@ def plot_losses(curves: Mapping[str, Sequence[float]], file: Path, title: str) -
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()
-    figure.savefig(file, dpi=120)
+    with staged(file) as place:
+        figure.savefig(place, dpi=120)
 
 
 def running_mean(losses: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
+from zopeft.staging import staged
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +38,10 @@ def seal(folder: str | Path, step: int, run: str) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
-    staged = folder / (SEAL + ".new")
-    with open(staged, "w") as text:
+    with staged(folder / SEAL) as place, open(place, "w") as text:
         json.dump({"step": step, "run": run, "files": files}, text)
         text.flush()
         os.fsync(text.fileno())
-    os.replace(staged, folder / SEAL)
 
 
 def unseal(folder: str | Path) -> None:

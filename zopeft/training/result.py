@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from zopeft.blocks.packing import keep_unpacked
+from zopeft.staging import staged_files
 
 
 def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
@@ -29,21 +27,10 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     keep_unpacked(model)
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    staged = Path(tempfile.mkdtemp(prefix=".saving-", dir=out))
-    try:
-        _save(model, staged)
+    with staged_files(out) as place:
+        _save(model, place)
         if tokenizer is not None:
-            tokenizer.save_pretrained(staged)
-        # Weights last: a folder with weights has everything that belongs to them.
-        files = [path for path in staged.rglob("*") if path.is_file()]
-        for path in sorted(files, key=lambda p: (p.suffix == ".safetensors", p)):
-            target = out / path.relative_to(staged)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "rb") as file:
-                os.fsync(file.fileno())
-            os.replace(path, target)
-    finally:
-        shutil.rmtree(staged, ignore_errors=True)
+            tokenizer.save_pretrained(place)
     return out
 
 

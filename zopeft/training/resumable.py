@@ -15,6 +15,7 @@ from zopeft.blocks import Blocks
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error, run_error
 from zopeft.journal.start import fingerprint
+from zopeft.staging import unveil
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.loading import Loading
@@ -227,6 +228,12 @@ class Resumable(Loading):
     def record_step(self) -> None:
         """Writes the step that the method has just applied to the journal."""
         self.recording.append(self.method.last_record)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As the Trainer, for all who may read the folder."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            unveil(Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """As the Trainer, with the journal on the disk first and a mark of wholeness last."""
