@@ -25,6 +25,7 @@ from llvmlite import ir
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
+from zopeft.kernels.numba_cache import Keeping
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
 from zopeft.noise.binomial import CENTRE, SCALE
 from zopeft.noise.dither import FACTORS, SHIFTS
@@ -50,14 +51,7 @@ _FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
 _D0, _D1 = (U(factor) for factor in FACTORS)
 _S0, _S1, _S2 = (U(shift) for shift in SHIFTS)
 _inline: Any = numba.njit(forceinline=True)
-
-
-def _kernel(signature: str) -> Any:
-    """Compiles for one signature, once for all runs of Python where a cache can be kept."""
-    try:
-        return numba.njit(signature, nogil=True, cache=True)
-    except RuntimeError:
-        return numba.njit(signature, nogil=True)
+_kernel = Keeping().compiled
 
 
 def _reinterpret(source: Any, target: Any, convert: Any) -> Any:

@@ -1,0 +1,77 @@
+"""Where compiled kernels are kept: a package and a home that are read-only stop no run."""
+
+import os
+
+import pytest
+
+numba = pytest.importorskip("numba")
+
+from numba.core import caching  # noqa: E402
+
+from zopeft.kernels.numba_cache import Keeping  # noqa: E402
+
+SIGNATURE = "f8(f8)"
+
+
+def add_one(x):
+    return x + 1.0
+
+
+def kept_in(folder):
+    return sorted(path.suffix for path in folder.rglob("*.nb?"))
+
+
+@pytest.fixture
+def read_only(monkeypatch, tmp_path):
+    """numba finds a folder where it has been told one, and there alone."""
+    cache = caching.FunctionCache._impl_class
+    told = [one for one in cache._locator_classes if "UserProvided" in one.__name__]
+    assert len(told) == 1
+    monkeypatch.setattr(cache, "_locator_classes", told)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_they_are_kept_among_the_temporary_files_which_is_said_once(read_only, caplog):
+    keeping = Keeping()
+    for _ in range(2):
+        assert keeping.compiled(SIGNATURE)(add_one)(2.0) == 3.0
+    assert kept_in(read_only) == [".nbc", ".nbi"]
+    (own,) = read_only.iterdir()
+    assert own.stat().st_mode & 0o777 == 0o700
+    (line,) = caplog.messages
+    assert "numba cannot keep compiled kernels (cannot cache function" in line
+    assert line.endswith(f"they are kept in {own}")
+    assert numba.config.CACHE_DIR == ""
+
+
+@pytest.mark.parametrize("why", ["open to others", "a link", "nowhere", "a full disk"])
+def test_they_are_compiled_anew_where_nothing_can_be_kept(why, read_only, caplog, monkeypatch):
+    own = read_only / f"zopeft-{os.getuid()}"
+    if why == "open to others":
+        # What others can put there would be run.
+        own.mkdir()
+        own.chmod(0o770)
+    elif why == "a link":
+        (read_only / "other").mkdir(mode=0o700)
+        own.symlink_to(read_only / "other")
+    elif why == "a full disk":
+
+        def save(*_):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(caching.FunctionCache, "save_overload", save)
+    else:
+        monkeypatch.setattr("tempfile.tempdir", str(read_only / "missing"))
+    keeping = Keeping()
+    for _ in range(2):
+        assert keeping.compiled(SIGNATURE)(add_one)(2.0) == 3.0
+    assert kept_in(read_only) == []
+    assert "kept nowhere: every run compiles them anew" in caplog.messages[-1]
+    assert len(caplog.messages) == (2 if why == "a full disk" else 1)
+
+
+def test_the_kernels_themselves_are_kept_so():
+    from zopeft.kernels import numba_kernels
+
+    assert isinstance(numba_kernels._kernel.__self__, Keeping)
