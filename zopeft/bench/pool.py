@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import queue
-import signal
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from zopeft.bench.caller import end_with_the_caller, interrupts_withheld
 from zopeft.bench.contest import Contender, Contest
 from zopeft.bench.rows import Row
 from zopeft.errors import InputError, ZopeftError, run_error
@@ -48,14 +48,16 @@ def hold_all(
         context.Process(target=_work, args=(todo, told, dict(known)), daemon=True)
         for _ in range(count)
     ]
-    for process in processes:
-        process.start()
     try:
+        with interrupts_withheld():
+            for process in processes:
+                process.start()
         _listen(processes, told, keep)
     finally:
         for process in processes:
-            process.terminate()
-            process.join()
+            if process.pid is not None:
+                process.terminate()
+                process.join()
 
 
 def _listen(processes: Sequence[Any], told: Any, keep: Callable[[Row], None]) -> None:
@@ -83,8 +85,7 @@ def _work(todo: Any, told: Any, known: Mapping[str, Row]) -> None:
     """Takes contenders until there are none; everything is told to the caller."""
     import torch
 
-    # Ctrl-C is the caller's to act on.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_the_caller()
     torch.set_num_threads(1)
     contest = Contest(known, lambda row: told.put(("row", row)))
     try:
