@@ -1,7 +1,8 @@
 """The ``zopeft`` command: every subcommand, and what happens when one fails.
 
-Exit code 0: done. 2: the user's input is wrong. 1: it broke while running. Each failure is
-one line on standard error; ``--debug`` shows the traceback.
+Exit code 0: done. 2: the user's input is wrong. 1: it broke while running, or was
+interrupted: by Ctrl-C, SIGTERM or SIGHUP. Each failure is one line on standard error;
+``--debug`` shows the traceback.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from .estimate import estimate
 from .evaluate import evaluate
 from .finetuner import finetuner_app
 from .import_finetuner import import_finetuner
+from .interrupts import TYPERS_INTERRUPT, InterruptError, ended_by_signals
 from .lists import list_names
 from .meta_train import meta_train
 from .recipes import recipe_app
@@ -70,13 +72,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     _calm_libraries()
     try:
-        code = app(args=words, prog_name="zopeft", standalone_mode=False)
+        with ended_by_signals():
+            code = app(args=words, prog_name="zopeft", standalone_mode=False)
     except KeyboardInterrupt:
-        return _fail("interrupted; a run with a journal continues with --resume", 1)
+        return _fail("interrupted", 1)
     except Exception as error:
         if "--debug" in words:
             raise
         return _told(error)
+    if code == TYPERS_INTERRUPT:
+        return _fail("interrupted", 1)
     return code if isinstance(code, int) else 0
 
 
@@ -84,6 +89,8 @@ def _told(error: Exception) -> int:
     """Prints the one line of an error and returns its exit code."""
     from zopeft.errors import ZopeftError
 
+    if isinstance(error, InterruptError):
+        return _fail(str(error), 1)
     if isinstance(error, ZopeftError):
         return _fail(str(error), error.exit_code)
     # Typer's own usage errors; their classes have moved between its versions.

@@ -18,6 +18,8 @@ from rich.table import Table
 
 from zopeft.recipe.progress import Progress
 
+from .interrupts import InterruptError, line_of
+
 _UNBROKEN = 400
 """Columns of a table that no terminal shows."""
 
@@ -63,6 +65,8 @@ class Output:
     ) -> None:
         self._close_bar()
         self._stack.close()
+        if isinstance(error, KeyboardInterrupt):
+            raise InterruptError(line_of(error)) from error
 
     def note(self, line: str) -> None:
         """Shows a line on standard error."""

@@ -39,16 +39,22 @@ def copy(
 ) -> None:
     """Copy a recipe to a file of your own, to be changed and given to --recipe."""
     from zopeft.recipe.load import recipe_path
+    from zopeft.staging import staged
 
     from .output import output
 
     with output(json, debug) as screen:
         source, target = recipe_path(name), Path(file)
-        if target.exists() and not overwrite:
-            raise input_error(str(target), "exists", do="give another name or --overwrite")
         if not target.parent.is_dir():
             raise input_error(str(target.parent), "no such folder", do="make it first")
-        target.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")
+        try:
+            with staged(target, new=not overwrite) as place:
+                place.write_bytes(source.read_bytes())
+        except FileExistsError:
+            do = "give another name or --overwrite"
+            raise input_error(str(target), "exists", do=do) from None
+        except OSError as error:
+            raise input_error(str(target), f"cannot be written ({error.strerror})") from None
         screen.note(f"copied {name} to {target}")
         screen.result({"recipe": name, "file": str(target)})
 

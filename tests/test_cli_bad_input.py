@@ -60,6 +60,15 @@ def test_unknown_recipe(tune):
     assert "did you mean 'embedded'" in tune("--recipe", "embeded")
 
 
+def test_a_folder_of_recipes_for_other_jobs(zopeft_command):
+    line = zopeft_command.refused("eval", "--recipe", "embedded", "--task", "sst2")
+    assert "no recipe for zopeft eval in this folder of embedded/meta-train, embedded/tune" in line
+    assert "leave it out, or give a file of your own with 'job: eval'" in line
+    assert "did you mean" not in line
+    line = zopeft_command.refused("recipe", "show", "embedded")
+    assert "a folder of recipes, got 'embedded'; name one: embedded/meta-train" in line
+
+
 def test_directions_that_do_not_go_together(tune):
     assert "method.directions: must be at most 64, got 65" in tune("method.directions=65")
     assert "method.sides: must be one of two, one, got 'both'" in tune("method.sides=both")

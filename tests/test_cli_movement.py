@@ -41,12 +41,14 @@ def test_show_says_how_scales_move_with_the_loss(zopeft_command, saved):
     rows = zopeft_command.json("finetuner", "show", saved)["along_the_loss"]
     found = FineTuner.from_pretrained(saved)
     groups = [i for i, g in enumerate(found.config.groups) if g.role == "q_proj"]
-    share = math.log(0.2)
-    x = torch.tensor([[share, 2 * share]]).expand(len(groups), 2)
-    raw = found.nets(x, torch.tensor(groups)).log().mean().exp()
     mine = next(row for row in rows if row["role"] == "q_proj")["scales"]
-    assert mine["loss 20%"] == pytest.approx(float(raw.detach()), rel=1e-4)
-    assert mine["loss 20%"] != pytest.approx(mine["loss 100%"], rel=1e-3)
+    # Shares at a window, and between two of them.
+    for share in (1.0, 0.5, 0.2):
+        log = math.log(share)
+        x = torch.tensor([[log, 2 * log]]).expand(len(groups), 2)
+        raw = found.nets(x, torch.tensor(groups)).log().mean().exp()
+        assert mine[f"loss {share:.0%}"] == pytest.approx(float(raw.detach()), rel=1e-4)
+    assert len({round(scale, 4) for scale in mine.values()}) == 3
 
 
 def test_scales_that_stay_are_not_shown_to_move(zopeft_command, tmp_path):

@@ -303,3 +303,5 @@ def test_recipe_commands(zopeft_command, tmp_path):
 def test_version(zopeft_command):
     code, out, _ = zopeft_command("--version")
     assert (code, out) == (0, "zopeft 0.1.0\n")
+    words = [sys.executable, "-m", "zopeft", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True, check=True).stdout == out

@@ -16,14 +16,16 @@ from zopeft.bench.entry import Entry, parse_entry, with_controls
 from zopeft.bench.making import trained_of
 from zopeft.bench.pool import hold_all
 from zopeft.bench.report import CellReport, plain, report, totals
-from zopeft.bench.rows import Row, RowFile, read_rows
+from zopeft.bench.rows import FILE, Row, RowFile, read_rows
 from zopeft.bench.tables import markdown
 from zopeft.errors import input_error
 from zopeft.recipe.build import load_rows, load_task
 from zopeft.recipe.folder import Folder, stored_record
+from zopeft.recipe.kept import Kept
 from zopeft.recipe.progress import Listener, Progress, ignore
 from zopeft.recipe.schema import Recipe
 from zopeft.recipe.summary import commit, hardware, versions
+from zopeft.staging import staged
 
 PICTURES = ("curves.png", "rates.png")
 
@@ -51,13 +53,29 @@ def bench(
     Raises:
         InputError: Something that the request names cannot be used.
     """
-    started = time.monotonic()
     recipe, cells = cells_of(request)
     entries = entries_of(recipe)
-    folder = Folder(out, "bench", overwrite, resume, [recipe.model.name, recipe.task.data])
-    earlier = stored_record(out) if resume else {}
-    if resume and earlier.get("job") != "bench":
-        raise input_error("--resume", "the run in this folder is no bench", str(out))
+    inputs = [recipe.model.name, recipe.task.data]
+    kept = Kept(_rows_in, "run")
+    with Folder(out, "bench", overwrite, resume, inputs, kept) as folder:
+        if resume and stored_record(out).get("job") != "bench":
+            raise input_error("--resume", "the run in this folder is no bench", str(out))
+        return _benched(recipe, cells, entries, folder, listener)
+
+
+def _rows_in(folder: Path) -> int:
+    return len(read_rows(folder)) if (folder / FILE).exists() else 0
+
+
+def _benched(
+    recipe: Recipe,
+    cells: Sequence[Cell],
+    entries: Sequence[Entry],
+    folder: Folder,
+    listener: Listener,
+) -> dict[str, Any]:
+    """Makes all runs of a bench in its folder."""
+    started = time.monotonic()
     contenders = _contenders(cells, entries)
     check(cells, contenders)
     state = {
@@ -140,16 +158,18 @@ def _hold(
     recipe: Recipe, contenders: Sequence[Contender], file: RowFile, listener: Listener
 ) -> None:
     """Makes the runs and tells the listener of each."""
-    total = sum(contender.planned for contender in contenders)
-    made = len(file.rows)
+    own = [[row for row in file.rows.values() if c.owns(row)] for c in contenders]
+    made = sum(map(len, own))
     if made:
         listener(Progress("bench", note=f"{made} runs are there already"))
 
     def keep(row: Row) -> None:
         file.add(row)
-        done = len(file.rows)
+        next(rows for c, rows in zip(contenders, own, strict=True) if c.owns(row)).append(row)
+        done = sum(map(len, own))
+        total = sum(c.total(rows) for c, rows in zip(contenders, own, strict=True))
         place = f"{row['model']} {row['task']} {row['space']}"
-        listener(Progress(f"bench {place}", done, max(total, done), loss=row["train_loss"]))
+        listener(Progress(f"bench {place}", done, total, loss=row["train_loss"]))
 
     hold_all(contenders, file.rows, recipe.bench.workers, keep)
 
@@ -174,9 +194,11 @@ def render(folder: str | Path) -> dict[str, Any]:
     draw_curves(cells, rows, path / PICTURES[0])
     draw_rates(cells, rows, path / PICTURES[1])
     text = markdown(cells, _about(rows), PICTURES)
-    (path / "report.md").write_text(text, encoding="utf-8")
+    with staged(path / "report.md") as place:
+        place.write_text(text, encoding="utf-8")
     summary = summarise(cells, rows, path)
-    (path / "bench.json").write_text(json.dumps(summary) + "\n", encoding="utf-8")
+    with staged(path / "bench.json") as place:
+        place.write_text(json.dumps(summary) + "\n", encoding="utf-8")
     return summary
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,14 +38,26 @@ class Contender:
         start = first + tuning
         return range(first, start), range(start, start + recipe.bench.seeds)
 
-    @property
-    def planned(self) -> int:
-        """Runs to be made, if no grid has to grow."""
+    def total(self, rows: Sequence[Row]) -> int:
+        """Returns how many rows a contender will have come to.
+
+        Args:
+            rows: Those that there are. A grid that has grown is as long as it is.
+        """
+        if any(row["role"] == "centre" and row["lr"] is None for row in rows):
+            return len(rows)
         bench = self.cell.recipe.bench
         tuning, reported = self.seeds
-        grid = len(bench.lrs) or bench.grid
         auto = bench.auto and not self.entry.control
-        return 1 + grid * len(tuning) + len(reported) * (2 if auto else 1)
+        grid = (len(bench.lrs) or bench.grid) * len(tuning)
+        made = sum(row["role"] == "grid" for row in rows)
+        found = 1 + max(grid, made) + len(reported) * (2 if auto else 1)
+        return max(found, len(rows))
+
+    def owns(self, row: Row) -> bool:
+        """Whether a row is of this entry in this cell."""
+        own = (self.cell.model, self.cell.task, self.cell.space, self.entry.line)
+        return own == (row["model"], row["task"], row["space"], row["entry"])
 
 
 class Contest:

@@ -48,8 +48,15 @@ def demo(
     Raises:
         InputError: The folder is taken.
     """
+    with Folder(out, "demo", overwrite) as folder:
+        return _shown(folder, steps, meta_steps, examples, listener)
+
+
+def _shown(
+    folder: Folder, steps: int, meta_steps: int, examples: int, listener: Listener
+) -> dict[str, Any]:
+    """Runs the demo in its folder."""
     started = time.monotonic()
-    folder = Folder(out, "demo", overwrite)
     folder.begin({"job": "demo", "out": str(folder.path), "task": TASK, "versions": versions()})
     finetuner = str(folder.path / "finetuner")
     note = f"1/3 meta-training a fine-tuner on copa, {meta_steps} steps"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,17 @@ def evaluate(
     Raises:
         InputError: The model, adapter, task or data cannot be used.
     """
+    with (
+        nullcontext() if out is None else Folder(out, "eval", overwrite, inputs=[adapter]) as folder
+    ):
+        return _evaluated(recipe, adapter, folder, listener)
+
+
+def _evaluated(
+    recipe: Recipe, adapter: str | None, folder: Folder | None, listener: Listener
+) -> dict[str, Any]:
+    """Measures, and writes the record where there is a folder for it."""
     started = time.monotonic()
-    folder = None if out is None else Folder(out, "eval", overwrite, inputs=[adapter])
     task = load_task(recipe.task.name, recipe.task.loss)
     if adapter is not None and recipe.model.name is None:
         recipe = replace(recipe, model=replace(recipe.model, name=_base_of(adapter)))

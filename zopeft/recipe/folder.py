@@ -1,4 +1,4 @@
-"""The folder of a run: claimed before anything is written, cleared only when all is ready.
+"""The folder of a run: claimed before anything is loaded, cleared only when all is ready.
 
 ``run.json`` holds one JSON line: the run's state and, at its end, its summary.
 """
@@ -9,17 +9,29 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from zopeft.errors import InputError, input_error, run_error
+from zopeft.recipe.claim import CLAIM, Claim, holds_files, unwritable
+from zopeft.recipe.kept import Kept, again
+from zopeft.staging import staged, sweep
 
 RECORD = "run.json"
 RUNS = Path("runs")
 
 
 class Folder:
-    """Where a run's files go.
+    """Where a run's files go; used as a context, at whose end other runs may have it.
+
+    From the start no other run can take the same folder. A folder that has been made for a
+    run that never began is taken away. When the run breaks off, its record says so, and
+    an interrupt is told (as a note of the exception) what is kept and how to go on.
+
+    Of the processes of a distributed run, which share it, the first alone claims and writes.
 
     Args:
         out: The user's choice; None takes ``runs/STEM-N`` with the first free N.
@@ -27,6 +39,7 @@ class Folder:
         overwrite: Whether an earlier result may be replaced.
         resume: Whether the run in the folder is continued.
         inputs: Folders that the run reads, which it must not replace.
+        kept: What of the job can be gone on from when it breaks off, if anything.
 
     Raises:
         InputError: The folder cannot be used; nothing has been changed on disk.
@@ -39,18 +52,40 @@ class Folder:
         overwrite: bool = False,
         resume: bool = False,
         inputs: Sequence[str | Path | None] = (),
+        kept: Kept | None = None,
     ) -> None:
-        self.path = _free(stem) if out is None else Path(out).expanduser()
         self.resume = resume
-        self._clear = False
+        self._kept = kept
+        self._leads = os.environ.get("RANK", "0") == "0"
+        self._clear = self._begun = False
         self._state: dict[str, Any] = {}
-        if self.path.exists() and not self.path.is_dir():
-            raise input_error("--out", "is a file", str(self.path), "give a folder")
+        self._before: dict[str, Any] = {}
         if resume:
             stored_recipe(out)
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            self._may_replace(overwrite, inputs)
-        _check_writable(self.path)
+        self.path, self._claim = self._taken(out, stem)
+        try:
+            if resume:
+                self._before = stored_record(out)
+            elif self._leads and holds_files(self.path):
+                self._may_replace(overwrite, inputs)
+        except BaseException:
+            self.close()
+            raise
+
+    def _taken(self, out: str | Path | None, stem: str) -> tuple[Path, Claim | None]:
+        """Claims a folder."""
+        if out is None and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise input_error("--out", "is needed where several processes share a run")
+        path = RUNS if out is None else Path(out).expanduser()
+        if path.exists() and not path.is_dir():
+            raise input_error("--out", "is a file", str(path), "give a folder")
+        _check_writable(path)
+        try:
+            if out is None:
+                return _free(stem)
+            return path, Claim(path) if self._leads else None
+        except OSError as error:
+            raise unwritable(path, error) from None
 
     def _may_replace(self, overwrite: bool, inputs: Sequence[str | Path | None]) -> None:
         """Checks that the files in the folder may be replaced.
@@ -60,12 +95,7 @@ class Folder:
         """
         where = str(self.path)
         if not overwrite:
-            raise input_error(
-                "--out",
-                "the folder holds files",
-                where,
-                "choose another folder, or --overwrite (--resume continues a run)",
-            )
+            raise self._occupied()
         if not (self.path / RECORD).is_file():
             raise input_error(
                 "--overwrite", f"no {RECORD} in it, so not a result of zopeft", where, "empty it"
@@ -81,28 +111,99 @@ class Folder:
                 )
         self._clear = True
 
+    def _occupied(self) -> InputError:
+        """Returns what is wrong with a folder that holds files."""
+        where, do = str(self.path), "choose another folder, or --overwrite"
+        try:
+            record = stored_record(self.path)
+        except InputError:
+            record = {}
+        end, job = BROKEN.get(str(record.get("status"))), str(record.get("job"))
+        if end is None:
+            do += " (--resume continues a run)"
+            return input_error("--out", "the folder holds files", where, do)
+        what = f"the folder holds a run of zopeft {job} that {end}"
+        return input_error("--out", what, where, f"{again(job, self.path)}; or {do}")
+
     def begin(self, state: Mapping[str, Any]) -> None:
-        """Makes the folder, or clears it, and writes the run's first record.
+        """Clears the folder, where it is to be, and writes the run's first record.
 
         Args:
             state: What is known of the run: job, resolved recipe, versions, seeds.
         """
+        self._begun, self._state = True, dict(state)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            if self._clear:
-                for child in self.path.iterdir():
-                    shutil.rmtree(child) if child.is_dir() else child.unlink()
+            # The record stays: without it, what is left could not be overwritten again.
+            for child in self.path.iterdir() if self._clear and self._leads else ():
+                if child.name not in (CLAIM, RECORD):
+                    remove = shutil.rmtree if _is_own_folder(child) else Path.unlink
+                    remove(child)
+            self.write({**state, "status": "running"})
         except OSError as error:
             raise run_error("--out", f"cannot be written ({error})") from None
-        self.write({**state, "status": "running"})
 
     def write(self, state: Mapping[str, Any]) -> None:
         """Adds to the run's record; the file is replaced whole."""
+        if self.resume and not self._begun and self._leads:
+            sweep(self.path)
+        self._begun = True
         self._state = {**self._state, **state}
-        line = json.dumps(self._state, default=str)
-        staged = self.path / (RECORD + ".new")
-        staged.write_text(line + "\n", encoding="utf-8")
-        os.replace(staged, self.path / RECORD)
+        self._put(self._state)
+
+    def _put(self, record: Mapping[str, Any]) -> None:
+        if self._leads:
+            with staged(self.path / RECORD) as place:
+                place.write_text(json.dumps(record, default=str) + "\n", encoding="utf-8")
+
+    def close(self) -> None:
+        """Gives the folder back."""
+        if self._claim is not None:
+            self._claim.release()
+
+    def __enter__(self) -> Folder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if error is not None:
+                self._broken_off(error)
+        finally:
+            self.close()
+
+    def _broken_off(self, error: BaseException) -> None:
+        """Writes in the record how the run ended, and tells an interrupt what is kept."""
+        stopped = isinstance(error, KeyboardInterrupt)
+        if stopped:
+            error.add_note(self._told())
+        if not self._begun:
+            return
+        # A disk that is full is no reason to hide the error itself.
+        with suppress(OSError):
+            if self._before and isinstance(error, InputError):
+                # Nothing has been done to the run that was to be continued.
+                self._put(self._before)
+            else:
+                self.write({"status": "interrupted" if stopped else "failed"})
+
+    def _told(self) -> str:
+        """Returns what is kept and how to go on."""
+        if not self._begun:
+            return "nothing was changed on disk" if self.resume else "nothing was written"
+        held = f"{self.path} holds no result" if self._kept is None else self._kept(self.path)
+        return f"{held}; {again(str(self._state.get('job')), self.path)}"
+
+
+BROKEN = {"running": "was killed", "interrupted": "was interrupted", "failed": "failed"}
+"""What becomes of a run that does not come to its end, by what its record says then."""
+
+
+def _is_own_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def stored_record(out: str | Path | None) -> dict[str, Any]:
@@ -141,12 +242,18 @@ def _no_run(out: str | Path) -> InputError:
     return input_error("--resume", "no run in this folder", str(out), "run without --resume")
 
 
-def _free(stem: str) -> Path:
-    """Returns the first ``runs/STEM-N`` that does not exist."""
-    number = 1
-    while (RUNS / f"{stem}-{number}").exists():
-        number += 1
-    return RUNS / f"{stem}-{number}"
+def _free(stem: str) -> tuple[Path, Claim]:
+    """Makes the first ``runs/STEM-N`` that does not exist, and claims it."""
+    for number in count(1):
+        path = RUNS / f"{stem}-{number}"
+        if path.exists():
+            continue
+        try:
+            return path, Claim(path, new=True)
+        except FileExistsError:
+            # Another run was faster.
+            continue
+    raise AssertionError
 
 
 def _check_writable(path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.recipe.claim import Claim, holds_files, unwritable
 from zopeft.recipe.progress import Listener, Progress, ignore
 
 if TYPE_CHECKING:
@@ -44,21 +45,35 @@ def import_finetuner(
     Raises:
         InputError: The file or the model is at fault, or the folder holds files.
     """
-    from zopeft.finetuner.legacy import import_pickle
     from zopeft.models import resolve
 
     source = resolve(model)
     folder = Path(out).expanduser() if out is not None else Path(Path(file).stem)
-    if folder.is_dir() and any(folder.iterdir()) and not overwrite:
-        raise input_error(
-            "--out", "the folder holds files", str(folder), "choose another folder, or --overwrite"
-        )
+    if folder.exists() and not folder.is_dir():
+        raise input_error("--out", "is a file", str(folder), "give a folder")
+    try:
+        claim = Claim(folder)
+    except OSError as error:
+        raise unwritable(folder, error) from None
+    with claim:
+        if holds_files(folder) and not overwrite:
+            do = "choose another folder, or --overwrite"
+            raise input_error("--out", "the folder holds files", str(folder), do)
+        return _imported(file, source, folder, batch_size, listener)
+
+
+def _imported(
+    file: str | Path, source: ModelSource, folder: Path, batch_size: int, listener: Listener
+) -> dict[str, Any]:
+    """Converts the file into a folder."""
+    from zopeft.finetuner.legacy import import_pickle
+
     blocks = _blocks(source, listener)
     finetuner = import_pickle(file, source.path, batch_size, blocks=blocks)
     config = finetuner.config
     keys = {group.key for group in config.groups}
     unserved = [] if blocks is None else [b.key for b in blocks if b.key not in keys]
-    finetuner.save_pretrained(folder, overwrite=overwrite)
+    finetuner.save_pretrained(folder, overwrite=True)
     return {
         "out": str(folder),
         "model": config.base_model,

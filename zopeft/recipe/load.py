@@ -54,8 +54,16 @@ def recipe_path(name: str, job: str | None = None) -> Path:
     for key in (name, f"{name}/{job}"):
         if key in shipped:
             return shipped[key]
-    folders = {key.partition("/")[0] for key in shipped}
-    known = {*shipped, *folders} if job else set(shipped)
+    jobs = [key for key in shipped if key.startswith(f"{name}/")]
+    if jobs and job:
+        what = f"no recipe for zopeft {job} in this folder of {', '.join(jobs)}"
+        do = f"leave it out, or give a file of your own with 'job: {job}'"
+        raise input_error("--recipe", what, name, do)
+    if jobs:
+        raise input_error("recipe", "a folder of recipes", name, "name one: " + ", ".join(jobs))
+    # A folder's name stands for the recipe in it that is for this job.
+    folders = {key.partition("/")[0] for key in shipped if key.endswith(f"/{job}")}
+    known = {*shipped, *folders}
     raise input_error("--recipe", "unknown recipe", name, close_matches(name, known))
 
 

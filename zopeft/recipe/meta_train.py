@@ -47,14 +47,20 @@ def meta_train(
         InputError: The model, the tasks, their data or a setting cannot be used.
         RunError: The loss was not finite for some steps in a row.
     """
-    from zopeft.finetuner.size import file_bytes
-
-    started = time.monotonic()
     if not recipe.meta.tasks:
         do = "give one or more of: " + ", ".join(registry("task"))
         raise input_error("--task", "no task given", do=do)
     stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
-    folder = Folder(out, stem, overwrite, inputs=[recipe.model.name, recipe.task.data])
+    inputs = [recipe.model.name, recipe.task.data]
+    with Folder(out, stem, overwrite, inputs=inputs) as folder:
+        return _learned(recipe, folder, listener)
+
+
+def _learned(recipe: Recipe, folder: Folder, listener: Listener) -> dict[str, Any]:
+    """Learns a fine-tuner into its folder."""
+    from zopeft.finetuner.size import file_bytes
+
+    started = time.monotonic()
     model, tokenizer, source = load_base(recipe, listener)
     rows = _rows(recipe, on_embedded(source))
     blocks = wrap(recipe, model)

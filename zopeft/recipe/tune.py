@@ -20,8 +20,9 @@ from zopeft.recipe.build import (
 )
 from zopeft.recipe.evaluate import measure
 from zopeft.recipe.folder import Folder, stored_record
+from zopeft.recipe.kept import Kept, steps_of
 from zopeft.recipe.plot import plot_losses
-from zopeft.recipe.progress import Listener, ignore
+from zopeft.recipe.progress import Listener, Progress, ignore
 from zopeft.recipe.schema import Recipe
 from zopeft.recipe.summary import ends, hardware, peak_bytes, versions
 
@@ -79,20 +80,28 @@ def tune(
         RunError: The loss was not finite for some steps in a row; the last good state is
             in the folder.
     """
+    with _folder(recipe, out, overwrite, resume) as folder:
+        earlier = stored_record(out) if resume else {}
+        if resume:
+            _check_same(recipe, earlier)
+            resume = _goes_on(folder, earlier, listener)
+        return _tuned(recipe, folder, earlier if resume else {}, listener)
+
+
+def _tuned(
+    recipe: Recipe, folder: Folder, earlier: dict[str, Any], listener: Listener
+) -> dict[str, Any]:
+    """Makes a run in its folder, or goes on with the one whose record is `earlier`."""
     from zopeft.training import save_result
 
     started = time.monotonic()
-    folder = _folder(recipe, out, overwrite, resume)
-    earlier = stored_record(out) if resume else {}
-    if resume:
-        _check_same(recipe, earlier)
     prepared = _prepare(recipe, listener)
     state = _state(recipe, folder, prepared)
-    if not resume:
+    if not folder.resume:
         folder.begin(state)
     metrics = _before(recipe, prepared, earlier, listener)
     folder.write({**state, "status": "running", "metrics": metrics})
-    run = _run(recipe, folder, prepared, resume, listener)
+    run = _run(recipe, folder, prepared, bool(earlier), listener)
     save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
     model, rows = prepared.blocks.model, prepared.validation
     metrics["after"] = measure(
@@ -125,7 +134,30 @@ def _folder(recipe: Recipe, out: str | None, overwrite: bool, resume: bool) -> F
     load_task(recipe.task.name, recipe.task.loss)
     stem = f"{task_slug(str(recipe.task.name))}-{recipe.peft.name}-{method}"
     inputs = [recipe.model.name, recipe.task.data, recipe.method.finetuner]
-    return Folder(out, stem, overwrite, resume, inputs)
+    return Folder(out, stem, overwrite, resume, inputs, Kept(steps_of, "step"))
+
+
+def _goes_on(folder: Folder, earlier: dict[str, Any], listener: Listener) -> bool:
+    """Returns whether there are steps to go on from; without any, the run starts again.
+
+    Raises:
+        InputError: There are none although the run has come to its end.
+    """
+    from zopeft.training.checkpoints import newest_checkpoint
+
+    path = folder.path
+    if (path / "journal.bin").exists() or newest_checkpoint(path) is not None:
+        return True
+    if earlier.get("status") == "done":
+        raise input_error(
+            "--resume",
+            "the run is done, and has kept neither a journal nor a checkpoint to go on from",
+            str(path),
+            "start a new run in another --out",
+        )
+    note = "no step of this run has been kept: it starts from the beginning"
+    listener(Progress("load", note=note))
+    return False
 
 
 def _check_same(recipe: Recipe, earlier: dict[str, Any]) -> None:
@@ -233,6 +265,13 @@ def _run(
 ) -> Any:
     """Makes the steps; when they fail, the last good weights are saved.
 
+    Args:
+        recipe: Its settings.
+        folder: Its folder.
+        prepared: Its objects.
+        resume: Whether there are steps to go on from.
+        listener: Called with reports.
+
     Raises:
         RunError: The loss was not finite for some steps in a row.
     """
@@ -243,8 +282,4 @@ def _run(
         return run_steps(recipe, folder.path, prepared, resume, listener)
     except RunError:
         save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
-        folder.write({"status": "failed"})
-        raise
-    except KeyboardInterrupt:
-        folder.write({"status": "interrupted"})
         raise
