@@ -104,15 +104,15 @@ class Probing:
     def look_for_noise(
         self, closure: Any, scales: Tensor | None, eps: float, seed: int, one_sided: bool
     ) -> int:
-        """Measures what of the probes is rounding, once, and tells the user where it is much.
+        """Measures what of the probes is rounding, and tells the user where it is much.
 
-        Over a base that does not round activations it does nothing; see
+        To be called once, before the first step. Over a base that does not round activations it does nothing; see
         `zopeft.methods.probe_noise.measure_noise` for the arguments.
 
         Returns:
             The number of forward passes.
         """
-        if self.noise is not None or not rounds_inputs(self.engine.blocks.model):
+        if not rounds_inputs(self.engine.blocks.model):
             return 0
         self.noise = measure_noise(self.engine, closure, scales, eps, seed, one_sided)
         if self.noise.line():
