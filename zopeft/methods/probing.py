@@ -106,8 +106,8 @@ class Probing:
     ) -> int:
         """Measures what of the probes is rounding, and tells the user where it is much.
 
-        To be called once, before the first step. Over a base that does not round activations it does nothing; see
-        `zopeft.methods.probe_noise.measure_noise` for the arguments.
+        To be called once, before the first step. Over a base that does not round activations
+        it does nothing; see `zopeft.methods.probe_noise.measure_noise` for the arguments.
 
         Returns:
             The number of forward passes.
