@@ -50,7 +50,8 @@ class Course:
         Args:
             plus: Loss at weights + eps u.
             minus: Loss at weights - eps u.
-            zero: Loss at the weights; NaN where it is not known.
+            zero: Loss at the weights; NaN where it is not known. One that is not finite leaves
+                the mean as it was, which it would spoil for the rest of the run.
         """
         self.count += 1
         rate = 1.0 / min(self.count, SPAN)
@@ -60,6 +61,8 @@ class Course:
             "bend": plus + minus - 2.0 * zero,
         }
         for name, value in seen.items():
+            if self.count > 1 and not math.isfinite(value):
+                continue
             self._now[name] += rate * (value - self._now[name])
         if self.count <= SPAN:
             self._first = dict(self._now)

@@ -132,13 +132,16 @@ class Estimator:
     def pair(self, record: StepRecord) -> tuple[float, float]:
         """Returns the losses on both sides of the first direction.
 
-        Where the other side was not looked at, it is put where a straight line has it.
+        Where the other side was not looked at, or has no finite loss (which makes no bad step,
+        since the update does without it), it is put where a straight line has it.
         """
         if not self.one_sided:
             return record.losses[0], record.losses[1]
         assert record.centre is not None
-        plus = record.losses[0]
-        return plus, 2.0 * record.centre - plus if record.mirror is None else record.mirror
+        plus, minus = record.losses[0], record.mirror
+        if minus is None or not math.isfinite(minus):
+            minus = 2.0 * record.centre - plus
+        return plus, minus
 
     def typical_pair(self, record: StepRecord) -> tuple[float, float]:
         """Returns two losses whose mean and squared difference are those of all directions."""
