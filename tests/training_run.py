@@ -86,7 +86,10 @@ def trainer(model: Any, out: Path | str, *, callbacks: Any = (), **options: Any)
 
     made = {
         name: options.pop(name)
-        for name in ("loss_function", "eval_dataset", "compute_metrics", "finetuner", "blocks")
+        for name in (
+            *("loss_function", "eval_dataset", "compute_metrics", "finetuner", "blocks"),
+            "optimizers",
+        )
         if name in options
     }
     made.setdefault("eval_dataset", Counting(8))

@@ -90,6 +90,7 @@ def _benched(
     folder.begin(state)
     file = RowFile(folder.path)
     _check_settings(cells, file)
+    _check_finetuners(contenders, file)
     _hold(recipe, contenders, file, listener)
     summary = render(folder.path)
     summary |= {"seconds": round(time.monotonic() - started, 3)}
@@ -151,6 +152,24 @@ def _check_settings(cells: Sequence[Cell], file: RowFile) -> None:
                 "or budget)",
                 ", ".join(place),
                 "repeat the command as it was, or start in another --out",
+            )
+
+
+def _check_finetuners(contenders: Sequence[Contender], file: RowFile) -> None:
+    """Refuses to mix runs of two fine-tuners that have stood in one folder, one after the other.
+
+    Raises:
+        InputError: An entry has rows of another fine-tuner than is there now.
+    """
+    known = {(r["model"], r["entry"]): r.get("content") for r in file.rows.values()}
+    for one in contenders:
+        before = known.get((one.cell.model, one.entry.line))
+        if before not in (None, one.content):
+            raise input_error(
+                "--resume",
+                "the runs in this folder are of another fine-tuner than stands now in",
+                str(one.entry.finetuner),
+                "put that one back, or start in another --out",
             )
 
 

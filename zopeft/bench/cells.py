@@ -20,6 +20,8 @@ from zopeft.recipe.schema import MethodSection, Recipe
 EMBEDDED = "embedded"
 """What a bench calls the embedded model among its models."""
 _IN_DIGEST = ("model", "peft", "task", "method")
+_NOT_PASSED_ON = {"rank": 4, "probes": "auto", "rows": None}
+"""Settings of the method, and what all rows of once were made with, whatever they are called."""
 _LATER = ("directions", "sides", "normalise")
 """Settings of the method that count only where they are not the default: rows of before there
 were any still are what they were."""
@@ -75,6 +77,8 @@ class Cell:
             for key, value in told["method"].items()
             if key not in _LATER or value != usual[key]
         }
+        if any(told["method"][name] not in (was, None) for name, was in _NOT_PASSED_ON.items()):
+            told["passed_on"] = True
         told["batch_size"] = plain["training"]["batch_size"]
         told["budget"] = [plain["bench"][key] for key in ("forwards", "count_calibration")]
         text = json.dumps(told, sort_keys=True, default=str)

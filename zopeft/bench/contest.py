@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from zopeft.bench.body import Bodies, Body
 from zopeft.bench.cells import Cell
 from zopeft.bench.entry import Entry
 from zopeft.bench.grid import search
+from zopeft.bench.making import trained_of
 from zopeft.bench.rows import Row, finite, key_of
 from zopeft.bench.run import Outcome, propose, run
 from zopeft.errors import RunError
@@ -29,6 +31,16 @@ class Contender:
 
     cell: Cell
     entry: Entry
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the entry's fine-tuner as it was trained; "" without one.
+
+        A folder keeps its name when another fine-tuner is written to it.
+        """
+        from zopeft.finetuner.digest import digest_of
+
+        return digest_of(trained_of(self.entry)) if self.entry.finetuner else ""
 
     @property
     def seeds(self) -> tuple[range, range]:
@@ -150,6 +162,7 @@ def _row(contender: Contender, key: str, role: str, seed: int, out: Outcome) -> 
         "name": entry.name,
         "method": entry.method,
         "finetuner": entry.finetuner,
+        "content": contender.content,
         "control": entry.control or ("scale 1" if entry.line == "mezo" else ""),
         "options": dict(entry.options),
         "seed": seed,

@@ -10,7 +10,6 @@ the recipe's ``method.rows``.
 
 from __future__ import annotations
 
-import inspect
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ import yaml
 
 from zopeft.errors import close_matches, input_error
 from zopeft.methods import METHODS
+from zopeft.methods.options import options_of as defaults_of
 
 BASELINE = "mezo"
 """The method that all others are compared with: scale 1."""
@@ -177,17 +177,8 @@ def checked(entry: Entry) -> Entry:
 
 def options_of(method: str) -> list[str]:
     """Returns the names of a method's arguments, with those of the classes it passes them to."""
-    names: list[str] = []
-    for cls in METHODS[method].__mro__:
-        if "__init__" not in vars(cls):
-            continue
-        parameters = inspect.signature(cls.__init__).parameters.values()
-        names += [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        if not any(p.kind == p.VAR_KEYWORD for p in parameters):
-            break
-    if not METHODS[method].order:
-        names.append("rows")
-    return list(dict.fromkeys(names))
+    names = list(defaults_of(METHODS[method]))
+    return names if METHODS[method].order else [*names, "rows"]
 
 
 def with_controls(entries: Sequence[Entry]) -> list[Entry]:

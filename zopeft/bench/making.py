@@ -6,11 +6,11 @@ from typing import Any
 
 from zopeft.bench.body import Body
 from zopeft.bench.entry import Entry
-from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
+from zopeft.methods.options import options_from
 from zopeft.recipe.schema import Recipe
-from zopeft.tasks.frequency import count_tokens
+from zopeft.tasks.frequency import frequency_options
 
 
 def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) -> Any:
@@ -26,20 +26,15 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
     Raises:
         InputError: The fine-tuner cannot be used here, or an option is out of range.
     """
-    options: dict[str, Any] = {"lr": lr}
-    section = recipe.method
-    if not entry.order:
-        names = ("eps", "noise", "clip", "max_bad_steps", "directions", "sides", "normalise")
-        options |= {name: getattr(section, name) for name in names} | {"seed": seed}
-    options |= {"weight_decay": section.weight_decay, **entry.options}
-    by_frequency = options.pop("rows", section.rows) == "frequency"
+    kind = METHODS[entry.method]
+    options = {"lr": lr, **options_from(kind, recipe.method), **entry.options}
+    rows = options.pop("rows", recipe.method.rows)
     if entry.finetuner:
-        options["finetuner"] = finetuner = finetuner_of(entry, body)
-        if finetuner.config.rows == "frequency":
-            options["token_counts"] = count_tokens([body.train])
-    if by_frequency:
-        options["shapes"] = frequency_shapes(body.blocks, count_tokens([body.train]))
-    return METHODS[entry.method](body.blocks, **options)
+        options["finetuner"] = finetuner_of(entry)
+    if not entry.order:
+        options["seed"] = seed
+        options |= frequency_options(rows, options.get("finetuner"), body.blocks, [body.train])
+    return kind(body.blocks, **options)
 
 
 def trained_of(entry: Entry) -> Any:
@@ -57,25 +52,13 @@ def trained_of(entry: Entry) -> Any:
     return trained
 
 
-def finetuner_of(entry: Entry, body: Body) -> Any:
+def finetuner_of(entry: Entry) -> Any:
     """Returns an entry's fine-tuner: as trained, or one of its controls."""
-    from zopeft.finetuner import FineTuner
-
     trained = trained_of(entry)
     if entry.control == "shuffled":
         return trained.shuffled(entry.shuffle)
     if entry.control == "random":
         return trained.with_random_bases(entry.shuffle)
     if entry.control == "untrained":
-        config = trained.config
-        return FineTuner.initial(
-            body.blocks,
-            hidden=config.hidden,
-            features=config.features,
-            sharing=config.sharing,
-            normalise=config.normalise,
-            seed=entry.shuffle,
-            rows=config.rows,
-            power=config.power,
-        )
+        return trained.untrained(entry.shuffle)
     return trained

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 
 from zopeft.finetuner.bases import permuted, random_like
+from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.controls import cycle, distance
 from zopeft.finetuner.stored import Stored
 
@@ -42,6 +43,23 @@ class Controlled(Stored):
         other = self.copy()
         other.bases = random_like(self.bases, _generator(seed))
         return other._called("random bases", seed)
+
+    def untrained(self, seed: int) -> Self:
+        """Returns a control: the same configuration with nothing learned.
+
+        Fresh networks for the same groups, of the same kind, sizes, features and normalisation;
+        bounded ones start at the scale 1 whatever they read. Where the configuration has
+        subspaces, they are of the same ranks in random directions. What its training has seen
+        of signal and energy is left out, too.
+
+        Args:
+            seed: Seed of the networks' start and of the directions.
+        """
+        other = self.copy()
+        other.nets = nets_of(other.config, _generator(seed))
+        other.bases = random_like(self.bases, _generator(seed))
+        other.config.training = {}
+        return other._called("untrained", seed)
 
     def without_bases(self) -> Self:
         """Returns a control: the scales alone."""

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from dataclasses import fields as dataclass_fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from torch import Tensor, uint8
+
 from zopeft.errors import input_error
+from zopeft.methods.options import options_of
 
 FORMAT_VERSION = 1
 COMPARED = (
@@ -22,6 +28,11 @@ COMPARED = (
     "seed",
     "space",
 )
+ASIDE = ("lr", "max_bad_steps", "carrier", "probes", "finetuner", "token_counts")
+"""Options that no header compares: each record has its rate, carriers give the same bits, shapes
+tell what counts of tokens do, and a trainer's settings hold digest and way of probing."""
+REPLAYED = ("eps", "clip")
+"""Options that matter to the steps to come alone: of those made the records hold what they did."""
 PACKAGES = ("zopeft", "torch", "transformers", "peft")
 
 
@@ -47,6 +58,10 @@ class JournalHeader:
         directions: Directions a step.
         sides: On how many sides each is probed, "two" or "one".
         normalise: Whether differences of losses are divided by their spread.
+        options: Everything else that the method was made with, by name: what a class of one's
+            own adds, too. None in journals of before there were any.
+        usual: Defaults of `options`, for journals that were written when there were fewer; not
+            part of the file.
         settings: Other settings of the run that its steps depend on, such as batch size.
         run: A random name, by which checkpoints know their run.
         versions: Versions of the packages that wrote it; never compared.
@@ -68,6 +83,8 @@ class JournalHeader:
     directions: int = 1
     sides: str = "two"
     normalise: bool = False
+    options: dict[str, Any] | None = None
+    usual: dict[str, Any] = field(default_factory=dict, compare=False)
     settings: dict[str, Any] = field(default_factory=dict)
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     versions: dict[str, str] = field(default_factory=lambda: _versions())
@@ -84,7 +101,9 @@ class JournalHeader:
 
     def to_bytes(self) -> bytes:
         """Returns the header as JSON in UTF-8."""
-        return json.dumps(asdict(self), sort_keys=True).encode()
+        told = asdict(self)
+        del told["usual"]
+        return json.dumps(told, sort_keys=True).encode()
 
     @classmethod
     def from_bytes(cls, payload: bytes, where: str) -> JournalHeader:
@@ -111,15 +130,17 @@ class JournalHeader:
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
             raise input_error(where, "has no readable journal header", repr(error)) from error
 
-    def check(self, other: JournalHeader, where: str) -> None:
+    def check(self, other: JournalHeader, where: str, replays: bool = False) -> None:
         """Refuses a run that this journal does not belong to.
 
         Compared are method, noise with rank and shapes, how directions are probed, seed,
-        blocks and, where both have them, the settings.
+        blocks, all further options of the method (but `ASIDE`) and, where both have them, the
+        settings.
 
         Args:
             other: Header of the run at hand.
             where: The journal's name, for the message.
+            replays: Whether only recorded steps are made, which `REPLAYED` does not matter to.
 
         Raises:
             InputError: They differ; the line lists in what.
@@ -129,7 +150,7 @@ class JournalHeader:
             for name in COMPARED
             if getattr(self, name) != getattr(other, name)
         ]
-        wrong += self._other_blocks(other)
+        wrong += self._other_blocks(other) + self._other_options(other, replays)
         for key in sorted(set(self.settings) & set(other.settings)):
             if self.settings[key] != other.settings[key]:
                 wrong.append(f"{key} {other.settings[key]!r} instead of {self.settings[key]!r}")
@@ -140,6 +161,19 @@ class JournalHeader:
                 None,
                 "resume with the settings of the first run, or start anew in another folder",
             )
+
+    def _other_options(self, other: JournalHeader, replays: bool) -> list[str]:
+        if self.options is None or other.options is None:
+            return []
+        # What both have among their settings is compared, and told, there.
+        skipped = {*(set(self.settings) & set(other.settings)), *(REPLAYED if replays else ())}
+        wrong = []
+        for name in sorted({*self.options, *other.options} - skipped):
+            before = self.options.get(name, other.usual.get(name))
+            now = other.options.get(name, self.usual.get(name))
+            if before != now:
+                wrong.append(f"{name} {now!r} instead of {before!r}")
+        return wrong
 
     def _other_blocks(self, other: JournalHeader) -> list[str]:
         if self.blocks == other.blocks:
@@ -158,8 +192,10 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
         optimizer: A method of order 0, such as `MeZO`.
         **fields: Further fields of `JournalHeader`.
     """
-    blocks, group = optimizer.blocks, optimizer.param_groups[0]
+    blocks, group, rate = optimizer.blocks, optimizer.param_groups[0], optimizer.rate
     fields["settings"] = {"rounding": optimizer.engine.rounding, **fields.get("settings", {})}
+    options = optimizer.options | {"eps": optimizer.eps, "clip": optimizer.clip.factor}
+    usual = options_of(type(optimizer))
     return JournalHeader(
         method=type(optimizer).__name__,
         noise=optimizer.drawn_from.noise,
@@ -170,10 +206,36 @@ def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
         blocks=tuple((block.name, tuple(int(n) for n in block.shape)) for block in blocks),
         space=blocks.space,
         base_model=blocks.base_name,
-        learning_rate=float(group.get("initial_lr", group["lr"])),
-        rate=None if optimizer.rate is None else dict(optimizer.rate.start),
+        learning_rate=float(group.get("initial_lr", group["lr"]) if rate is None else rate.first),
+        rate=None if rate is None else dict(rate.start),
+        options=_compared(options),
+        usual=_compared(usual),
         **fields,
     )
+
+
+def _compared(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns options as JSON can hold them, without those that a header tells elsewhere."""
+    told = {one.name for one in dataclass_fields(JournalHeader)}
+    return {name: _plain(value) for name, value in options.items() if name not in {*told, *ASIDE}}
+
+
+def _plain(value: Any) -> Any:
+    """Returns what a value is compared by: itself, its parts, a digest of a tensor, or a name."""
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if isinstance(value, Tensor):
+        content = value.detach().cpu().contiguous().flatten().view(uint8).numpy().tobytes()
+        digest = hashlib.blake2b(content, digest_size=8).hexdigest()
+        return f"{value.dtype} {list(value.shape)} {digest}"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 def _versions() -> dict[str, str]:

@@ -34,7 +34,7 @@ def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = N
         journal = Journal.open(journal)
     where = str(journal.path)
     optimizer.engine.rounding = journal.header.rounding
-    journal.header.check(header_of(optimizer), where)
+    journal.header.check(header_of(optimizer), where, replays=True)
     goal = journal.next_step if until is None else until
     if optimizer.steps == 0 and journal.first_step == 0:
         to_start(journal, optimizer.blocks)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +20,6 @@ class Bookkeeping(Restorable):
     """What `ZerothOrder` does about a step's record, before and after the weights are written."""
 
     param_groups: list[dict[str, Any]]
-    weight_decay: float
     max_bad_steps: int
     last_record: StepRecord | None
     unread: str
@@ -36,17 +34,12 @@ class Bookkeeping(Restorable):
     def _record(self, pending: Pending) -> StepRecord:
         """Returns the record of a step whose losses are complete."""
         estimator, losses, centre = self.estimator, pending.losses(), pending.centre()
-        needed = losses if centre is None or not estimator.one_sided else (*losses, centre)
-        bad = not all(map(math.isfinite, needed))
-        grads, factor = (0.0,) * estimator.directions, 1.0
-        if not bad:
-            raw = estimator.differences(losses, centre, pending.eps)
+        raw = self._differences(losses, centre, pending.eps)
+        grads = (0.0,) * estimator.directions
+        if raw is not None:
             spread = estimator.spread(raw)
             grads = estimator.projected([self.clip.clipped(grad) for grad in raw], spread)
-            factor = 1.0 if self.rate is None else self.rate.factor_at(spread)
-        elif self.rate is not None:
-            factor = self.rate.factor
-        rates = [float(group["lr"]) * factor for group in self.param_groups]
+        rates = [float(group["lr"]) for group in self.param_groups]
         scales, memory = pending.direction.scales, self._memory()
         return StepRecord(
             step=self.steps,
@@ -58,7 +51,7 @@ class Bookkeeping(Restorable):
             decay=self.weight_decay,
             scales=None if scales is None else scales.detach().float().cpu().numpy(),
             memory=None if memory is None else memory.detach().float().cpu().numpy(),
-            skipped=bad,
+            skipped=raw is None,
             centre=centre,
             mirror=pending.mirror(),
             unread=packed(self.engine.reads.missed()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ from zopeft.errors import input_error
 from zopeft.methods.pending import Pending
 from zopeft.methods.rate import RunningRate
 from zopeft.methods.record import StepRecord
+from zopeft.methods.shown_rate import ShownRate
 from zopeft.noise import step_seed
 
 if TYPE_CHECKING:
@@ -34,7 +37,11 @@ class Restorable(torch.optim.Optimizer):
     estimator: Estimator
     clip: RunningClip
     rate: RunningRate | None
+    shown: ShownRate
+    guarded: bool
+    options: dict[str, Any]
     auto: bool
+    weight_decay: float
     seed: int
     steps: int
     skipped: int
@@ -71,6 +78,13 @@ class Restorable(torch.optim.Optimizer):
                 len(record.projected_grads),
                 "use the journal of this run",
             )
+        if record.decay != self.weight_decay:
+            raise input_error(
+                "journal",
+                f"step {record.step} was made with weight decay {record.decay}, not with",
+                self.weight_decay,
+                "give the optimizer that of the run",
+            )
         scales = None
         if record.scales is not None:
             scales = torch.tensor(record.scales, device=self.engine.device)
@@ -79,6 +93,7 @@ class Restorable(torch.optim.Optimizer):
         if self.auto and self.rate is None:
             self._set_lr(record.lr[0])
             self.auto, self.lr_reason = False, "as in the journal"
+        self._show_rate(record.losses, record.centre, record.eps)
         return torch.tensor(record.loss, dtype=torch.float32)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
@@ -92,7 +107,38 @@ class Restorable(torch.optim.Optimizer):
         self._set_lr(lr)
         self.auto, self.lr_reason = False, "as in the journal"
 
+    def _differences(
+        self, losses: Sequence[float], centre: float | None, eps: float
+    ) -> list[float] | None:
+        """Returns the ``g_k`` [K] of a step; None of a bad one, whose losses are not finite.
+
+        What counts are the losses that the update needs: one-sided, also that at the weights.
+        """
+        needed = losses if centre is None or not self.estimator.one_sided else (*losses, centre)
+        if not all(map(math.isfinite, needed)):
+            return None
+        return self.estimator.differences(losses, centre, eps)
+
+    def _show_rate(self, losses: Sequence[float], centre: float | None, eps: float) -> None:
+        """Has the param groups tell the rate of a step with these losses."""
+        if self.rate is None:
+            return
+        raw = self._differences(losses, centre, eps)
+        factor = self.rate.factor
+        if raw is not None and self.estimator.normalise:
+            factor = self.rate.factor_at(self.estimator.spread(raw))
+        self.shown.show(self.param_groups, factor)
+
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule that `zopeft.methods.shown_rate.guard` was not told of is at work.
+
+        Between two steps it must find the rate that it multiplies.
+        """
+        return not self.guarded and "initial_lr" in self.param_groups[0]
+
     def _set_lr(self, lr: float) -> None:
+        self.shown.hide(self.param_groups)
         for group in self.param_groups:
             group["lr"] = lr
             if "initial_lr" in group:
@@ -107,6 +153,7 @@ class Restorable(torch.optim.Optimizer):
             "forward_passes": self.forward_passes,
             "auto": self.auto,
             "rate": None if self.rate is None else self.rate.state_dict(),
+            "shown": self.shown.state_dict(),
             "lr_reason": self.lr_reason,
             "engine": self.engine.state_dict(),
             "rounding": self.engine.rounding,
@@ -115,7 +162,8 @@ class Restorable(torch.optim.Optimizer):
             "watched": self.engine.reads.state(),
             **self._own_state(),
         }
-        return {**super().state_dict(), "zopeft": own}
+        with self.shown.hidden(self.param_groups):
+            return {**super().state_dict(), "zopeft": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes what `state_dict` gave; weights must have been loaded already."""
@@ -128,6 +176,10 @@ class Restorable(torch.optim.Optimizer):
         self.auto, self.lr_reason = own.pop("auto"), own.pop("lr_reason")
         rate = own.pop("rate", None)
         self.rate = None if rate is None else RunningRate.from_state(rate, self.estimator)
+        usual = 1.0 if self.rate is None else self.rate.factor
+        # Checkpoints of before groups told the rate hold it as they do now, without the factor.
+        shown = own.pop("shown", {"factor": usual, "showing": not self.scheduled})
+        self.shown = ShownRate.from_state(shown, self.param_groups)
         self.engine.adopt()
         self.engine.load_state_dict(own.pop("engine"))
         self.engine.rounding = own.pop("rounding", NEAREST)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 from zopeft.engine import Engine, Shape
+from zopeft.errors import input_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.bookkeeping import Bookkeeping
 from zopeft.methods.clipping import RunningClip
@@ -17,10 +18,12 @@ from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
 from zopeft.methods.directions import directions_of
 from zopeft.methods.estimator import Estimator
 from zopeft.methods.learning_rate import first_look
+from zopeft.methods.options import given_options
 from zopeft.methods.pending import Pending
 from zopeft.methods.probing import Probing
 from zopeft.methods.rate import SHARE, RunningRate
 from zopeft.methods.record import StepRecord
+from zopeft.methods.shown_rate import ShownRate
 from zopeft.noise import step_seed
 
 Closure = Callable[[], Tensor]
@@ -80,6 +83,12 @@ class ZerothOrder(Bookkeeping):
     order = 0
     needs_finetuner = False
 
+    def __new__(cls, *args: Any, **given: Any) -> Self:
+        """Keeps what the method is made with, for its header in a journal."""
+        made = super().__new__(cls)
+        made.options = given_options(cls, args, given)
+        return made
+
     def __init__(
         self,
         blocks: Blocks,
@@ -105,6 +114,7 @@ class ZerothOrder(Bookkeeping):
         assert eps is not None
         self.auto = lr == "auto"
         self.rate: RunningRate | None = None
+        self.shown, self.guarded = ShownRate(), False
         self.blocks = blocks
         self.estimator = Estimator(directions, sides, normalise)
         found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
@@ -165,10 +175,19 @@ class ZerothOrder(Bookkeeping):
             The learning rate that the run begins with.
 
         Raises:
+            InputError: There is a schedule already, which knows of no learning rate.
             RunError: The loss of the unperturbed model is not finite.
         """
         if not self.auto:
-            return float(self.param_groups[0]["lr"])
+            given = float(self.param_groups[0]["lr"])
+            return given if self.rate is None else self.rate.first
+        if any("initial_lr" in group for group in self.param_groups):
+            raise input_error(
+                "lr",
+                "a schedule was made before 'auto' was settled, and would keep it at",
+                0.0,
+                "call calibrate(closure) of the optimizer first, then make the schedule",
+            )
         self.engine.adopt()
         scales = self._scales()
         look = first_look(self.engine, closure, scales, self.eps, self.seed)
@@ -216,6 +235,7 @@ class ZerothOrder(Bookkeeping):
         losses, passes = self.probing.run(pending.probes, closure)
         self.forward_passes += passes
         pending.add(losses.tolist())
+        self._show_rate(pending.losses(), pending.centre(), pending.eps)
         return losses[pending.aside].mean()
 
     @torch.no_grad()
@@ -229,6 +249,8 @@ class ZerothOrder(Bookkeeping):
             return
         record = pending.recorded or self._record(pending)
         self._settle(record)
+        if self.scheduled:
+            self.shown.hide(self.param_groups)
         if record.skipped:
             self._skip(record)
             return

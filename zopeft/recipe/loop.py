@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from zopeft.models.quiet import quiet
 from zopeft.recipe.progress import Listener, Progress
 from zopeft.recipe.schema import Recipe
 from zopeft.training import ZOTrainer, ZOTrainingArguments
+
+_OTHERWISE = ("name", "finetuner", "lr")
+"""Settings of the method that a trainer's arguments hold under another name or not at all."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,12 @@ class Follower(TrainerCallback):
         self.loss, self.listener = loss, listener
         self.losses: dict[int, float] = {}
         self.told = ""
+        self.lr: float | None = None
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes note of the rate of the step that is about to be made."""
+        if self.trainer is not None:
+            self.lr = float(self.trainer.method.param_groups[0]["lr"])
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes note of the step that has just been made."""
@@ -102,11 +111,10 @@ class Follower(TrainerCallback):
         else:
             loss, grad = float("nan") if self.loss.last is None else float(self.loss.last), None
         self.losses[state.global_step] = loss
-        lr = None if method is None else float(method.param_groups[0]["lr"])
-        lr = lr if record is None else record.lr[0]
         note = getattr(method, "unread", "")
         note, self.told = ("" if note == self.told else note), note
-        self.listener(Progress("tune", state.global_step, args.max_steps, loss, grad, lr, note))
+        step, most = state.global_step, args.max_steps
+        self.listener(Progress("tune", step, most, loss, grad, self.lr, note))
 
 
 def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: Listener) -> Run:
@@ -210,17 +218,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         output_dir=str(out),
         method=prepared.method,
         learning_rate=method.lr,
-        eps=method.eps,
-        noise=method.noise,
-        rows=method.rows,
-        rank=method.rank,
-        weight_decay=method.weight_decay,
-        max_bad_steps=method.max_bad_steps,
-        clip=method.clip,
-        probes=method.probes,
-        directions=method.directions,
-        sides=method.sides,
-        normalise=method.normalise,
+        **{name: value for name, value in asdict(method).items() if name not in _OTHERWISE},
         journal=training.journal,
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
 from zopeft.tasks.encoding import Encoded
+
+if TYPE_CHECKING:
+    from zopeft.blocks import Blocks
 
 
 def count_tokens(datasets: Iterable[Any]) -> Tensor:
@@ -62,3 +66,28 @@ def _ids(example: Any) -> Iterator[int]:
             "use rows='none'",
         ) from None
     return iter(torch.as_tensor(ids).flatten().tolist())
+
+
+def frequency_options(
+    rows: str | None, finetuner: Any, blocks: Blocks, datasets: Sequence[Any]
+) -> dict[str, Any]:
+    """Returns a zeroth-order method's arguments for rows of embeddings by token frequency.
+
+    Args:
+        rows: "frequency", "none", or None for what the fine-tuner was learned with.
+        finetuner: The method's fine-tuner; None for none.
+        blocks: The blocks to train, [N].
+        datasets: The training data, as for `count_tokens`.
+
+    Raises:
+        InputError: "frequency", and no table of token embeddings is trained; or as `count_tokens`.
+    """
+    if rows == "frequency":
+        shapes = frequency_shapes(blocks, count_tokens(datasets))
+        if not shapes:
+            do = "leave rows out, or train the full model"
+            raise input_error("rows", "no table of token embeddings is trained", rows, do)
+        return {"shapes": shapes}
+    if rows == "none" or finetuner is None or finetuner.config.rows != "frequency":
+        return {}
+    return {"token_counts": count_tokens(datasets)}

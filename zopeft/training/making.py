@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from zopeft.engine.frequency import frequency_shapes
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.methods.batch_loss import BatchLoss
-from zopeft.tasks.frequency import count_tokens
+from zopeft.methods.options import options_from
+from zopeft.methods.shown_rate import guard
+from zopeft.tasks.frequency import frequency_options
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.resumable import Resumable
 
@@ -37,61 +38,55 @@ class Making(Resumable):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
-        if self.optimizer is not None:
-            return self.optimizer
-        args = self.args
+        if self.optimizer is None:
+            self.optimizer = self._made()
+        self._settle(self.optimizer)
+        return self.optimizer
+
+    def _made(self) -> torch.optim.Optimizer:
+        """Returns the method over the blocks, with all that the arguments say of it."""
+        args, blocks = self.args, self._find_blocks()
         kind = METHODS[args.method]
-        options: dict[str, Any] = {"lr": args.learning_rate, "weight_decay": args.weight_decay}
-        if args.order == 0:
-            options.update(
-                eps=args.eps,
-                noise=args.noise,
-                rank=args.rank,
-                seed=args.seed,
-                max_bad_steps=args.max_bad_steps,
-                clip=args.clip,
-                probes=args.probes,
-                directions=args.directions,
-                sides=args.sides,
-                normalise=args.normalise,
-            )
+        options = {"lr": args.learning_rate, **options_from(kind, args)}
         if kind.needs_finetuner:
             options["finetuner"] = self._find_finetuner()
         if args.order == 0:
-            options.update(self._frequency(options.get("finetuner")))
+            given = options.get("finetuner")
+            options |= frequency_options(args.rows, given, blocks, [self.train_dataset])
+        return kind(blocks, **options)
+
+    def _settle(self, method: Any) -> None:
+        """Settles what depends on the run: how probes are taken, and ``lr="auto"``.
+
+        The rate is settled before the schedule is made, which multiplies what is found here.
+        A run that is resumed from its journal takes the rate that it began with from there, and
+        from a checkpoint alone all of it.
+        """
         journal, checkpoint = self.recording.journal, self._resumed and self._resumed[0]
-        proposed = journal is not None and args.learning_rate == "auto"
-        self.optimizer = kind(self._find_blocks(), **options)
-        if args.order == 0 and args.world_size > 1:
-            self.optimizer.engine.reads.agree = self._read_anywhere
+        if self.args.order == 0 and self.args.world_size > 1:
+            method.engine.reads.agree = self._read_anywhere
         if journal is not None:
-            self.optimizer.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
-        if proposed and journal is not None:
-            self.optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
-        elif args.order == 0 and args.learning_rate == "auto" and checkpoint is None:
-            self._calibrate(self.optimizer)
-        return self.optimizer
+            method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
+        if not getattr(method, "auto", False):
+            return
+        if journal is not None:
+            method.begin_rate(journal.header.rate, journal.header.learning_rate)
+        elif checkpoint is None:
+            self._calibrate(method)
 
     def _read_anywhere(self, read: Tensor) -> Tensor:
         """Returns which blocks any process of the run has read, from what this one has."""
         every: Tensor = self.accelerator.gather(read.to(self.args.device).unsqueeze(0))
         return every.amax(0).cpu()
 
-    def _frequency(self, finetuner: Any) -> dict[str, Any]:
-        """Returns the method's arguments for rows of embeddings by token frequency."""
-        if self.args.rows == "frequency":
-            blocks, counts = self._find_blocks(), count_tokens([self.train_dataset])
-            shapes = frequency_shapes(blocks, counts)
-            if not shapes:
-                do = "leave rows out, or train the full model"
-                raise input_error(
-                    "rows", "no table of token embeddings is trained", "frequency", do
-                )
-            return {"shapes": shapes}
-        wanted = finetuner is not None and finetuner.config.rows == "frequency"
-        if not wanted or self.args.rows == "none":
-            return {}
-        return {"token_counts": count_tokens([self.train_dataset])}
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As the Trainer; a running learning rate stays a factor on what the schedule makes."""
+        if self.args.order:
+            return super().create_scheduler(num_training_steps, optimizer)
+        method = self.method
+        # A run that went before may have left the rate of its last step.
+        method.shown.hide(method.param_groups)
+        return guard(super().create_scheduler(num_training_steps, optimizer))
 
     def _find_finetuner(self) -> Any:
         given = self.finetuner if self.finetuner is not None else self.args.finetuner
@@ -110,10 +105,7 @@ class Making(Resumable):
         return given
 
     def _calibrate(self, method: Any) -> None:
-        """Has the learning rate proposed from the first training batch.
-
-        This must be done before the schedule is made, which multiplies the rate found here.
-        """
+        """Has the learning rate proposed from the first training batch."""
         batch = self._prepare_inputs(self._first_batch())
         self.model.eval()
         rate = method.calibrate(BatchLoss(self.model, batch, self._process_loss()))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import TrainerCallback
 
 from zopeft.errors import input_error
@@ -158,20 +156,3 @@ class RecordingCallback(TrainerCallback):
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the step that has just been applied."""
         self.trainer.record_step()
-
-
-def finetuner_digest(finetuner: Any) -> str:
-    """Returns 16 hex digits that differ for different fine-tuners; "" for none."""
-    if finetuner is None:
-        return ""
-    digest = hashlib.blake2b(digest_size=8)
-    for name, tensor in sorted(finetuner.nets.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().float().cpu().numpy().tobytes())
-    config = finetuner.config
-    if config.rows != "none":
-        digest.update(f"rows {config.rows} {config.power}".encode())
-    for index, basis in sorted(finetuner.bases.items()):
-        digest.update(f"basis {index} {config.mix}".encode())
-        for side in (basis.left, basis.right):
-            digest.update(side.view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()

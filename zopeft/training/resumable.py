@@ -14,12 +14,13 @@ from transformers.trainer_utils import TrainOutput
 from zopeft.blocks import Blocks
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error, run_error
+from zopeft.finetuner.digest import digest_like
 from zopeft.journal.start import fingerprint
 from zopeft.staging import unveil
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.loading import Loading
-from zopeft.training.recording import Recording, RecordingCallback, finetuner_digest
+from zopeft.training.recording import Recording, RecordingCallback
 from zopeft.training.scales import admitted
 
 
@@ -222,7 +223,9 @@ class Resumable(Loading):
         settings["clip"] = self.method.clip.factor
         settings["probes"] = args.probes
         settings["stacked_tokens"] = self.method.probing.most_tokens
-        settings["finetuner"] = finetuner_digest(getattr(self.method, "finetuner", None))
+        journal, finetuner = self.recording.journal, getattr(self.method, "finetuner", None)
+        before = "" if journal is None else str(journal.header.settings.get("finetuner", ""))
+        settings["finetuner"] = digest_like(finetuner, before)
         return settings
 
     def record_step(self) -> None:

@@ -178,8 +178,6 @@ class ZOTrainerMixin(Making):
             if record is not None:
                 squares = [g * g for g in record.projected_grads]
                 logs["grad_norm"] = (sum(squares) / len(squares)) ** 0.5
-                if self.method.rate is not None:
-                    logs["learning_rate"] = record.lr[0]
             logs.update(self._speed())
         logger.info("step %d: %s", self.state.global_step, logs)
         super().log(logs, start_time)
