@@ -71,7 +71,7 @@ def test_the_tensors_are_float32_and_named(folder):
 
 def test_the_configuration_holds_the_contract(folder):
     values = json.loads((folder / "finetuner_config.json").read_text())
-    assert values["format_version"] == 2
+    assert values["format_version"] == 3
     assert values["base_model"] == "owner/base"
     assert values["architecture"] == "LlamaForCausalLM"
     assert values["num_layers"] == 2
@@ -178,9 +178,9 @@ DAMAGE = {
     ),
     "foreign configuration": (
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),
-        "not a fine-tuner's configuration of format 2",
+        "not a fine-tuner's configuration of format 3",
     ),
-    "newer format": (lambda f: edit(f, format_version=3), "got 3; update zopeft"),
+    "newer format": (lambda f: edit(f, format_version=4), "got 4; update zopeft"),
     "no groups": (lambda f: edit(f, groups=...), "no 'groups'"),
     "empty groups": (lambda f: edit(f, groups=[]), "group table is empty"),
     "malformed group": (lambda f: edit(f, groups=[{"key": "a"}]), "malformed"),

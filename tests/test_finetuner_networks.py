@@ -19,7 +19,7 @@ def blocks():
 
 @pytest.fixture
 def finetuner(blocks):
-    return FineTuner.initial(blocks, seed=3)
+    return FineTuner.initial(blocks, seed=3, inputs="raw")
 
 
 def statistics(blocks):
@@ -70,7 +70,7 @@ def test_features_stand_in_the_papers_order(blocks, finetuner):
 
 
 def test_a_choice_of_features(blocks):
-    finetuner = FineTuner.initial(blocks, features=("scale", "mean"), hidden=8)
+    finetuner = FineTuner.initial(blocks, features=("scale", "mean"), hidden=8, inputs="raw")
     match = finetuner.match(blocks)
     x = finetuner.features(match, *statistics(blocks), torch.zeros(2), torch.ones(21))
     assert x.shape == (21, 2)
@@ -145,7 +145,7 @@ def test_the_gradient_reaches_every_network_and_only_its_own(blocks, finetuner):
 
 
 def test_layer_sharing_pools_the_statistics_of_a_layer(blocks):
-    finetuner = FineTuner.initial(blocks, sharing="layer")
+    finetuner = FineTuner.initial(blocks, sharing="layer", inputs="raw")
     assert [g.key for g in finetuner.config.groups] == [
         "model.embed_tokens.weight",
         "layer 0",

@@ -52,6 +52,7 @@ class FineTuner(Controlled):
         normalise: bool = True,
         seed: int = 0,
         output: str = "absolute",
+        inputs: str | None = None,
         **capacity: Any,
     ) -> FineTuner:
         """Makes an untrained fine-tuner for these blocks.
@@ -64,6 +65,8 @@ class FineTuner(Controlled):
             normalise: Whether the scales share a fixed budget.
             seed: Seed of the networks' start.
             output: ``absolute`` (`PertNN`) or ``bounded`` (`BoundedPertNN`).
+            inputs: ``log`` or ``raw`` (see `FineTunerConfig`); None: ``log``, but ``raw`` for
+                ``bounded`` networks, which keep center and spread of what they read.
             **capacity: The fields ``capacity rank mix rows power`` of `FineTunerConfig`.
 
         Raises:
@@ -79,6 +82,7 @@ class FineTuner(Controlled):
             hidden=hidden,
             sharing=sharing,
             output=output,
+            inputs=("raw" if output == "bounded" else "log") if inputs is None else inputs,
             normalise=normalise,
             versions=library_versions(),
             **capacity,
@@ -122,7 +126,7 @@ class FineTuner(Controlled):
         pair = torch.as_tensor(losses, dtype=mean.dtype, device=mean.device)
         depth = match.depths(mean.device).to(mean.dtype) if self.reads("depth") else None
         seen = Observed(mean, variance, pair, previous_raw.to(mean), depth, reading or Reading())
-        return stack_features(self.config.features, seen)
+        return stack_features(self.config.features, seen, self.config.inputs)
 
     def reads(self, feature: str) -> bool:
         """Tells whether the networks read a feature."""

@@ -71,6 +71,7 @@ def _facts(config: FineTunerConfig) -> str:
         "groups": f"{len(config.groups)} ({', '.join(f'{n} {r}' for r, n in roles.items())})",
         "sharing": f"one network a {config.sharing}",
         "network": f"{', '.join(config.features)} -> {config.hidden} tanh -> 1, {_ending(config)}",
+        "features read as": "sign(x) log(1 + abs(x) / u) / s" if config.inputs == "log" else "",
         "normalised": _normalised(config),
         "subspaces": _subspaces(config),
         "embedding rows": f"(token count + 1)^{config.power:g}" if config.rows != "none" else "",

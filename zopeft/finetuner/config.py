@@ -10,11 +10,12 @@ from pathlib import PurePath
 from typing import Any
 
 from zopeft.errors import close_matches, input_error
-from zopeft.finetuner.features import PAPER_FEATURES, check_features
+from zopeft.finetuner.features import INPUTS, PAPER_FEATURES, check_features
 
-FORMAT_VERSION = 2
-READABLE = (1, 2)
-"""Formats that can be read; the first knew no subspaces and no token frequency."""
+FORMAT_VERSION = 3
+READABLE = (1, 2, 3)
+"""Formats that can be read; the first knew no subspaces and no token frequency, the second read
+all features as they are."""
 SHARINGS = ("block", "layer", "role")
 OUTPUTS = ("absolute", "bounded")
 NORMALISATIONS = ("all", "authors")
@@ -57,6 +58,8 @@ class FineTunerConfig:
         num_layers: Its number of transformer layers.
         space: The space it was learned in, ``full`` or ``adapter``.
         features: Names of the features, in the networks' input order.
+        inputs: How they are read: ``raw``, as they are (the paper's, and all there was in earlier
+            formats), or ``log``, see `zopeft.finetuner.features.compressed`.
         hidden: Hidden units of each network.
         sharing: ``block``, a network for each block, ``layer``, one for each layer, or
             ``role``, one for each role.
@@ -89,6 +92,7 @@ class FineTunerConfig:
     num_layers: int = 0
     space: str = "full"
     features: tuple[str, ...] = PAPER_FEATURES
+    inputs: str = "raw"
     hidden: int = 64
     sharing: str = "block"
     output: str = "absolute"
@@ -109,6 +113,7 @@ class FineTunerConfig:
     def __post_init__(self) -> None:
         self.features = check_features(self.features)
         for name, known in (
+            ("inputs", INPUTS),
             ("sharing", SHARINGS),
             ("output", OUTPUTS),
             ("normalisation", NORMALISATIONS),

@@ -5,6 +5,7 @@ A feature is one function and one line in `FEATURES`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,17 @@ STATE_FEATURES = ("depth", "loss_share", "change", "log_rms")
 without `log_loss`, which on a task of another loss stands at the end of its range from the
 first step on."""
 _SMALLEST = 1e-16
+INPUTS = ("raw", "log")
+"""How networks read features: as they are, or `compressed`."""
+UNITS = {
+    "mean": (1e-3, 8.0),
+    "variance": (1e-6, 8.0),
+    "loss_plus": (1.0, 1.0),
+    "loss_minus": (1.0, 1.0),
+    "scale": (1.0, 1.0),
+}
+"""Unit u and span s of the features that are `compressed`: weights of 1e-3 are small in any model,
+and from there to the largest there are, norms of 1e2, a logarithm moves by less than 25."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +116,46 @@ def check_features(names: Sequence[str]) -> tuple[str, ...]:
     return tuple(names)
 
 
-def stack_features(names: Sequence[str], seen: Observed) -> Tensor:
-    """Returns the features of all blocks, in the order of `names`, [N, F]."""
-    return torch.stack([FEATURES[name](seen) for name in names], dim=-1)
+def stack_features(names: Sequence[str], seen: Observed, inputs: str = "raw") -> Tensor:
+    """Returns the features of all blocks, in the order of `names`, [N, F].
+
+    Args:
+        names: Names of features.
+        seen: What the optimizer has seen.
+        inputs: One of `INPUTS`.
+    """
+    found = torch.stack([FEATURES[name](seen) for name in names], dim=-1)
+    return found if inputs == "raw" else compressed(tuple(names), found)
+
+
+def compressed(names: tuple[str, ...], features: Tensor) -> Tensor:
+    """Returns features of a few units at most, whatever the sizes of a model's weights.
+
+    ``x -> sign(x) log(1 + |x| / u) / s`` with u and s of `UNITS`; features without a unit are
+    logarithms or shares already, and stay as they are. Raw, the norms of some models (weights of
+    Gemma 3 have variances to 4e4) drive all hidden units of their networks to +-1, where they
+    can neither read anything nor learn. A fixed transform, and not the statistics of one model,
+    since the same networks serve derivatives, adapters and other sizes: there they meet weights
+    of sizes that the base model has not.
+
+    Args:
+        names: Names of the features [F].
+        features: The features [N, F].
+    """
+    units, spans, listed = _units(names, features.dtype, features.device)
+    found = (torch.log1p(features.abs() / units) / spans).copysign(features)
+    return found if listed is None else torch.where(listed, found, features)
+
+
+@functools.cache
+def _units(
+    names: tuple[str, ...], dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Returns units [F], spans [F] and which features have them [F], None for all."""
+    pairs = torch.tensor([UNITS.get(name, (1.0, 1.0)) for name in names])
+    listed = torch.tensor([name in UNITS for name in names], device=device)
+    units, spans = pairs.to(device, dtype).unbind(1)
+    return units, spans, None if bool(listed.all()) else listed
 
 
 def pool(

@@ -66,7 +66,7 @@ def along_the_loss(finetuner: FineTuner) -> Movement | None:
         reading = _reading(config.training.get("windows") or [], share)
         seen = Observed(unseen, unseen, torch.zeros(2), torch.ones(len(groups)), depth, reading)
         with torch.no_grad():
-            rows = stack_features(config.features, seen)
+            rows = stack_features(config.features, seen, config.inputs)
             columns.append(finetuner.nets(rows, torch.arange(len(groups))).log().numpy())
     labels = [f"loss {share:.0%}" for share in SHARES]
     return _by_role([group.role for group in groups], np.stack(columns, axis=1), labels)
