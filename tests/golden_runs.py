@@ -171,7 +171,7 @@ def finetuner_of(kind: str, blocks: Any) -> zopeft.FineTuner:
         features = (*STATE_FEATURES, "log_loss", "bend")
         made = zopeft.FineTuner.initial(blocks, hidden=4, features=features, output="bounded")
     else:
-        made = zopeft.FineTuner.initial(blocks, hidden=4)
+        made = zopeft.FineTuner.initial(blocks, hidden=4, inputs="raw")
     with torch.no_grad():
         for number, tensor in enumerate(made.nets.parameters()):
             fill(tensor, 40 + number, 2.0**-6)
