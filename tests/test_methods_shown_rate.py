@@ -223,4 +223,4 @@ def test_a_given_rate_is_left_alone():
     plain = torch.optim.SGD([torch.zeros(1)], lr=0.1)
     other = lr_scheduler.StepLR(plain, 1)
     assert type(guard(other)) is lr_scheduler.StepLR
-    assert ShownRate().state_dict() == {"factor": 1.0, "origin": 1.0, "showing": False}
+    assert ShownRate().state_dict() == {"factor": 1.0, "origin": 1.0}

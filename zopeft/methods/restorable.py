@@ -153,7 +153,6 @@ class Restorable(torch.optim.Optimizer):
             "forward_passes": self.forward_passes,
             "auto": self.auto,
             "rate": None if self.rate is None else self.rate.state_dict(),
-            "shown": self.shown.state_dict(),
             "lr_reason": self.lr_reason,
             "engine": self.engine.state_dict(),
             "rounding": self.engine.rounding,
@@ -162,7 +161,8 @@ class Restorable(torch.optim.Optimizer):
             "watched": self.engine.reads.state(),
             **self._own_state(),
         }
-        with self.shown.hidden(self.param_groups):
+        with self.shown.hidden(self.param_groups) as showing:
+            own["shown"] = self.shown.state_dict() | {"showing": showing}
             return {**super().state_dict(), "zopeft": own}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:

@@ -54,26 +54,26 @@ class ShownRate:
         self._rates = []
 
     @contextmanager
-    def hidden(self, groups: Sequence[dict[str, Any]]) -> Iterator[None]:
-        """Hides the rate of the step for a while, if it is shown."""
+    def hidden(self, groups: Sequence[dict[str, Any]]) -> Iterator[bool]:
+        """Hides the rate of the step for a while; yields whether it was shown."""
         showing = bool(self._rates)
         self.hide(groups)
         try:
-            yield
+            yield showing
         finally:
             if showing:
                 self.show(groups, self.factor)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns what `from_state` needs beside groups saved while hidden."""
-        return {"factor": self.factor, "origin": self.origin, "showing": bool(self._rates)}
+        """Returns what `from_state` needs beside groups saved while hidden, and ``showing``."""
+        return {"factor": self.factor, "origin": self.origin}
 
     @classmethod
     def from_state(cls, state: dict[str, Any], groups: Sequence[dict[str, Any]]) -> ShownRate:
         """Returns what `state_dict` was taken of, and shows what was shown.
 
         Args:
-            state: The state.
+            state: The state; with ``showing``, whether the rate was shown.
             groups: Param groups that were saved while hidden.
         """
         found = cls()
