@@ -116,6 +116,7 @@ class Blocks(Sequence[Block]):
         base_name: ``config._name_or_path`` of the base model ("" if it has none).
         architecture: Class name of the base model, for example ``LlamaForCausalLM``.
         adapter: Name of the active adapter, None on a bare model.
+        compiled: Whether the model, or a part of it, was compiled when they were discovered.
     """
 
     def __init__(
@@ -127,6 +128,7 @@ class Blocks(Sequence[Block]):
         base_name: str,
         architecture: str,
         adapter: str | None = None,
+        compiled: bool = False,
     ) -> None:
         self._blocks = tuple(blocks)
         self.model = model
@@ -135,6 +137,7 @@ class Blocks(Sequence[Block]):
         self.base_name = base_name
         self.architecture = architecture
         self.adapter = adapter
+        self.compiled = compiled
 
     @overload
     def __getitem__(self, index: int) -> Block: ...
@@ -162,6 +165,7 @@ class Blocks(Sequence[Block]):
             self.base_name,
             self.architecture,
             self.adapter,
+            self.compiled,
         )
 
     @property

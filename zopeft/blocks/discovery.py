@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from zopeft.blocks.bare import is_compiled
 from zopeft.blocks.block import Block, Blocks, address_of
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.blocks.peft import active_adapter, is_adapted
@@ -45,7 +46,7 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     space = _space(model, space)
     if space != "scales":
         keep_unpacked(model)
-    survey = Survey(model)
+    survey, compiled = Survey(model), is_compiled(model)
     base = survey.base
     # A regular expression may name the few float tensors of a quantised model on purpose.
     if space == "full" and select is None:
@@ -54,7 +55,7 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     if space == "scales":
         names = [entry.name for entry in held] + list(scale_names(model))
         blocks = scale_blocks(survey, _salts(names))
-        return _blocks(blocks, survey, space, select)
+        return _blocks(blocks, survey, space, select, compiled)
     salts = _salts(entry.name for entry in held)
     blocks = []
     outside: list[str] = []
@@ -76,10 +77,12 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
         raise _uncovered(outside, "freeze them: only floating-point tensors can be perturbed")
     if not blocks:
         raise input_error("model", "no trainable parameter", do=_nothing(space))
-    return _blocks(blocks, survey, space, select)
+    return _blocks(blocks, survey, space, select, compiled)
 
 
-def _blocks(blocks: Sequence[Block], survey: Survey, space: str, select: str | None) -> Blocks:
+def _blocks(
+    blocks: Sequence[Block], survey: Survey, space: str, select: str | None, compiled: bool
+) -> Blocks:
     if select is not None and space == "scales":
         # Nothing else would be trained by mistake: scales have no flag to forget.
         choice = chooser(select, blocks)
@@ -95,6 +98,7 @@ def _blocks(blocks: Sequence[Block], survey: Survey, space: str, select: str | N
         str(getattr(config, "_name_or_path", "") or ""),
         type(survey.base).__name__,
         active_adapter(survey.model) if space == "adapter" else None,
+        compiled,
     )
 
 

@@ -81,6 +81,8 @@ class Engine:
         self.carriers = carriers_of(
             blocks, carrier, self.kernels, self.forms, self.offload, self.reads
         )
+        if blocks.compiled:
+            self.is_compiled()
 
     @property
     def rounding(self) -> str:
@@ -170,8 +172,21 @@ class Engine:
         Returns:
             True if the probe just done missed some and has to be done again.
         """
-        found = [c.settle() for c in self.carriers if isinstance(c, ModuleWeights)]
+        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
+        found = [carrier.settle() for carrier in modular]
+        if self.reads.compiled:
+            self.is_compiled()
         return any(found)
+
+    def is_compiled(self) -> None:
+        """Says that the forward passes run compiled code, which is not to be interfered with.
+
+        What is found out at the first probe otherwise, which is run uncompiled for it.
+        """
+        self.reads.compiled = True
+        for carrier in self.carriers:
+            if isinstance(carrier, ModuleWeights) and not carrier.whole:
+                carrier.show_whole()
 
     def adopt(self) -> None:
         """Takes over weights that were changed outside since the last step."""

@@ -5,6 +5,7 @@ While a probe is on, each module that owns a trained block runs with scratch wei
 model in fp32 where that gives the same numbers (`zopeft.engine.exact`). Embeddings make
 noise only for the rows that the batch touches; the vocabulary matrix is done in chunks.
 Where u is a product of thin factors, it runs beside the weight (`zopeft.engine.side_path`).
+The weights of a compiled model are all perturbed at once, which takes their memory again.
 The wrapper goes inside a hook of ``accelerate.hooks`` where there is one, so offloaded
 weights are already on their device when noise is added to them.
 
@@ -35,7 +36,7 @@ from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
-from zopeft.engine.tied import View, turned
+from zopeft.engine.tied import View, turned, views_of
 from zopeft.engine.twins import Twins
 from zopeft.errors import input_error
 from zopeft.kernels.plain_backend import PlainKernels
@@ -65,6 +66,9 @@ class ModuleWeights(OwnWeights):
         forms: What shaped blocks' directions are made of.
         offload: The model's offloaded tensors.
         reads: What watches the forward passes.
+
+    Attributes:
+        whole: Whether all weights are perturbed at once, see `show_whole`.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class ModuleWeights(OwnWeights):
         self._turned = {p.number for own in self._places.values() for p in own if p.view}
         self._sources: dict[int, nn.Parameter] = {}
         self.reads = reads
+        self.whole = False
         self._resident: set[nn.Module] = set()
         self._reached: set[nn.Module] = set()
         self._settled = False
@@ -96,10 +101,41 @@ class ModuleWeights(OwnWeights):
     @contextmanager
     def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
-        wrapped: list[tuple[nn.Module, str, Any]] = []
-        twins = self._twins
-        twins.direction, twins.step = direction, step
+        self._twins.direction, self._twins.step = direction, step
         self._reached.clear()
+        try:
+            with self._replaced() if self.whole else self._wrapped():
+                yield
+        finally:
+            self._twins.direction = None
+        if self.reads.latest:
+            self.reads.note(n for module in self._reached for n in self._numbers(module))
+
+    @contextmanager
+    def _replaced(self) -> Iterator[None]:
+        """Puts twins of all weights in the parameters' place, where compiled code finds them."""
+        kept: list[tuple[nn.Parameter, Tensor]] = []
+        made: list[Scratch] = []
+        try:
+            for number, block in enumerate(self.blocks):
+                own, others = block.parameter, list(views_of(block))
+                with torch.no_grad():
+                    scratch = self._twins.make(number, own, reuse=True)
+                made.append(scratch)
+                for parameter, view in ((own, None), *others):
+                    kept.append((parameter, parameter.data))
+                    shown = scratch.weight
+                    parameter.data = shown if view is None else view.of(shown)
+            yield
+        finally:
+            for parameter, data in kept:
+                parameter.data = data
+            self._twins.free(made)
+
+    @contextmanager
+    def _wrapped(self) -> Iterator[None]:
+        """Has each module run with a twin of its weights, for the time of its forward."""
+        wrapped: list[tuple[nn.Module, str, Any]] = []
         # A resident layer holds a scratch, from which no other must be made.
         self._sources = {number: self.blocks[number].parameter for number in self._turned}
         resident = [place for module in self._resident for place in self._places[module]]
@@ -118,9 +154,22 @@ class ModuleWeights(OwnWeights):
                         delattr(module, slot)
                     else:
                         setattr(module, slot, before)
-                twins.direction = None
-        if self.reads.latest:
-            self.reads.note(n for module in self._reached for n in self._numbers(module))
+
+    def show_whole(self) -> None:
+        """From now on shows a twin of all weights at once: for a compiled model.
+
+        Compiled code would be made anew for each wrapper of a forward, and cannot be wrapped.
+
+        Raises:
+            InputError: The weights are offloaded.
+        """
+        if self.offload:
+            raise input_error(
+                "model",
+                "is compiled, and its trained weights are offloaded",
+                do="leave out torch.compile, or keep the model on one device",
+            )
+        self.whole = True
 
     def _numbers(self, module: nn.Module) -> frozenset[int]:
         """Indices of the blocks of a module, among all of the engine's."""
@@ -129,7 +178,7 @@ class ModuleWeights(OwnWeights):
     @property
     def settled(self) -> bool:
         """Whether all weights that are read outside of their modules have been found."""
-        return self._settled
+        return self._settled or self.whole
 
     @property
     def unstackable(self) -> str:
@@ -137,6 +186,8 @@ class ModuleWeights(OwnWeights):
 
         They can where each reads the weights of linear layers as they are: low rank.
         """
+        if self.whole:
+            return "the model is compiled"
         if self.offload or self._resident:
             return "the model's weights are not all where its layers are"
         for module, places in self._places.items():
@@ -161,6 +212,8 @@ class ModuleWeights(OwnWeights):
         Raises:
             UnstackableError: A module's weights are read by something else than its forward.
         """
+        if self.whole:
+            raise UnstackableError(self.unstackable, True)
         self.forms.kept = max(self.forms.kept, len({direction.seed for direction, _ in probes}))
         self._stack = probes, copies
         try:
@@ -185,6 +238,8 @@ class ModuleWeights(OwnWeights):
         Raises:
             InputError: Something reads the weights themselves, whatever its module holds.
         """
+        if self.whole:
+            return False
         missed = self._missed()
         if not self._settled:
             self._refuse_references()

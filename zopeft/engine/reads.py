@@ -47,6 +47,8 @@ class Reads:
         latest: Indices of those that the latest probe has read, as far as it was watched.
         outside: Of those that the latest probe has read outside of their modules' forward.
         touching: Whether operations are watched, too.
+        compiled: Whether the forward passes run compiled code. It cannot be watched; steps
+            after the first then leave alone what that has not read, nor its like anywhere.
         agree: Makes a mask of read blocks [N] that of all processes of a run; None for one.
     """
 
@@ -55,11 +57,13 @@ class Reads:
         self.latest: set[int] = set()
         self.outside: set[int] = set()
         self.touching = False
+        self.compiled = False
         self.agree: Callable[[Tensor], Tensor] | None = None
         self._blocks = list(blocks)
         self._counting = False
         self._seen: set[int] = set()
         self._own: list[frozenset[int]] = []
+        self._first: frozenset[int] = frozenset()
 
     def begin(self) -> None:
         """Begins a step."""
@@ -71,6 +75,8 @@ class Reads:
         self._counting = False
         everything = frozenset(range(len(self._blocks)))
         candidates = everything if self.watched is None else self.watched
+        if self.compiled and self.watched is not None:
+            return self._never()
         if not candidates:
             return candidates
         read = torch.zeros(len(self._blocks), dtype=torch.uint8)
@@ -89,20 +95,28 @@ class Reads:
         """
         if self.watched is not None:
             return
-        alike = {_pattern(self._blocks[index]) for index in missed}
+        self._first = frozenset(missed)
+        alike = {_pattern(self._blocks[index]) for index in self._first}
         self.watched = frozenset(
             index
             for index, block in enumerate(self._blocks)
             if _pattern(block) in alike or any(EXPERT.search(o.module_name) for o in block.owners)
         )
 
+    def _never(self) -> frozenset[int]:
+        """The blocks that the first step has not read, nor others that are named alike."""
+        read = {_pattern(b) for i, b in enumerate(self._blocks) if i not in self._first}
+        return frozenset(i for i in self._first if _pattern(self._blocks[i]) not in read)
+
     def state(self) -> list[int] | None:
-        """Returns what later steps must watch to leave the same blocks alone."""
-        return None if self.watched is None else sorted(self.watched)
+        """Returns what the first step has missed, which says what later ones watch."""
+        return None if self.watched is None else sorted(self._first)
 
     def load(self, state: list[int] | None) -> None:
         """Takes what `state` gave."""
-        self.watched = None if state is None else frozenset(state)
+        self.watched = None
+        if state is not None:
+            self.settle(state)
 
     def watching(self, look: bool = False) -> AbstractContextManager[None]:
         """Returns a context that watches the forward passes inside, those of one probe.
@@ -117,7 +131,7 @@ class Reads:
         if look or (self._counting and self.watched is None):
             touches = Touches(self._blocks, self._touch)
             return self._watched(range(len(self._blocks)), touches)
-        if self._counting and self.watched:
+        if self._counting and self.watched and not self.compiled:
             return self._watched(self.watched, None)
         return nullcontext()
 
@@ -143,6 +157,7 @@ class Reads:
     @contextmanager
     def own(self, numbers: frozenset[int]) -> Iterator[None]:
         """Says that a module's own forward runs inside, which may read these blocks."""
+        self.compiled = self.compiled or _in_compiled()
         self._own.append(numbers)
         self.latest |= numbers
         try:
@@ -188,6 +203,7 @@ class Reads:
             self.touching = False
 
     def _touch(self, numbers: frozenset[int], used: bool) -> None:
+        self.compiled = self.compiled or _in_compiled()
         self.latest |= numbers
         if used and not any(numbers <= own for own in self._own):
             self.outside |= numbers
@@ -287,6 +303,17 @@ def _place(block: Block, read: set[str]) -> str:
 
 def _noting(seen: set[int], number: int) -> Callable[..., None]:
     return lambda *_: seen.add(number)
+
+
+def _in_compiled() -> bool:
+    """Whether a function that ``torch.compile`` has made is being run; also uncompiled."""
+    frame = sys._getframe() if "torch._dynamo" in sys.modules else None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name == "compile_wrapper" and "_dynamo" in code.co_filename:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _uncompiled() -> AbstractContextManager[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from zopeft.blocks.bare import COMPILED
 from zopeft.blocks.peft import base_of
 from zopeft.engine.copies import UnstackableError
 
@@ -65,14 +66,16 @@ class BatchLoss:
         stacked = getattr(self.loss_function, "stacked", None)
         if stacked is None or not self.tokens:
             raise UnstackableError("the loss function is for one batch at a time", False)
-        if _compiled(self.model):
+        if runs_compiled(self):
             raise UnstackableError("the model is compiled, and would be so at every step", True)
         losses: Tensor = stacked(self.model, self.batch, count)
         return losses
 
 
-def _compiled(model: Any) -> bool:
-    return hasattr(model, "_orig_mod") or getattr(model, "_compiled_call_impl", None) is not None
+def runs_compiled(closure: Any) -> bool:
+    """Says whether a closure is known to run a compiled model, its attribute ``model``."""
+    model = getattr(closure, "model", None)
+    return hasattr(model, COMPILED) or getattr(model, "_compiled_call_impl", None) is not None
 
 
 class ModelLoss:

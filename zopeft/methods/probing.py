@@ -143,7 +143,7 @@ class Probing:
     def _apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
         sharing, count = self.sharing, 0
         losses: list[Tensor] = []
-        if sharing is not None and sharing.compiled:
+        if sharing is not None and (sharing.compiled or self.engine.reads.compiled):
             sharing = None
         try:
             for direction, step in probes:

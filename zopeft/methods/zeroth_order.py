@@ -12,6 +12,7 @@ from zopeft.blocks import Block, Blocks
 from zopeft.engine import Engine, Shape
 from zopeft.errors import input_error
 from zopeft.methods.arguments import check_arguments
+from zopeft.methods.batch_loss import runs_compiled
 from zopeft.methods.bookkeeping import Bookkeeping
 from zopeft.methods.clipping import RunningClip
 from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
@@ -223,6 +224,8 @@ class ZerothOrder(Bookkeeping):
         if self._pending is None:
             self.engine.adopt()
             self.engine.reads.begin()
+            if runs_compiled(closure) and not self.engine.reads.compiled:
+                self.engine.is_compiled()
             seed, scales = step_seed(self.seed, self.steps), self._scales()
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
