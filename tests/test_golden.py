@@ -135,7 +135,9 @@ def test_a_journal_is_read_and_written_as_it_always_was(name, tmp_path):
     assert [record.step for record in records] == list(range(STEPS))
     for step, expected in GOLDEN["runs"][name]["records"].items():
         found = vars(records[int(step)])
-        assert found.keys() == expected.keys()
+        # Later records may say more, but not of these.
+        assert expected.keys() <= found.keys()
+        assert all(found[field] is None for field in found.keys() - expected.keys())
         for field, value in expected.items():
             if field in ("scales", "memory") and value is not None:
                 assert same(torch.tensor(found[field]), value)
