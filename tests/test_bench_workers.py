@@ -9,12 +9,11 @@ import time
 
 import pytest
 
-from zopeft.bench.caller import end_with_the_caller, interrupts_withheld
+from zopeft.bench.caller import begin, interrupts_withheld
 
 
 def toil(told):
     """What a worker does in these tests: it says who it is, and computes."""
-    end_with_the_caller()
     told.put(os.getpid())
     while True:
         sum(range(1000))
@@ -26,7 +25,9 @@ def start_two():
     told = context.Queue()
     with interrupts_withheld():
         for _ in range(2):
-            context.Process(target=toil, args=(told,), daemon=True).start()
+            context.Process(
+                target=begin, args=("test_bench_workers", "toil", told), daemon=True
+            ).start()
     print(told.get(), told.get(), flush=True)
     time.sleep(600)
 
@@ -92,7 +93,8 @@ class Quiet:
 
     Queue = staticmethod(multiprocessing.SimpleQueue)
 
-    def Process(self, **_):  # noqa: N802 - the name of multiprocessing
+    def Process(self, target, args, **_):  # noqa: N802 - the name of multiprocessing
+        assert target is begin and args[:2] == ("zopeft.bench.pool", "_work")
         self.made.append(one := Noted())
         return one
 

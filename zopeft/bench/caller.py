@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from typing import Any
 
 
 @contextmanager
@@ -23,6 +25,18 @@ def interrupts_withheld() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def begin(module: str, name: str, *arguments: Any) -> None:
+    """What a worker's process is started with: it is bound to its caller before anything else.
+
+    Args:
+        module: A module, imported here: that takes seconds where it needs torch.
+        name: A function in it.
+        *arguments: The function's.
+    """
+    end_with_the_caller()
+    getattr(importlib.import_module(module), name)(*arguments)
 
 
 def end_with_the_caller() -> None:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from zopeft.bench.caller import end_with_the_caller, interrupts_withheld
+from zopeft.bench.caller import begin, interrupts_withheld
 from zopeft.bench.contest import Contender, Contest
 from zopeft.bench.rows import Row
 from zopeft.errors import InputError, ZopeftError, run_error
@@ -45,7 +45,9 @@ def hold_all(
     for _ in range(count):
         todo.put(None)
     processes = [
-        context.Process(target=_work, args=(todo, told, dict(known)), daemon=True)
+        context.Process(
+            target=begin, args=(__name__, _work.__name__, todo, told, dict(known)), daemon=True
+        )
         for _ in range(count)
     ]
     try:
@@ -85,7 +87,6 @@ def _work(todo: Any, told: Any, known: Mapping[str, Row]) -> None:
     """Takes contenders until there are none; everything is told to the caller."""
     import torch
 
-    end_with_the_caller()
     torch.set_num_threads(1)
     contest = Contest(known, lambda row: told.put(("row", row)))
     try:
