@@ -9,13 +9,14 @@ import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from zopeft.errors import ZopeftWarning
 from zopeft.recipe.progress import Progress
 
 from .interrupts import InterruptError, line_of
@@ -48,6 +49,7 @@ class Output:
         self._stage = ""
         self._task: Any = None
         self._start = 0.0
+        self._told: set[str] = set()
 
     def __enter__(self) -> Output:
         if self.json:
@@ -55,6 +57,8 @@ class Output:
         if not self._debug:
             self._stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
+            warnings.simplefilter("always", ZopeftWarning)
+            warnings.showwarning = self._warned
         return self
 
     def __exit__(
@@ -71,6 +75,21 @@ class Output:
     def note(self, line: str) -> None:
         """Shows a line on standard error."""
         self._notes.print(line, markup=False, soft_wrap=True)
+
+    def _warned(
+        self,
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        """Shows a warning of zopeft among the notes, each text once."""
+        text = str(message)
+        if text not in self._told:
+            self._told.add(text)
+            self.note(f"note: {text}")
 
     def listen(self, progress: Progress) -> None:
         """Shows a job's report: a line for a note, the bar for a step."""

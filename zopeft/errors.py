@@ -1,4 +1,4 @@
-"""The errors that zopeft raises, and the words they use.
+"""The errors that zopeft raises, the warnings it gives, and the words they use.
 
 Every message reads ``<where>: <what is wrong>, got <value>; <what to do>``.
 """
@@ -6,6 +6,7 @@ Every message reads ``<where>: <what is wrong>, got <value>; <what to do>``.
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable
 
 
@@ -27,6 +28,13 @@ class InputError(ZopeftError, ValueError):
 
 class RunError(ZopeftError, RuntimeError):
     """A run broke while running; its last good state has been kept."""
+
+
+class ZopeftWarning(UserWarning):
+    """Something that matters to the result and stops nothing; its text is one line.
+
+    The command line shows these among its notes.
+    """
 
 
 def explain(where: str, what: str, got: object = None, do: str = "") -> str:
@@ -57,6 +65,11 @@ def input_error(where: str, what: str, got: object = None, do: str = "") -> Inpu
 def run_error(where: str, what: str, got: object = None, do: str = "") -> RunError:
     """Returns a `RunError` with the line of `explain`."""
     return RunError(explain(where, what, got, do))
+
+
+def warn(where: str, what: str, got: object = None, do: str = "") -> None:
+    """Gives a `ZopeftWarning` with the line of `explain`."""
+    warnings.warn(ZopeftWarning(explain(where, what, got, do)), stacklevel=3)
 
 
 def close_matches(word: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -48,9 +49,8 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
         keep_unpacked(model)
     survey, compiled = Survey(model), is_compiled(model)
     base = survey.base
-    # A regular expression may name the few float tensors of a quantised model on purpose.
-    if space == "full" and select is None:
-        _refuse_quantised(base)
+    if space == "full":
+        _refuse_quantised(base, select)
     held = held_parameters(model)
     if space == "scales":
         names = [entry.name for entry in held] + list(scale_names(model))
@@ -119,19 +119,47 @@ def _space(model: nn.Module, space: str) -> str:
     return space
 
 
-def _refuse_quantised(base: nn.Module) -> None:
-    config = getattr(base, "config", None)
-    quantised = getattr(config, "quantization_config", None) is not None
+def _refuse_quantised(base: nn.Module, select: str | None) -> None:
+    quantised = _says_quantised(getattr(base, "config", None))
     odd = next(quantised_layers(base), None)
     if odd is None:
         odd = next((n for n, p in base.named_parameters() if not _can_move(p)), None)
     if quantised or odd is not None:
+        if select is not None:
+            return  # It may name the few float tensors of a quantised model on purpose.
         raise input_error(
             "space",
             "the weights are quantised" + ("" if odd is None else f" ({odd} among them)"),
             "full",
             "use an adapter (--lora) or the quantisation scales",
         )
+    if getattr(base, "hf_quantizer", None) is not None:
+        _forget_packing(base)
+
+
+def _forget_packing(base: Any) -> None:
+    """Has a model of plain weights no longer say that they are packed.
+
+    Once they are trained, they are not the file's, and transformers neither trains nor
+    saves a model that says so.
+    """
+    base.hf_quantizer = None
+    base.is_quantized = False
+    for owner, name in ((base, "quantization_method"), (base.config, "quantization_config")):
+        if name in vars(owner):
+            delattr(owner, name)
+
+
+def _says_quantised(config: object) -> bool:
+    """Tells whether a configuration says that weights are packed.
+
+    One that was unpacked when it was read, from GGUF or by ``dequantize``, still names its
+    origin; there the weights themselves tell.
+    """
+    held = getattr(config, "quantization_config", None)
+    get = held.get if isinstance(held, dict) else lambda name: getattr(held, name, None)
+    unpacked = str(get("quant_method")).endswith(("gguf", "GGUF")) or bool(get("dequantize"))
+    return held is not None and not unpacked
 
 
 def _can_move(parameter: nn.Parameter) -> bool:

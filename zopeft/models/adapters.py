@@ -12,6 +12,7 @@ from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, input_error
 from zopeft.models.checkpoint import check_weights, read_json
 from zopeft.models.quiet import quiet
+from zopeft.models.tied import warn_tied
 from zopeft.registry import Registry
 
 if TYPE_CHECKING:
@@ -76,9 +77,10 @@ def attach(
     offload = Offload(model)
     devices = [model.device] if model.device.type == "cuda" else []
     # PEFT makes an adapter where the weights are: with values shown, never on "meta".
-    with quiet(), torch.random.fork_rng(devices=devices), offload.shown():
+    with quiet(relay=True), torch.random.fork_rng(devices=devices), offload.shown():
         torch.manual_seed(seed)
         tuned: PeftModel = build(model, **dict(options or {}))
+    warn_tied(tuned, f"peft {name}")
     offload.bring(tuned)
     if offload and any(any(getattr(m, "use_dora", {}).values()) for m in tuned.modules()):
         raise input_error(
@@ -97,7 +99,8 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
         folder: A PEFT adapter folder, or the hub id of one.
 
     Returns:
-        The ``PeftModel`` in eval mode, its adapter trainable.
+        The ``PeftModel`` in eval mode, its adapter trainable. A prompt of several tasks
+        takes ``task_ids`` at each forward pass.
 
     Raises:
         InputError: No adapter there, corrupt weights, or an adapter for another model.
@@ -113,7 +116,7 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
         raise input_error("--adapter", "no such folder", name, "give an adapter folder")
     offline = not path.is_dir() and not hub.reachable()
     try:
-        with quiet(), hub.cache_only(offline):
+        with quiet(relay=True), hub.cache_only(offline):
             tuned = _load(model, name)
     except Exception as error:
         if offline:
@@ -128,6 +131,7 @@ def load_adapter(model: Any, folder: str | Path) -> PeftModel:
         _check_loaded(tuned, path, config)
     if tuned.active_peft_config.is_prompt_learning and not _prompt_fits(tuned):
         raise _other_base(model, config, name)
+    warn_tied(tuned, "--adapter")
     return tuned.eval()
 
 
@@ -141,9 +145,18 @@ def _load(model: Any, name: str) -> Any:
     offload.bring(tuned)
     if prompt:
         # PEFT loads prompts for inference alone: the vectors stand in the embedding as
-        # they are used, whatever encoder made them, and can be tuned there.
-        tuned.prompt_encoder[tuned.active_adapter].embedding.weight.requires_grad_(True)
+        # they are used, whatever encoder made them, and can be tuned there. Those of several
+        # tasks stand beside their tasks' factors.
+        encoder = tuned.prompt_encoder[tuned.active_adapter]
+        encoder.embedding.weight.requires_grad_(True)
+        if needs_task_ids(tuned):
+            encoder.requires_grad_(True)
     return tuned
+
+
+def needs_task_ids(tuned: Any) -> bool:
+    """Tells whether every forward pass has to say its rows' tasks (``task_ids``)."""
+    return str(tuned.active_peft_config.peft_type.value) == "MULTITASK_PROMPT_TUNING"
 
 
 def _prompt_fits(tuned: Any) -> bool:
@@ -151,13 +164,16 @@ def _prompt_fits(tuned: Any) -> bool:
     import torch
 
     config = tuned.active_peft_config
-    layers = getattr(tuned.config.get_text_config(), "num_hidden_layers", config.num_layers)
+    text = tuned.config.get_text_config()
+    layers = getattr(text, "num_hidden_layers", config.num_layers)
+    layers -= getattr(text, "num_kv_shared_layers", 0)  # These have no keys of their own.
     if config.peft_type.value == "PREFIX_TUNING" and config.num_layers != layers:
         return False
     token = torch.zeros(1, 1, dtype=torch.long, device=device_of(tuned))
+    task = {"task_ids": token[0]} if needs_task_ids(tuned) else {}
     try:
         with torch.no_grad(), quiet():
-            tuned(input_ids=token)
+            tuned(input_ids=token, **task)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft import hub
 from zopeft.blocks.packing import keep_unpacked
-from zopeft.errors import InputError, close_matches, input_error
+from zopeft.errors import InputError, close_matches, input_error, warn
 from zopeft.models.checkpoint import check_folder, read_json
 from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
@@ -85,7 +85,7 @@ def load_model(
         options |= _spread(offload_folder, max_memory)
     elif quantised is not None or not on_cpu:
         options["device_map"] = {"": str(place)}
-    with quiet(), hub.cache_only(offline):
+    with quiet(relay=True), hub.cache_only(offline):
         tokenizer = load_tokenizer(source, offline)
         model = _model(source, offline, options)
     keep_unpacked(model)
@@ -198,6 +198,14 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
             f"{len(missing)} of the model's tensors are not in its weight files",
             ", ".join(missing[:3]),
             "copy or download the folder again",
+        )
+    unread = sorted(info["unexpected_keys"])
+    if unread:
+        warn(
+            source.path,
+            f"{len(unread)} of the tensors in its weight files have no place in"
+            f" {type(model).__name__} and are left out",
+            ", ".join(unread[:3]),
         )
     return model
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import input_error
 from zopeft.models.options import build_config
-from zopeft.models.tuners import wrap
+from zopeft.models.targets import as_config, text_modules
+from zopeft.models.tuners import chosen_by_user, wrap
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def layernorm(model: Any, **options: Any) -> PeftModel:
-    """LayerNorm tuning: copies of all normalisation layers are trained.
+    """LayerNorm tuning: copies of the text part's normalisation layers are trained.
 
     Raises:
         InputError: The model has no normalisation layer with weights.
@@ -26,20 +27,19 @@ def layernorm(model: Any, **options: Any) -> PeftModel:
     from peft import LNTuningConfig
 
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM"}
-    if "targets" not in options and "target_modules" not in options:
+    if not chosen_by_user(options):
         found = norm_names(model)
         if not found:
             raise input_error("peft layernorm", "the model has no norm with weights", do="use lora")
-        defaults["target_modules"] = found
+        defaults["target_modules"] = as_config(model, found)
     return wrap(model, "layernorm", build_config("layernorm", LNTuningConfig, defaults, options))
 
 
 def norm_names(model: nn.Module) -> list[str]:
-    """Returns the last parts of the names of all norms that have weights, each once."""
-    found = {
-        name.rpartition(".")[2]
-        for name, module in model.named_modules()
+    """Returns the full names of the text part's norms that have weights."""
+    return [
+        name
+        for name, module in text_modules(model)
         if "norm" in type(module).__name__.lower()
         and any(True for _ in module.parameters(recurse=False))
-    }
-    return sorted(found)
+    ]

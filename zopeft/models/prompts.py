@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.errors import input_error
+from zopeft.models.fit import first_line, rehearse, unfit
 from zopeft.models.options import build_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
+
+_SLIDING = ("sliding_attention", "chunked_attention")
 
 
 def random_tokens(model: Any, count: int) -> Tensor:
@@ -42,6 +45,9 @@ def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
     Returns:
         The prefix as float32 [T, layers * 2 * heads * head_dim], the number of layers
         and the number of key-value heads.
+
+    Raises:
+        InputError: The model keeps no keys and values of one shape in every layer.
     """
     import torch
 
@@ -50,18 +56,51 @@ def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
         return _shape_of_prefix(model, tokens.shape[1])
     training = model.training
     model.eval()
-    with torch.no_grad():
-        cache = model(input_ids=tokens.to(device), use_cache=True).past_key_values
-    model.train(training)
-    layers = getattr(cache, "layers", None)
-    pairs = [(one.keys, one.values) for one in layers] if layers is not None else list(cache)
+    try:
+        with torch.no_grad():
+            read = model(input_ids=tokens.to(device), use_cache=True)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # every model's code raises its own
+        raise unfit("prefix", model, f"its cache cannot be filled ({first_line(error)})") from error
+    finally:
+        model.train(training)
+    pairs = _keys_and_values(model, getattr(read, "past_key_values", None), tokens.shape[1])
     heads, length = pairs[0][0].shape[1:3]
     flat = [
         tensor[0].transpose(0, 1).reshape(length, -1).float().cpu()
         for pair in pairs
-        for tensor in pair[:2]
+        for tensor in pair
     ]
     return torch.cat(flat, dim=1), len(pairs), heads
+
+
+def _keys_and_values(model: Any, cache: Any, length: int) -> list[tuple[Tensor, Tensor]]:
+    """Returns the keys and values [1, heads, T, head_dim] of every layer that has its own.
+
+    Raises:
+        InputError: A layer keeps something else, or another shape than the first.
+    """
+    layers = getattr(cache, "layers", None)
+    if layers is None:
+        raise unfit("prefix", model, "it keeps no keys and values of what it has read")
+    while layers and type(layers[-1]).__name__ == "DummyLayer":
+        layers = layers[:-1]  # reads an earlier layer's
+    pairs: list[tuple[Tensor, Tensor]] = []
+    for number, layer in enumerate(layers):
+        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
+        if keys is None or values is None:
+            kind = type(layer).__name__
+            raise unfit("prefix", model, f"layer {number} keeps no keys and values ({kind})")
+        pairs.append((keys, values))
+    shapes = {tuple(tensor.shape) for pair in pairs for tensor in pair}
+    if len(shapes) != 1:
+        raise unfit(
+            "prefix", model, "its keys and values have several shapes", str(sorted(shapes)[:3])
+        )
+    if next(iter(shapes))[2] != length:
+        raise unfit("prefix", model, f"its cache does not hold {length} tokens")
+    return pairs
 
 
 def _shape_of_prefix(model: Any, length: int) -> tuple[Tensor, int, int]:
@@ -69,6 +108,9 @@ def _shape_of_prefix(model: Any, length: int) -> tuple[Tensor, int, int]:
     import torch
 
     config = model.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_SLIDING}
+    if kinds or not hasattr(config, "num_attention_heads"):
+        raise unfit("prefix", model, f"no keys and values in layers of {', '.join(kinds) or 'it'}")
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     layers = config.num_hidden_layers
@@ -105,10 +147,31 @@ def prefix(model: Any, **options: Any) -> PeftModel:
     with Offload(model).shown():
         tuned = get_peft_model(model, config)
     weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
-    if real and not config.prefix_projection:
-        with torch.no_grad():
-            weight.copy_(values.view_as(weight))
+    if not config.prefix_projection:
+        if weight.numel() != values.numel():
+            shapes = f"{values.shape[1]} numbers a token, {weight.shape[1]} by its configuration"
+            raise unfit("prefix", model, "its keys and values are not as configured", shapes)
+        if real:
+            with torch.no_grad():
+                weight.copy_(values.view_as(weight))
+    rehearse(tuned, "prefix")
     return tuned
+
+
+def _size(config: Any, model: Any) -> None:
+    """Sets what PEFT would look up under names that not every configuration has.
+
+    A prompt has the width of the embeddings, which OPT-350m then projects, and no heads.
+    """
+    text = model.config.get_text_config()
+    given = {
+        "token_dim": model.get_input_embeddings().weight.shape[1],
+        "num_layers": getattr(text, "num_hidden_layers", 1),
+        "num_attention_heads": getattr(text, "num_attention_heads", 1),
+    }
+    for name, value in given.items():
+        if getattr(config, name) is None:
+            setattr(config, name, value)
 
 
 def prompt(model: Any, **options: Any) -> PeftModel:
@@ -122,12 +185,14 @@ def prompt(model: Any, **options: Any) -> PeftModel:
 
     defaults = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
     config = build_config("prompt", PromptTuningConfig, defaults, options)
+    _size(config, model)
     tokens = random_tokens(model, config.num_virtual_tokens)
     tuned = get_peft_model(model, config)
     if "prompt_tuning_init" not in options:
         weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
         with torch.no_grad():
             weight.copy_(model.get_input_embeddings()(tokens.to(device_of(model)))[0])
+    rehearse(tuned, "prompt")
     return tuned
 
 
@@ -146,4 +211,7 @@ def p_tuning(model: Any, **options: Any) -> PeftModel:
         "task_type": "CAUSAL_LM",
     }
     config = build_config("p-tuning", PromptEncoderConfig, defaults, options)
-    return get_peft_model(model, config)
+    _size(config, model)
+    tuned = get_peft_model(model, config)
+    rehearse(tuned, "p-tuning")
+    return tuned

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import input_error
 from zopeft.models.options import build_config
-from zopeft.models.targets import QUERY_VALUE, has_conv1d
+from zopeft.models.targets import has_conv1d
 from zopeft.models.tuners import targets_for, wrap
 
 if TYPE_CHECKING:
@@ -23,6 +23,11 @@ def adalora(model: Any, **options: Any) -> PeftModel:
     The paper moves rank between layers by the size of their gradients, which forward
     passes do not give; here every layer keeps the rank that it starts with. The penalty
     that keeps P and Q orthogonal is left out, too.
+
+    PEFT 0.21 computes that penalty wherever labels are given, and has no name for it in an
+    adapter that was loaded for inference: a saved folder answers there without labels, and
+    with them raises ``AttributeError: ... 'trainable_adapter_name'``. Load it with
+    ``is_trainable=True``, as `zopeft.models.load_adapter` does, to have its loss.
 
     Raises:
         InputError: ``target_r`` and ``init_r`` differ, which asks for a change of rank.
@@ -55,5 +60,5 @@ def adalora(model: Any, **options: Any) -> PeftModel:
     }
     if has_conv1d(model):
         defaults["fan_in_fan_out"] = True
-    defaults |= targets_for(model, options, QUERY_VALUE)
+    defaults |= targets_for(model, "adalora", options)
     return wrap(model, "adalora", build_config("adalora", AdaLoraConfig, defaults, given))

@@ -2,42 +2,76 @@
 
 Every function takes the base model and the user's options and returns a
 ``PeftModel``. The defaults of LoRA are those of MeZO: rank 8, alpha 16, on the query
-and value projections, no dropout (a probe must see the same function twice).
+and value projections, no dropout (a probe must see the same function twice). Without
+attention, they are on the input projections of state-space layers.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zopeft.errors import input_error
+from zopeft.errors import input_error, warn
 from zopeft.models.options import build_config
 from zopeft.models.targets import (
     FEED_FORWARD,
     KEY_VALUE,
     QUERY_VALUE,
+    STATE_SPACE,
+    Families,
+    as_config,
     find_targets,
     has_conv1d,
+    linear_layers,
 )
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import nn
 
-Families = tuple[tuple[str, ...], ...]
+LORA_LIKE = ("lora", "dora", "rslora")
 
 
-def targets_for(model: nn.Module, options: dict[str, Any], *families: Families) -> dict[str, Any]:
-    """Returns the ``target_modules`` for `families`, unless the user names their own.
+def targets_for(model: nn.Module, name: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Returns ``target_modules`` on queries and values, unless the user names their own.
 
     Args:
         model: The base model.
+        name: The PEFT type, for messages.
         options: The user's options.
-        *families: Kinds of layers, each as `find_targets` takes it.
     """
-    if "targets" in options or "target_modules" in options:
+    if chosen_by_user(options):
         return {}
-    found = [name for family in families for name in find_targets(model, family)]
-    return {"target_modules": found or "all-linear"}
+    return {"target_modules": as_config(model, layers_for(model, name, QUERY_VALUE))}
+
+
+def chosen_by_user(options: dict[str, Any]) -> bool:
+    """Tells whether the options name target modules."""
+    return "targets" in options or "target_modules" in options
+
+
+def layers_for(model: nn.Module, name: str, families: Families) -> list[str]:
+    """Returns the layers of `families`, else those of state spaces, else all linear ones.
+
+    The last is told in a `ZopeftWarning`.
+
+    Raises:
+        InputError: There is no linear layer.
+    """
+    found = find_targets(model, families) or find_targets(model, STATE_SPACE)
+    if found:
+        return found
+    found = linear_layers(model)
+    kind = type(model).__name__
+    if not found:
+        raise input_error(f"peft {name}", f"{kind} has no linear layer to go on", do="use --prompt")
+    leaves = ", ".join(sorted({layer.rpartition(".")[2] for layer in found}))
+    warn(
+        f"peft {name}",
+        f"the attention of {kind} goes by no known name; its {len(found)} linear layers are taken"
+        f" ({leaves})",
+        do="set target_modules for others",
+    )
+    return found
 
 
 def wrap(model: Any, name: str, config: Any) -> PeftModel:
@@ -55,9 +89,10 @@ def wrap(model: Any, name: str, config: Any) -> PeftModel:
 
     try:
         return get_peft_model(model, config)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, NotImplementedError) as error:
+        other = "" if name in LORA_LIKE else ", or take lora"
         raise input_error(
-            f"peft {name}", str(error).split(". ")[0], do="set target_modules, or take lora"
+            f"peft {name}", str(error).split(". ")[0], do=f"set target_modules{other}"
         ) from error
 
 
@@ -90,7 +125,7 @@ def lora(model: Any, **options: Any) -> PeftModel:
         "lora_dropout": 0.0,
         "task_type": "CAUSAL_LM",
     }
-    defaults |= targets_for(model, options, QUERY_VALUE) | _conv1d(model)
+    defaults |= targets_for(model, "lora", options) | _conv1d(model)
     tuned = wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
     if train == "B":
         for name, parameter in tuned.named_parameters():
@@ -134,9 +169,12 @@ def ia3(model: Any, **options: Any) -> PeftModel:
     from peft import IA3Config
 
     defaults: dict[str, Any] = {"task_type": "CAUSAL_LM", **_conv1d(model)}
-    defaults |= targets_for(model, options, KEY_VALUE, FEED_FORWARD)
-    if "target_modules" in defaults:
-        defaults["feedforward_modules"] = find_targets(model, FEED_FORWARD)
+    if not chosen_by_user(options):
+        kinds = (find_targets(model, (family,)) for family in FEED_FORWARD)
+        last: list[str] = next((found for found in kinds if found), [])
+        layers = [*layers_for(model, "ia3", KEY_VALUE), *last]
+        defaults["target_modules"] = as_config(model, dict.fromkeys(layers))
+        defaults["feedforward_modules"] = as_config(model, last)
     return wrap(model, "ia3", build_config("ia3", IA3Config, defaults, options))
 
 
@@ -149,7 +187,7 @@ def vera(model: Any, **options: Any) -> PeftModel:
     from peft import VeraConfig
 
     defaults: dict[str, Any] = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
-    defaults |= targets_for(model, options, QUERY_VALUE) | _conv1d(model)
+    defaults |= targets_for(model, "vera", options) | _conv1d(model)
     return wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
 
 
@@ -163,7 +201,7 @@ def loha(model: Any, **options: Any) -> PeftModel:
     from peft import LoHaConfig
 
     defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= targets_for(model, options, QUERY_VALUE)
+    defaults |= targets_for(model, "loha", options)
     return wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
 
 
@@ -177,5 +215,5 @@ def lokr(model: Any, **options: Any) -> PeftModel:
     from peft import LoKrConfig
 
     defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= targets_for(model, options, QUERY_VALUE)
+    defaults |= targets_for(model, "lokr", options)
     return wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))

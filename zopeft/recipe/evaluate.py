@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from zopeft.errors import input_error
 from zopeft.recipe.build import load_base, load_rows, load_task, model_label, on_embedded
 from zopeft.recipe.folder import Folder
 from zopeft.recipe.progress import Listener, Progress, ignore
@@ -55,9 +56,12 @@ def _evaluated(
         recipe = replace(recipe, model=replace(recipe.model, name=_base_of(adapter)))
     model, tokenizer, source = load_base(recipe, listener)
     if adapter is not None:
-        from zopeft.models import load_adapter
+        from zopeft.models.adapters import load_adapter, needs_task_ids
 
         model = load_adapter(model, adapter)
+        if needs_task_ids(model):
+            what = "a prompt of several tasks asks for task_ids, which no task here has"
+            raise input_error("--adapter", what, adapter, "use it from Python")
     rows = load_rows(recipe, task, "validation", on_embedded(source))
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
     summary: dict[str, Any] = {
