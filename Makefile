@@ -11,10 +11,20 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
-.PHONY: help setup test demo lint types format clean
+# What computes, for processors without AVX on one thread, and for AVX2 on two.
+OLD ?= tests/test_golden.py tests/test_noise.py tests/test_kernels_backends.py \
+	tests/test_kernels_matrix.py tests/test_kernels_processors.py tests/test_engine.py \
+	tests/test_methods.py tests/test_methods_directions.py tests/test_journal_rebuild.py \
+	tests/test_journal_directions.py tests/test_training_mixin.py tests/test_finetuner_learned.py
+AVX2 ?= tests/test_golden.py tests/test_engine.py tests/test_methods_directions.py \
+	tests/test_methods_rate.py tests/test_journal_rebuild.py tests/test_training_trainer.py \
+	tests/test_training_mixin.py tests/test_peft_matrix.py tests/test_finetuner_learned.py
+
+.PHONY: help setup test test-isa demo lint types format clean
 
 help:
 	@echo "make test    set up .venv, run the tests"
+	@echo "make test-isa  the tests that compute, as other processors would run them"
 	@echo "make demo    set up .venv, run the main job on the embedded model (under 5 minutes)"
 	@echo "make lint    ruff;  make types  mypy;  make format  ruff format;  make clean"
 
@@ -30,6 +40,13 @@ setup: $(STAMP)
 
 test: $(STAMP)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -q -n 2 $(TESTS)
+
+# Instruction sets of PyTorch, oneDNN and numba: a test that is green with some of them only is wrong.
+test-isa: $(STAMP)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
+		NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q -n 2 $(OLD)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
+		$(BIN)/python -m pytest -q $(AVX2)
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(BIN)/zopeft demo --out demo --overwrite

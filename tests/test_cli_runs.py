@@ -8,6 +8,7 @@ import sys
 import time
 
 import pytest
+from safetensors.torch import load_file
 
 QUICK = ("--batch-size", 2, "--lr", "1e-3")
 
@@ -127,6 +128,8 @@ def test_meta_train_then_tune_and_resume(zopeft_command, base, tmp_path):
     assert longer["steps"] == 4
     name = "adapter_model.safetensors"
     assert (out / name).read_bytes() == (straight / name).read_bytes()
+    # B begins at zero.
+    assert all(bool(w.any()) for key, w in load_file(out / name).items() if "lora_B" in key)
     line = zopeft_command.refused("tune", "--resume", "--out", out, "--seed", 5)
     assert "training.seed 0 -> 5" in line
 
@@ -222,6 +225,8 @@ def test_killed_and_resumed(zopeft_command, base, tmp_path):
     assert 0 < summary["forward_passes"] < 600
     name = "adapter_model.safetensors"
     assert (out / name).read_bytes() == (straight / name).read_bytes()
+    # B begins at zero.
+    assert all(bool(w.any()) for key, w in load_file(out / name).items() if "lora_B" in key)
 
 
 def test_overwrite_replaces_an_earlier_result(zopeft_command, base, tmp_path):

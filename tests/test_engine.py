@@ -191,6 +191,7 @@ def test_carriers_agree_bit_for_bit():
             probed = logits(model)
         engine.update(direction, -0.01, 0.99)
         results.append((probed, bits(model)))
+        assert not same_bits(model, bits(full()))
     assert torch.equal(results[0][0], results[1][0])
     for name, weight in results[0][1].items():
         assert torch.equal(weight, results[1][1][name]), name
@@ -199,6 +200,7 @@ def test_carriers_agree_bit_for_bit():
 def test_large_matrices_in_chunks_are_the_whole(monkeypatch):
     direction = Direction(31)
     model = full()
+    before, clean = bits(model), logits(model)
     with Engine(zopeft.discover(model), carrier="modules").perturbed(direction, 0.02):
         whole = logits(model)
     monkeypatch.setattr(layers, "CHUNK", 100)
@@ -206,8 +208,9 @@ def test_large_matrices_in_chunks_are_the_whole(monkeypatch):
     with engine.perturbed(direction, 0.02):
         chunked = logits(model)
     torch.testing.assert_close(chunked, whole, rtol=0, atol=1e-5)
-    before = bits(model)
+    assert float((whole - clean).abs().max()) > 1e-3
     assert same_bits(model, before)
+    assert torch.equal(logits(model), clean)
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -239,11 +242,12 @@ def test_statistics_come_from_the_update_and_notice_other_writers(carrier, count
         real = getattr(engine.kernels, name)
         monkey = lambda *a, real=real, name=name: calls.append(name) or real(*a)  # noqa: E731
         setattr(engine.kernels, name, monkey)
-    engine.statistics()
+    first = engine.statistics()
     calls.clear()
     engine.update(Direction(1), 0.01)
     known = engine.statistics()
     assert not calls
+    assert not any(torch.equal(a, b) for a, b in zip(known, first, strict=True))
     fresh = Engine(zopeft.discover(model), carrier="modules").statistics()
     for a, b in zip(known, fresh, strict=True):
         assert torch.equal(a, b)
@@ -318,6 +322,7 @@ def test_backends_agree_bit_for_bit_in_the_engine():
             probed = logits(model)
         engine.update(direction, -0.01, 0.99)
         results.append((probed, bits(model)))
+        assert not same_bits(model, bits(full(torch.bfloat16)))
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(results[1][1][n], w) for n, w in results[0][1].items())
 
@@ -337,6 +342,7 @@ def test_frozen_and_reordered_parameters_change_nothing():
     for name in now:
         if "mlp" in name:
             assert torch.equal(now[name], expected[name])
+            assert not torch.equal(now[name], before[name])
             moved += 1
         else:
             assert torch.equal(now[name], before[name])
@@ -348,12 +354,22 @@ def test_tied_weights_move_once_and_in_both_places():
     engine = Engine(zopeft.discover(model), carrier="modules")
     tied = [b for b in engine.blocks if len(b.owners) > 1]
     assert len(tied) == 1
-    with engine.perturbed(Direction(3), 0.1):
-        seen = logits(model)
-    untied = full()
+    others = torch.ones(len(engine.blocks))
+    others[engine.blocks.names.index(tied[0].name)] = 0.0
     noise = Noise().at_elements(3, tied[0].address, 0, 97 * 32).view(97, 32)
-    del seen, untied
     weight = model.model.embed_tokens.weight.detach().clone()
+    moved = {name: full() for name in ("both", "model.embed_tokens", "lm_head")}
+    for name, twin in moved.items():
+        if name != "both":
+            # As if the two were not tied, and only one of them moved.
+            twin.lm_head.weight = torch.nn.Parameter(weight.clone())
+        owner = twin.get_submodule("lm_head" if name == "both" else name)
+        owner.weight.data = weight + 0.1 * noise
+    with engine.perturbed(Direction(3, 1.0 - others), 0.1):
+        seen = logits(model)
+    torch.testing.assert_close(seen, logits(moved["both"]), rtol=0, atol=1e-5)
+    for name in ("model.embed_tokens", "lm_head"):
+        assert float((seen - logits(moved[name])).abs().max()) > 1e-2
     engine.update(Direction(3), 0.1)
     assert model.lm_head.weight is model.model.embed_tokens.weight
     torch.testing.assert_close(model.lm_head.weight.detach(), weight + 0.1 * noise)

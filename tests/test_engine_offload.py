@@ -129,8 +129,10 @@ def files(folder):
 
 def steps(model, count=3, method=zopeft.MeZO, **options):
     blocks = zopeft.discover(model)
+    start = values(model)
     optimizer = method(blocks, lr=1e-2, eps=1e-2, noise="binomial", **options)
     losses = [float(optimizer.step(lambda: loss_of(model))) for _ in range(count)]
+    assert not same(values(model), start)
     return losses, optimizer
 
 
@@ -272,6 +274,7 @@ def test_an_exception_inside_a_probe_changes_no_bit(way, tmp_path):
     engine.update(Direction(5), 0.0)
     assert same(values(model), before)
     engine.update(Direction(5), 0.1)
+    assert not same(values(model), before)
     with engine.perturbed(Direction(6), 0.1):
         probed = loss_of(model).item()
     here = made("tied")

@@ -34,6 +34,10 @@ def subspace(rows, columns, mix=0.0):
     return Subspace(basis(rows, r), basis(columns, min(r + 1, columns), 1), mix)
 
 
+APART = {torch.bfloat16: 0.02, torch.float16: 2.5e-3}
+"""Of the way that the probe moves the logits; 0.011 and 0.0012 with and without AVX."""
+
+
 SHAPES = {
     "low_rank": lambda rows, columns: LowRank(3),
     "subspace": subspace,
@@ -115,7 +119,11 @@ def test_a_probe_is_the_moved_model_and_changes_no_bit(space, carrier, kind, dty
             seen = logits(model)
         expected = logits(moved_copy(model, engine, direction, step))
         assert (seen - clean).abs().max() > 10 * NEAR[torch.float32]
-        torch.testing.assert_close(seen, expected, rtol=0, atol=NEAR[dtype])
+        if dtype == torch.float32:
+            torch.testing.assert_close(seen, expected, rtol=0, atol=NEAR[dtype])
+        else:
+            # Of all logits together: the largest difference hangs on how a machine rounds.
+            assert (seen - expected).norm() < APART[dtype] * (expected - clean).norm()
     assert same_bits(model, before)
     assert torch.equal(logits(model), clean)
 
@@ -146,6 +154,7 @@ def test_backends_and_carriers_give_the_same_bits(kind, dtype):
         engine = engine_of(model, kind, carrier, backend=backend)
         direction = Direction(9, scales_of(engine))
         engine.update(direction, -0.01, 0.99)
+        assert not same_bits(model, bits(full(dtype)))
         if carrier == "modules":
             results.append((bits(model), logits_under(model, engine, direction)))
         elif dtype == torch.float32:
@@ -271,9 +280,10 @@ def test_project_is_the_inner_product_with_the_direction(kind, monkeypatch):
 def test_statistics_are_those_of_the_blocks_after_an_update(kind, carrier, backend):
     model = full()
     engine = engine_of(model, kind, carrier, backend=backend)
-    engine.statistics()
+    first, _ = engine.statistics()
     engine.update(Direction(4), 0.05)
     mean, variance = engine.statistics()
+    assert bool((mean != first).all())
     for index, block in enumerate(engine.blocks):
         weight = block.parameter.detach().double()
         assert mean[index].item() == pytest.approx(weight.mean().item(), abs=1e-12)
@@ -284,8 +294,10 @@ def test_a_state_does_not_depend_on_where_shaped_blocks_lie():
     model = lora(torch.bfloat16)
     blocks = zopeft.discover(model)
     plain = Engine(blocks)
+    start = plain.state_dict()["master.0"]
     plain.update(Direction(1), 0.01)
     state = plain.state_dict()
+    assert not torch.equal(state["master.0"], start)
     some = {1: LowRank(2), 2: LowRank(2)}
     shaped = Engine(blocks, shapes=some)
     shaped.load_state_dict(state)

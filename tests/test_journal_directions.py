@@ -53,6 +53,7 @@ def test_kill_minus_9_then_resume_or_replay_gives_the_same_bytes(
     whole = trainer(with_lora(tiny_model()), tmp_path / "whole", **options)
     whole.train()
     expected = digest(whole.model)
+    assert expected != digest(with_lora(tiny_model()))
     again = [Kill(5, "step_end")]
     killed(lambda: trainer(with_lora(tiny_model()), out, callbacks=again, **options).train())
     assert len(Journal.open(out / "journal.bin")) == 5
@@ -82,6 +83,7 @@ def test_micro_batches_resume_too(tmp_path):
     whole = trainer(with_lora(tiny_model()), tmp_path / "whole", **options)
     whole.train()
     assert whole.method.forward_passes == 6 * 2 * 5
+    assert digest(whole.model) != digest(with_lora(tiny_model()))
     out = tmp_path / "out"
     again = [Kill(4, "step_begin")]
     killed(lambda: trainer(with_lora(tiny_model()), out, callbacks=again, **options).train())

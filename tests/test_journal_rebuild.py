@@ -46,6 +46,7 @@ def recorded(model, path, steps=6, bad=(), **options):
             opt.step(lambda f=factor, r=rows: f * model(input_ids=r, labels=r).loss)
             journal.append(opt.last_record)
             digests.append(digest(model))
+    assert len(set(digests)) == 1 + steps - len(bad)
     return digests
 
 

@@ -363,6 +363,7 @@ def test_a_resumed_run_reads_the_same_course(tmp_path):
 
     whole = made(tmp_path / "whole")
     whole.train()
+    assert digest(whole.model) != digest(with_lora(counting_model()))
 
     class LeftError(Exception):
         pass
@@ -400,6 +401,7 @@ def test_a_run_replayed_from_its_records_goes_on_with_the_same_scales():
     for _ in range(5):
         method.step(closure)
         records.append(method.last_record)
+    assert digest(method.blocks.model) != digest(counting_model())
     replayed, again = made()
     for record in records[:4]:
         replayed.replay(record)

@@ -64,6 +64,11 @@ def weights(model):
     return [p.detach().clone() for p in model.parameters()]
 
 
+def start(dtype=torch.float32):
+    """The weights that every model here begins with."""
+    return weights(Quadratic().to(dtype))
+
+
 def equal(a, b):
     return all(
         torch.equal(x.view(torch.uint8), y.view(torch.uint8)) for x, y in zip(a, b, strict=True)
@@ -157,6 +162,7 @@ def test_replay_rebuilds_the_weights(name, carrier, dtype):
         method.step(model.loss)
         records.append(method.last_record)
     twin = Quadratic().to(dtype)
+    assert not equal(weights(model), start(dtype))
     replayed = make(name, twin, weight_decay=0.01, carrier=carrier, clip=1.0)
     for record in records:
         replayed.replay(record)
@@ -176,6 +182,7 @@ def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_pat
     method = make(name, model, carrier=carrier, clip=1.0)
     for _ in range(4):
         method.step(model.loss)
+    assert not equal(weights(model), start(dtype))
     torch.save({"method": method.state_dict(), "model": model.state_dict()}, tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
     twin = Quadratic().to(dtype)
@@ -183,10 +190,12 @@ def test_state_dict_round_trip_goes_on_bit_for_bit(name, carrier, dtype, tmp_pat
     resumed = make(name, twin, lr=0.5, carrier=carrier, clip=1.0)
     resumed.load_state_dict(state["method"])
     assert (resumed.steps, resumed.forward_passes) == (4, method.forward_passes)
+    saved = weights(model)
     for _ in range(3):
         method.step(model.loss)
         resumed.step(twin.loss)
     assert equal(weights(model), weights(twin))
+    assert not equal(weights(model), saved)
 
 
 @pytest.mark.parametrize("name", LINEAR)
@@ -198,6 +207,9 @@ def test_micro_batches_share_the_direction_and_average_their_losses(name):
     parts.estimate(lambda: twin.first(torch.eye(6)).sum())
     parts.apply()
     assert whole.last_record.seed == parts.last_record.seed
+    # Both have moved, and by far more than they are allowed to differ.
+    far = [(a - b).abs().max() for a, b in zip(weights(model), start(), strict=True)]
+    assert max(far) > 100 * 5e-5
     for a, b in zip(weights(model), weights(twin), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=5e-5)
 
@@ -208,6 +220,7 @@ def test_losses_that_are_not_finite_are_skipped_counted_and_then_stop_the_run(na
     method = make(name, model, max_bad_steps=3)
     method.step(model.loss)
     before = weights(model)
+    assert not equal(before, start())
     for _ in range(2):
         method.step(lambda: model.loss() * math.nan)
     method.step(lambda: model.loss() * 0)

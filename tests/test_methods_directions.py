@@ -170,6 +170,7 @@ def test_shaped_directions_are_summed_too(kind, carrier):
     expected = (1 - 1e-2 * 0.3) * before
     for number, grad in enumerate(record.projected_grads):
         u = along(direction_seed(record.seed, number), **SHAPES[kind])
+        assert float(u.abs().max()) > 0.1
         expected = expected - 1e-2 / 3 * grad * u
     torch.testing.assert_close(model.weight.detach().double(), expected, rtol=0, atol=2e-6)
 
@@ -278,6 +279,7 @@ def test_micro_batches_look_alike_and_are_averaged():
     assert (a.centre, a.mirror) == (pytest.approx(b.centre), pytest.approx(b.mirror))
     assert a.losses == pytest.approx(b.losses) and len(a.losses) == 3
     torch.testing.assert_close(model.weight, twin.weight, rtol=1e-5, atol=1e-6)
+    assert float((model.weight - layer().weight).detach().abs().max()) > 1e-3
 
 
 @pytest.mark.parametrize("count", [2, 5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_methods import DTYPES, ZEROTH_ORDER, Quadratic, equal, make, weights
+from test_methods import DTYPES, ZEROTH_ORDER, Quadratic, equal, make, start, weights
 
 import zopeft
 from zopeft.engine import LowRank, Rows, Subspace
@@ -132,6 +132,7 @@ def test_base_and_journal_give_the_weights(kind, carrier, dtype, name, tmp_path)
         for _ in range(3):
             method.step(model.loss)
             journal.append(method.last_record)
+    assert not equal(weights(model), start(dtype))
     assert rebuild(tmp_path / "j.bin", other) == 3
     assert equal(weights(model), weights(twin))
     # And both go on alike.
@@ -149,15 +150,18 @@ def test_state_dict_round_trip_goes_on_bit_for_bit(kind, carrier, dtype, tmp_pat
     method = make("mezo", model, **options)
     for _ in range(3):
         method.step(model.loss)
+    assert not equal(weights(model), start(dtype))
     torch.save({"method": method.state_dict(), "model": model.state_dict()}, tmp_path / "state")
     state = torch.load(tmp_path / "state", weights_only=True)
     twin.load_state_dict(state["model"])
     resumed = make("mezo", twin, lr=0.5, **options)
     resumed.load_state_dict(state["method"])
+    saved = weights(model)
     for _ in range(2):
         method.step(model.loss)
         resumed.step(twin.loss)
     assert equal(weights(model), weights(twin))
+    assert not equal(weights(model), saved)
 
 
 def test_a_journal_of_other_directions_is_refused(tmp_path):

@@ -100,6 +100,7 @@ def test_the_lower_layers_run_once_and_all_bits_are_the_same(family, space, carr
     ends = []
     for sharing in (True, False):
         method, model, calls = tuned(family, space, carrier, sharing)
+        start = bits(model)
         first = {"upper": 3, "norm": 4, "lora": 2}[space]
         found = [losses(method, lambda: loss_of(model))]  # noqa: B023
         once = 1 if sharing else 2
@@ -110,6 +111,7 @@ def test_the_lower_layers_run_once_and_all_bits_are_the_same(family, space, carr
         for _ in range(3):
             method.step(lambda: loss_of(model))  # noqa: B023
         ends.append((found, bits(model)))
+        assert not equal(bits(model), start)
     assert ends[0][0] == ends[1][0]
     assert equal(ends[0][1], ends[1][1])
     assert found[0][0] != found[0][1]

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from cli_runs import Runner
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -88,7 +89,9 @@ def test_lora_on_a_quantised_base(kind, run, places, tmp_path):
     words = ("tune", base, "--lora", *flags, *SHORT, "--data", places / "data", "--steps", 3)
     found = run.json(*words, "--out", out)
     assert found["steps"] == 3
-    assert (out / "adapter_model.safetensors").is_file()
+    adapter = load_file(out / "adapter_model.safetensors")
+    # B begins at zero.
+    assert all(bool(w.any()) for name, w in adapter.items() if "lora_B" in name)
     score = run.json("eval", base, "--adapter", out, *flags, *SCORE, "--data", places / "data")
     assert score["metrics"]["loss"] == pytest.approx(found["metrics"]["after"]["loss"], abs=1e-4)
     one, _ = load_model(str(base), **options)
@@ -151,6 +154,8 @@ def test_scales_are_resumed_bit_for_bit(save_steps, places, tmp_path):
     train(tmp_path / "parts", 3)
     parts = train(tmp_path / "parts", 5, True)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    start = zopeft.discover(load_model(str(places / "llama"), load_in_4bit=True)[0], space="scales")
+    assert not any(torch.equal(a, block.data) for a, block in zip(whole, start, strict=True))
 
 
 def test_biases_alone(run, places, tmp_path):

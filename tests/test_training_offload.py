@@ -31,6 +31,16 @@ def weights(out):
     return load_file(file)
 
 
+def moved(found, base):
+    """Whether saved weights are others than a run begins with: LoRA's B begins at zero."""
+    start = load_file(base[0] / "model.safetensors")
+    return any(
+        bool(weight.any()) if "lora_B" in name else not torch.equal(weight, start[name])
+        for name, weight in found.items()
+        if "lora_B" in name or name in start
+    )
+
+
 def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
@@ -58,6 +68,7 @@ def test_tune_over_disk_gives_the_same_result(zopeft_command, base, spread, spac
         results.append(weights(out))
         metrics.append((summary["metrics"], summary["loss_first"], summary["loss_last"]))
     assert same(*results)
+    assert moved(results[0], base)
     assert metrics[0] == metrics[1]
 
 
@@ -73,6 +84,7 @@ def test_a_run_over_disk_resumes_bit_for_bit(
     summary = zopeft_command.json(*words, "--steps", 5, "--out", parted, "--resume")
     assert summary["steps"] == 5
     assert same(weights(whole), weights(parted))
+    assert moved(weights(whole), base)
 
 
 def test_full_weights_on_disk_need_a_folder(zopeft_command, base):

@@ -41,7 +41,9 @@ def lora(**options):
 def uninterrupted(out, make=lora, **options):
     torch.set_num_threads(1)
     whole = trainer(make(), out, **options)
+    start = digest(whole.model)
     whole.train()
+    assert digest(whole.model) != start
     return digest(whole.model)
 
 
@@ -90,6 +92,7 @@ def test_a_killed_run_without_a_checkpoint_resumes_from_the_journal(tmp_path, ma
     options = {"learning_rate": "auto", "warmup_steps": 3, "lr_scheduler_type": "linear"}
     whole = trainer(make(), tmp_path / "whole", **options)
     whole.train()
+    assert digest(whole.model) != digest(make())
     out = tmp_path / "out"
     killed(lambda: trainer(make(), out, callbacks=[Kill(7, "step_begin")], **options).train())
     assert newest_checkpoint(out) is None
@@ -125,7 +128,7 @@ def broken_off(out, step=8, make=lora, **options):
         raise LeftError
 
     made = trainer(make(), out, **options)
-    record_step = made.record_step
+    start, record_step = digest(made.model), made.record_step
 
     def record_and_leave():
         record_step()
@@ -135,6 +138,7 @@ def broken_off(out, step=8, make=lora, **options):
     made.record_step = record_and_leave
     with pytest.raises(LeftError):
         made.train()
+    assert digest(made.model) != start
     return made
 
 
@@ -334,6 +338,7 @@ class Failing:
 def test_a_few_bad_losses_are_skipped_and_counted(tmp_path):
     made = trainer(lora(), tmp_path, loss_function=Failing(6, 4), logging_steps=1)
     made.train()
+    assert digest(made.model) != digest(lora())
     assert (made.method.skipped, made.method.steps) == (2, 12)
     skipped = [r.step for r in Journal.open(tmp_path / "journal.bin").records() if r.skipped]
     assert skipped == [3, 4]
@@ -347,6 +352,7 @@ def test_after_a_run_of_bad_losses_the_last_good_state_is_saved(tmp_path):
     with pytest.raises(RunError, match="not finite for 3 steps in a row"):
         made.train()
     good = digest(made.model)
+    assert good != digest(lora())
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert len(Journal.open(tmp_path / "journal.bin")) == 8
     from peft import PeftModel

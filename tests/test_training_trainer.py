@@ -86,7 +86,7 @@ def test_the_loop_is_that_of_the_plain_optimizer(tmp_path):
     opt = MeZO(discover(plain), lr=1e-3, weight_decay=0.1, noise="binomial", seed=3)
     for batch in batches[::2]:
         opt.step(lambda b=batch: plain(**b).loss)
-    assert digest(plain) == digest(model)
+    assert digest(plain) == digest(model) != digest(tiny_model())
 
 
 def test_a_journal_rebuilds_what_was_trained(tmp_path):
@@ -96,7 +96,7 @@ def test_a_journal_rebuilds_what_was_trained(tmp_path):
     from zopeft.blocks import discover
 
     rebuild(tmp_path / "journal.bin", MeZO(discover(model), lr=0.0, seed=3))
-    assert digest(model) == digest(made.model)
+    assert digest(model) == digest(made.model) != digest(lora())
     rates = [r.lr[0] for r in Journal.open(tmp_path / "journal.bin").records()]
     assert rates[:3] == [0.0, 5e-4, 1e-3]
     assert rates[-1] < 1e-4
@@ -111,6 +111,7 @@ def test_clipping_reaches_the_method_and_the_journal(tmp_path):
     used = [r.projected_grads[0] for r in Journal.open(tmp_path / "0.1/journal.bin").records()]
     raw = [r.projected_grads[0] for r in Journal.open(tmp_path / "0.0/journal.bin").records()]
     assert used[0] == raw[0]
+    assert len({digest(free.model), digest(clipped.model), digest(tiny_model())}) == 3
     assert max(map(abs, used[1:])) < max(map(abs, raw[1:]))
 
 
@@ -125,6 +126,7 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path):
         gradient_accumulation_steps=2,
     )
     two.train()
+    assert digest(two.model) != digest(lora())
     assert two.method.steps == 6
     assert two.method.forward_passes == 24
     assert logged(two, "loss") == pytest.approx(logged(one, "loss"), rel=1e-5)
@@ -140,7 +142,7 @@ def test_dropout_is_off_in_probes(tmp_path):
     model = with_lora(tiny_model(dropout=0.5), dropout=0.5)
     dropping = trainer(model.train(), tmp_path / "dropping")
     dropping.train()
-    assert digest(model) == digest(plain.model)
+    assert digest(model) == digest(plain.model) != digest(lora())
 
 
 def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
@@ -177,7 +179,19 @@ def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
         lora(), tmp_path / "again", seed=3, learning_rate="auto", lr_scheduler_type="linear"
     )
     again.train()
-    assert digest(again.model) == digest(made.model)
+    assert digest(again.model) == digest(made.model) != digest(lora())
+
+
+@pytest.mark.parametrize(
+    ("options", "passes"),
+    [({}, 2), ({"directions": 3}, 6), ({"directions": 3, "sides": "one"}, 4)],
+)
+def test_operations_are_two_a_weight_token_and_forward_pass(tmp_path, options, passes):
+    made = trainer(lora(), tmp_path, max_steps=3, **options)
+    made.train()
+    weights, tokens = sum(p.numel() for p in made.model.parameters()), 4 * 8
+    assert made.method.forward_passes == 3 * passes
+    assert made.state.total_flos == 3 * passes * 2 * weights * tokens > 0
 
 
 def test_the_best_model_is_loaded_at_the_end(tmp_path):
@@ -194,7 +208,7 @@ def test_the_best_model_is_loaded_at_the_end(tmp_path):
     )
     made.train()
     best = made.state.best_metric
-    assert best == min(logged(made, "eval_loss"))
+    assert best == min(logged(made, "eval_loss")) < max(logged(made, "eval_loss"))
     assert made.evaluate()["eval_loss"] == pytest.approx(best, rel=1e-6)
 
 
@@ -204,6 +218,7 @@ def test_autocast_to_bf16(tmp_path, make):
     made.train()
     plain = trainer(make(), tmp_path / "plain")
     plain.train()
+    assert digest(make()) not in (digest(made.model), digest(plain.model))
     assert logged(made, "loss") == pytest.approx(logged(plain, "loss"), rel=0.01)
 
 
@@ -243,7 +258,7 @@ def test_the_fine_tuner_drives_the_trainer(tmp_path):
     finetuner.save_pretrained(tmp_path / "finetuner")
     loaded = trainer(lora(), tmp_path / "b", finetuner=str(tmp_path / "finetuner"), **options)
     loaded.train()
-    assert digest(loaded.model) == digest(made.model)
+    assert digest(loaded.model) == digest(made.model) != digest(lora())
     for cut in ("checkpoint-12", "checkpoint-10"):
         for part in sorted((tmp_path / "b" / cut).iterdir()):
             part.unlink()
