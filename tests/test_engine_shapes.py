@@ -20,8 +20,8 @@ from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MODELS = {"full": full, "gpt2": gpt2, "lora": lora}
 SPACES = [("full", "modules"), ("full", "flat"), ("gpt2", "modules"), ("lora", "flat")]
-NEAR = {torch.float32: 2e-6, torch.bfloat16: 0.01, torch.float16: 2e-3}
-"""Largest difference between logits of about 0.3 with a side path and with written weights."""
+NEAR = 2e-6
+"""Largest difference between fp32 logits of about 0.3 with a side path and with written weights."""
 
 
 def basis(rows, columns, seed=0):
@@ -118,9 +118,9 @@ def test_a_probe_is_the_moved_model_and_changes_no_bit(space, carrier, kind, dty
         with engine.perturbed(direction, step):
             seen = logits(model)
         expected = logits(moved_copy(model, engine, direction, step))
-        assert (seen - clean).abs().max() > 10 * NEAR[torch.float32]
+        assert (seen - clean).abs().max() > 10 * NEAR
         if dtype == torch.float32:
-            torch.testing.assert_close(seen, expected, rtol=0, atol=NEAR[dtype])
+            torch.testing.assert_close(seen, expected, rtol=0, atol=NEAR)
         else:
             # Of all logits together: the largest difference hangs on how a machine rounds.
             assert (seen - expected).norm() < APART[dtype] * (expected - clean).norm()
