@@ -28,7 +28,7 @@ from numba.extending import intrinsic
 from zopeft.kernels.numba_cache import Keeping
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
 from zopeft.noise.binomial import CENTRE, SCALE
-from zopeft.noise.dither import FACTORS, SHIFTS
+from zopeft.noise.dither import FACTORS, SHIFT
 from zopeft.noise.gaussian import COSINE, LOG, ROOT_HALF, SINE, TURN, TWO_LN_2
 from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
 
@@ -49,7 +49,7 @@ _TOP, _MAGNITUDE, _INFINITE = U(31), U(0x7FFFFFFF), U(0x7F800000)
 _BIT = U(1) << np.arange(32, dtype=np.uint32)
 _FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
 _D0, _D1 = (U(factor) for factor in FACTORS)
-_S0, _S1, _S2 = (U(shift) for shift in SHIFTS)
+_MIX = U(SHIFT)
 _inline: Any = numba.njit(forceinline=True)
 _kernel = Keeping().compiled
 
@@ -272,10 +272,8 @@ def _round_stochastically(x, count, kind, key, address, start, words):
 @_inline
 def _dither(low, high, element):
     """The word of one element; see `zopeft.noise.dither`."""
-    x = U(element + low)
-    x = U(U(x ^ U(x >> _S0)) * _D0)
-    x = U(U(U(x ^ U(x >> _S1)) ^ high) * _D1)
-    return U(x ^ U(x >> _S2))
+    x = U(U(element + low) * _D0)
+    return U(U(U(x ^ U(x >> _MIX)) ^ high) * _D1)
 
 
 @_inline
@@ -286,9 +284,11 @@ def _store_dithered(x, count, target, kind, at, key, address, start):
     first = U(start)
     if kind == BFLOAT16:
         for i in range(count):
-            bits = _to_bfloat16(x[i], _dither(low, high, U(first + U(i))))
-            nan = U(bits & _MAGNITUDE) > _INFINITE
-            stored[i] = np.uint16(U(0x7FC0) if nan else U(bits >> U(16)))
+            bits, word = _bits(x[i]), _dither(low, high, U(first + U(i)))
+            size = U(bits & _MAGNITUDE)
+            up = U(min(U(size + U(word >> U(16))), U(0x7F7FFFFF)))
+            up = up if size < _INFINITE else U(size | U(U(0x400000) if size > _INFINITE else U(0)))
+            stored[i] = np.uint16(U(U(up | U(bits & U(0x80000000))) >> U(16)))
     else:
         for i in range(count):
             stored[i] = _to_half(_to_float16(x[i], _dither(low, high, U(first + U(i)))))

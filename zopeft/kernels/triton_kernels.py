@@ -19,7 +19,7 @@ import triton.language as tl
 from zopeft.kernels.runs import PIECE as _PIECE
 from zopeft.noise.binomial import CENTRE as _CENTRE
 from zopeft.noise.binomial import SCALE as _SCALE
-from zopeft.noise.dither import FACTORS, SHIFTS
+from zopeft.noise.dither import FACTORS, SHIFT
 from zopeft.noise.gaussian import COSINE as _COSINE
 from zopeft.noise.gaussian import LOG as _LOG
 from zopeft.noise.gaussian import ROOT_HALF as _ROOT_HALF
@@ -32,7 +32,7 @@ GAUSSIAN, BINOMIAL, RADEMACHER = tl.constexpr(0), tl.constexpr(1), tl.constexpr(
 M0, M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 K0, K1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 D0, D1 = tl.constexpr(FACTORS[0]), tl.constexpr(FACTORS[1])
-S0, S1, S2 = tl.constexpr(SHIFTS[0]), tl.constexpr(SHIFTS[1]), tl.constexpr(SHIFTS[2])
+MIX = tl.constexpr(SHIFT)
 PIECE, CENTRE, SCALE = tl.constexpr(_PIECE), tl.constexpr(_CENTRE), tl.constexpr(_SCALE)
 ROOT_HALF, TURN, TWO_LN_2 = tl.constexpr(_ROOT_HALF), tl.constexpr(_TURN), tl.constexpr(_TWO_LN_2)
 LOG, SINE, COSINE = tl.constexpr(_LOG), tl.constexpr(_SINE), tl.constexpr(_COSINE)
@@ -120,10 +120,8 @@ def _draw(first, address, k0, k1, FAMILY: tl.constexpr, TILE: tl.constexpr):
 def _dither(first, address, k0, k1, TILE: tl.constexpr):
     """The words of the elements ``first ... first + TILE - 1``; see `zopeft.noise.dither`."""
     name = address.to(tl.uint32)
-    x = (first + tl.arange(0, TILE)).to(tl.uint32) + (name ^ k0.to(tl.uint32))
-    x = (x ^ (x >> S0)) * D0
-    x = (x ^ (x >> S1) ^ (name ^ k1.to(tl.uint32))) * D1
-    return x ^ (x >> S2)
+    x = ((first + tl.arange(0, TILE)).to(tl.uint32) + (name ^ k0.to(tl.uint32))) * D0
+    return (x ^ (x >> MIX) ^ (name ^ k1.to(tl.uint32))) * D1
 
 
 @triton.jit

@@ -1,7 +1,7 @@
 """Dither: the random words by which a probe is rounded to 16 bits.
 
 A probe makes as much noise as an update, and twice a step, so its rounding bits come from a
-hash of ten integer operations and not from another stream of Philox. They are addressed as
+hash of six integer operations and not from another stream of Philox. They are addressed as
 the noise is, and like it independent of how a tensor is cut into pieces.
 """
 
@@ -13,14 +13,15 @@ from torch import Tensor
 from zopeft.noise.philox import MASK
 
 FACTORS = (0x7FEB352D, 0x846CA68B)
-SHIFTS = (16, 15, 16)
+SHIFT = 15
 
 
 def dither_words(seed: int, addresses: Tensor | int, elements: Tensor) -> Tensor:
     """Returns one 32-bit word an element, the same for all probes along a direction.
 
-    ``x = e + (k0 ^ a)``, ``x = (x ^ x >> 16) m0``, ``x = (x ^ x >> 15 ^ k1 ^ a) m1``, ``x ^ x >>
-    16``, modulo 2**32: a bijection of the element, and of either half of the key.
+    ``x = (e + (k0 ^ a)) m0``, ``x = (x ^ x >> 15 ^ k1 ^ a) m1``, modulo 2**32: a bijection of
+    the element, and of either half of the key. Its upper bits are the random ones, and rounding
+    reads those.
 
     Args:
         seed: 64-bit key of the direction, lower half k0, upper half k1.
@@ -31,14 +32,12 @@ def dither_words(seed: int, addresses: Tensor | int, elements: Tensor) -> Tensor
         int64 in the shape of `elements`, each between 0 and 2**32 - 1.
 
     References:
-        The constants are those of the 32-bit integer hash with the least bias that Wellons
-        found, "Prospecting for Hash Functions", 2018; the second half of the key is ours.
+        The constants are those of the integer hash with the least bias that Wellons found,
+        "Prospecting for Hash Functions", 2018, of which this is the middle, with a key in it.
     """
     low, high = (addresses ^ (seed & MASK)), (addresses ^ ((seed >> 32) & MASK))
-    x = (elements + low) & MASK
-    x = ((x ^ (x >> SHIFTS[0])) * FACTORS[0]) & MASK
-    x = ((x ^ (x >> SHIFTS[1]) ^ high) * FACTORS[1]) & MASK
-    return x ^ (x >> SHIFTS[2])
+    x = (((elements + low) & MASK) * FACTORS[0]) & MASK
+    return ((x ^ (x >> SHIFT) ^ high) * FACTORS[1]) & MASK
 
 
 def dither_run(
