@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A loss difference over an 8-bit base is mostly the rounding of activations at eps 1e-3.
+# A loss difference over an 8-bit base at eps 1e-3 is mostly the rounding of activations.
 #
 # Seen with: bitsandbytes 0.50.2, transformers 5.23.0, peft 0.21.2, torch 2.13.0, CPU.
 #
@@ -11,8 +11,10 @@
 #            weights alone, once; its loss is smooth and its differences are as good as fp32's.
 #            Autograd does not show it: it takes the rounding for the identity. fp16 alone is not
 #            the cause (second row: fp32 base, inputs and outputs of its layers rounded to fp16).
-# So:        over LLM.int8() take a larger eps (here 1e-2) or an NF4 base for MeZO and its kin; do not
-#            carry eps=1e-3 over from a 16-bit recipe.
+#            On the CPU this is so in eval mode alone (usual for MeZO): model.train() dequantises
+#            the weights and rounds no activation, so that eval and train are two models there.
+# So:        over LLM.int8() MeZO and its kin want a larger eps (here 1e-2), or take an NF4 base; do
+#            not carry eps=1e-3 over from a 16-bit recipe.
 #
 # Output seen (rms of the difference quotient minus the autograd slope, over the rms of the slope):
 #   bitsandbytes 0.50.2 transformers 5.23.0 peft 0.21.2 torch 2.13.0
@@ -20,7 +22,8 @@
 #   fp32                   0.1%       0.9%
 #   fp32, fp16 layers      4.2%       1.0%
 #   NF4                    0.2%       0.7%
-#   LLM.int8()            78.0%       6.6%
+#   LLM.int8(), eval      78.0%       6.6%
+#   LLM.int8(), train      0.1%       0.8%
 #   as stated
 set -euo pipefail
 dir=$(mktemp -d)
@@ -60,10 +63,12 @@ def draw(seed, params):
     return [torch.randn(p.shape, generator=generator) for p in params]
 
 
-def errors(quantisation, fp16_layers=False):
+def errors(quantisation, training=True, fp16_layers=False):
     model = LlamaForCausalLM.from_pretrained(
         "base", quantization_config=quantisation, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).eval()
+    model = get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"]))
+    # Nothing drops out here. In eval mode some processors repack NF4 and compute in bf16.
+    model.train(training)
     if fp16_layers:
         for layer in model.modules():
             if type(layer) is torch.nn.Linear and not layer.weight.requires_grad:
@@ -91,12 +96,14 @@ def errors(quantisation, fp16_layers=False):
 
 
 found = {"fp32": errors(None), "fp32, fp16 layers": errors(None, fp16_layers=True),
-         "NF4": errors(nf4), "LLM.int8()": errors(int8)}
+         "NF4": errors(nf4), "LLM.int8(), eval": errors(int8, training=False),
+         "LLM.int8(), train": errors(int8)}
 print(f"{'base':<18} eps 1e-3   eps 1e-2")
 for base, (small, large) in found.items():
     print(f"{base:<18} {small:8.1%}   {large:8.1%}")
-smooth = all(found[base][0] < 0.1 for base in ("fp32", "fp32, fp16 layers", "NF4"))
-if smooth and found["LLM.int8()"][0] > 0.3 and found["LLM.int8()"][1] < 0.2:
+smooth = all(found[base][0] < 0.1 for base in found if base != "LLM.int8(), eval")
+small, large = found["LLM.int8(), eval"]
+if smooth and small > 0.3 and large < 0.2:
     print("as stated")
 else:
     raise SystemExit("the behaviour changed")
