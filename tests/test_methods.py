@@ -257,7 +257,7 @@ def test_bad_arguments_are_refused(name, option, message):
 
 @pytest.mark.parametrize("name", sorted(METHODS))
 def test_unknown_arguments_are_refused(name):
-    with pytest.raises(TypeError, match="learning_rat"):
+    with pytest.raises(InputError, match="learning_rat"):
         make(name, Quadratic(), learning_rat=1.0)
 
 

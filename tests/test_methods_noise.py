@@ -76,7 +76,7 @@ def test_probe_noise_is_update_noise(kind, carrier, backend):
     method = make("mezo", model, lr=1.0, eps=0.01, carrier=carrier, **DIRECTIONS[kind])
     assert method.engine.kernels.name == backend
     method.estimate(model.loss)
-    direction = method._pending.direction
+    direction = method._pending.step.direction()
     with method.engine.perturbed(direction, 0.01):
         probed = model.loss()
     method.engine.update(direction, 0.01)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zopeft.blocks import Block, Blocks, discover
     from zopeft.finetuner import FineTuner
     from zopeft.meta import meta_train
+    from zopeft.methods import register_method
     from zopeft.methods.batch_loss import BatchLoss
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
@@ -35,6 +36,7 @@ _HOMES = {
     "ZOTrainingArguments": "zopeft.training",
     "discover": "zopeft.blocks",
     "meta_train": "zopeft.meta",
+    "register_method": "zopeft.methods",
 }
 
 __all__ = [
@@ -53,6 +55,7 @@ __all__ = [
     "__version__",
     "discover",
     "meta_train",
+    "register_method",
 ]
 
 

@@ -8,6 +8,7 @@ recipe check and the contract tests.
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -21,14 +22,48 @@ class Registry(Mapping[str, Any]):
         kind: What the entries are, as it stands in error messages ("method", "task").
         entries: Name to ``"package.module:attribute"``, or to the object itself.
         about: Name to a line that says what the entry is, for lists.
+        group: Name of an entry-point group (``"zopeft.methods"``) by which installed packages
+            add entries of their own; "" for none.
     """
 
     def __init__(
-        self, kind: str, entries: Mapping[str, Any], about: Mapping[str, str] | None = None
+        self,
+        kind: str,
+        entries: Mapping[str, Any],
+        about: Mapping[str, str] | None = None,
+        group: str = "",
     ) -> None:
         self.kind = kind
         self._entries = dict(entries)
         self._about = dict(about or {})
+        self._group = group
+
+    def register(self, name: str, entry: Any, about: str = "") -> None:
+        """Adds an entry.
+
+        Args:
+            name: Its name, new here.
+            entry: ``"package.module:attribute"``, or the object itself.
+            about: A line that says what it is, for lists.
+
+        Raises:
+            InputError: The name is taken.
+        """
+        self._load_group()
+        if name in self._entries:
+            raise input_error(
+                self.kind, "there is one of that name already", name, "choose another"
+            )
+        self._entries[name] = entry
+        self._about[name] = about
+
+    def _load_group(self) -> None:
+        """Adds what installed packages have to offer, once; names that are taken stay."""
+        group, self._group = self._group, ""
+        if group:
+            for point in importlib.metadata.entry_points(group=group):
+                self._entries.setdefault(point.name, point.value)
+                self._about.setdefault(point.name, f"from {point.value.partition(':')[0]}")
 
     def __getitem__(self, name: str) -> Any:
         """Returns the entry.
@@ -36,7 +71,7 @@ class Registry(Mapping[str, Any]):
         Raises:
             InputError: `name` is not registered; close matches are offered.
         """
-        if name not in self._entries:
+        if name not in self:
             raise input_error(
                 self.kind, f"unknown {self.kind}", name, close_matches(str(name), self._entries)
             )
@@ -48,16 +83,21 @@ class Registry(Mapping[str, Any]):
         return entry
 
     def __contains__(self, name: object) -> bool:
+        if name not in self._entries:
+            self._load_group()
         return name in self._entries
 
     def get(self, name: str, default: Any = None) -> Any:
         """Returns the entry, or `default` where the name is unknown."""
-        return self[name] if name in self._entries else default
+        found = name in self
+        return self[name] if found else default
 
     def __iter__(self) -> Iterator[str]:
+        self._load_group()
         return iter(self._entries)
 
     def __len__(self) -> int:
+        self._load_group()
         return len(self._entries)
 
     def about(self, name: str) -> str:

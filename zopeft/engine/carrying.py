@@ -6,13 +6,12 @@ import torch
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.engine.elements import Elements
 from zopeft.engine.flat import FlatBuffer
-from zopeft.engine.forms import Forms
 from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.scales import ScaleTensors
 from zopeft.errors import input_error
-from zopeft.kernels.plain_backend import PlainKernels
 
 SMALL = 1 << 23
 """Elements up to which fp32 full weights are kept flat as an adapter is (32 MB)."""
@@ -34,15 +33,14 @@ def check_carrier(name: str) -> None:
 
 
 def carriers_of(
-    blocks: Blocks, name: str, kernels: PlainKernels, forms: Forms, offload: Offload, reads: Reads
+    blocks: Blocks, name: str, elements: Elements, offload: Offload, reads: Reads
 ) -> list[Carrier]:
     """Returns the carriers of a model's blocks.
 
     Args:
         blocks: The blocks, [N].
         name: A name of `CARRIERS`.
-        kernels: What makes noise and adds it.
-        forms: What shaped blocks' directions are made of.
+        elements: What makes the numbers of vectors.
         offload: The model's offloaded tensors.
         reads: What watches the forward passes.
 
@@ -51,7 +49,7 @@ def carriers_of(
             be flat.
     """
     if blocks.space == "scales":
-        return [ScaleTensors(range(len(blocks)), blocks, kernels)]
+        return [ScaleTensors(range(len(blocks)), blocks, elements)]
     flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     modular: list[int] = []
     small = sum(blocks.numels) <= SMALL
@@ -71,10 +69,9 @@ def carriers_of(
         else:
             modular.append(index)
     found: list[Carrier] = [
-        FlatBuffer(indices, [blocks[i] for i in indices], kernels, forms)
-        for indices in flat.values()
+        FlatBuffer(indices, [blocks[i] for i in indices], elements) for indices in flat.values()
     ]
     if modular:
         own = [blocks[i] for i in modular]
-        found.append(ModuleWeights(modular, own, kernels, forms, offload, reads))
+        found.append(ModuleWeights(modular, own, elements, offload, reads))
     return found

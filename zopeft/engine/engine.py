@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
@@ -13,14 +13,18 @@ from zopeft.blocks.offloaded import Offload
 from zopeft.engine.carrying import carriers_of, check_carrier
 from zopeft.engine.copies import Copies
 from zopeft.engine.direction import Direction, Probe
+from zopeft.engine.elements import Elements
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
 from zopeft.engine.layers import CHUNK
+from zopeft.engine.maps import inner_products, map_weights
 from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.replaced import refuse_replaced
 from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
+from zopeft.engine.tangents import slope_along
+from zopeft.engine.vector import Vector
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.kernels.plain import ROUNDINGS
@@ -78,9 +82,8 @@ class Engine:
         self.reads = Reads(blocks)
         self._in_place = False
         self._numbers = {block.name: index for index, block in enumerate(blocks)}
-        self.carriers = carriers_of(
-            blocks, carrier, self.kernels, self.forms, self.offload, self.reads
-        )
+        self.elements = Elements(blocks, self.kernels, self.forms)
+        self.carriers = carriers_of(blocks, carrier, self.elements, self.offload, self.reads)
         if blocks.compiled:
             self.is_compiled()
 
@@ -102,13 +105,13 @@ class Engine:
         self.kernels.rounding = rounding
 
     @contextmanager
-    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+    def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``theta + step * u`` to the forward passes inside.
 
         Afterwards, and after any exception, the weights are bit for bit what they were.
 
         Args:
-            direction: The direction.
+            direction: The direction, or another vector.
             step: Finite-difference step with its sign, in the units of the weights.
         """
         watching = self._watching()
@@ -214,12 +217,48 @@ class Engine:
         directions = [direction] if isinstance(direction, Direction) else list(direction)
         size = (len(directions), len(self.blocks))
         coefficient = torch.as_tensor(coefficients, dtype=torch.float64).expand(size)
+        if any(each.indices is not None for each in directions):
+            touched = [[each.touches(index) for index in range(size[1])] for each in directions]
+            coefficient = coefficient * torch.tensor(touched, dtype=torch.float64)
         decay = torch.as_tensor(decays, dtype=torch.float64).expand(size[1])
         if bool((coefficient == 0).all()) and bool((decay == 1).all()):
             return
         self.forms.kept = len(directions)
         for carrier in self.carriers:
             carrier.update(directions, coefficient, decay)
+
+    def map(
+        self,
+        function: Callable[..., tuple[Tensor, ...]],
+        vectors: Sequence[Vector],
+        buffers: Sequence[Sequence[Tensor]],
+        seed: int,
+        decays: Tensor | float = 1.0,
+        alone: Collection[int] = (),
+    ) -> None:
+        """Writes what a function makes of weights and state, piece by piece (`map_weights`)."""
+        decay = torch.as_tensor(decays, dtype=torch.float64).expand(len(self.blocks))
+        map_weights(self.carriers, self.elements, function, vectors, buffers, seed, decay, alone)
+
+    def weights(self, index: int) -> Tensor:
+        """Returns a block's weights, to be read alone, in its shape (of scales: ones)."""
+        carrier = next(each for each in self.carriers if index in each.indices)
+        return carrier.stored(index)
+
+    def slope(self, vector: Vector, closure: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
+        """Returns a closure's loss and its derivative along a vector (`slope_along`).
+
+        Raises:
+            InputError: Some weights are offloaded.
+        """
+        if self.offload:
+            do = "keep the model on one device"
+            raise input_error("slope", "cannot be taken of offloaded weights", None, do)
+        return slope_along(self.blocks, self.elements, vector, closure)
+
+    def dot(self, first: Vector, second: Vector) -> Tensor:
+        """Returns the inner product of two vectors on each block, float64 [N] on the CPU."""
+        return inner_products(self.carriers, self.elements, first, second)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
         """Returns mean [N] and unbiased variance [N] of the blocks' elements, float64."""

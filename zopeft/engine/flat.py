@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block
 from zopeft.engine.direction import Direction, Probe
-from zopeft.engine.forms import Forms
+from zopeft.engine.elements import Elements, as_matrix
 from zopeft.engine.sums import terms_of, update_matrix
 from zopeft.engine.tied import View, views_of
-from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.engine.vector import Vector
+from zopeft.kernels.plain_backend import Statistics
 from zopeft.kernels.runs import Layout, Run, cut
 
 ALIGNMENT = 128
@@ -33,18 +34,17 @@ class FlatBuffer:
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n], ascending.
         blocks: The blocks, [n].
-        kernels: What makes noise and adds it.
-        forms: What shaped blocks' directions are made of.
+        elements: What makes the numbers of vectors.
     """
 
     def __init__(
         self,
         indices: Sequence[int],
         blocks: Sequence[Block],
-        kernels: PlainKernels,
-        forms: Forms,
+        elements: Elements,
     ) -> None:
-        self.kernels, self.forms = kernels, forms
+        self.elements = elements
+        self.kernels, self.forms = elements.kernels, elements.forms
         self.indices = list(indices)
         self.blocks = list(blocks)
         self.parameters: list[nn.Parameter] = []
@@ -63,6 +63,11 @@ class FlatBuffer:
         if len(isotropic) < len(self.parameters):
             self.isotropic = self._lay_out(isotropic, plain)
         self._statistics: Statistics | None = None
+        self._parameter_of = {
+            self.indices[member]: (number, self.blocks[member])
+            for number, members in enumerate(self._members)
+            for member in members
+        }
         self.adopt()
 
     def _read_parameters(self) -> None:
@@ -135,7 +140,7 @@ class FlatBuffer:
                 self._statistics = None
 
     @contextmanager
-    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+    def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``master + step * u`` to the forwards inside."""
         try:
             with torch.no_grad():
@@ -159,8 +164,12 @@ class FlatBuffer:
             for parameter, offset in zip(self.parameters, self.offsets, strict=True)
         }
 
-    def _shift(self, direction: Direction, step: float, out: Tensor) -> None:
+    def _shift(self, vector: Vector, step: float, out: Tensor) -> None:
         """Writes ``master + step * u`` to `out`, laid out as the buffer is."""
+        direction = vector.plain
+        if direction is None or direction.indices is not None:
+            self._add(vector, step, out)
+            return
         size = self.isotropic.size
         if size:
             self.kernels.shift_layout(
@@ -183,6 +192,37 @@ class FlatBuffer:
                 form,
                 shifted.view(block.shape),
             )
+
+    def _add(self, vector: Vector, step: float, out: Tensor) -> None:
+        """Does `_shift` for a vector that is more than one direction, or less than a whole one."""
+        out.copy_(self.master)
+        for index in self.indices:
+            if vector.touches(index):
+                shown = as_matrix(self._view(index, out))
+                for part in self.elements.parts(index, self._view(index, self.master)):
+                    shown[part.rows] = self.elements.shifted(vector, step, part, out)
+
+    def _view(self, index: int, buffer: Tensor) -> Tensor:
+        """Returns a block's part of a buffer that is laid out as the master is."""
+        number, block = self._parameter_of[index]
+        parameter, offset = self.parameters[number], self.offsets[number]
+        whole = buffer[offset : offset + parameter.numel()].view(parameter.shape)
+        return whole if block.columns is None else whole[..., slice(*block.columns)]
+
+    def stored(self, index: int) -> Tensor:
+        """Returns a block's weights, fp32, in its shape."""
+        return self._view(index, self.master)
+
+    @contextmanager
+    def edited(self, index: int, seed: int) -> Iterator[Tensor]:
+        """Gives a block's weights to be changed in place; `finish` makes them seen."""
+        yield self._view(index, self.master)
+
+    def finish(self) -> None:
+        """Ends a round of `edited`."""
+        with torch.no_grad():
+            self.work.copy_(self.master)
+        self._statistics = None
 
     def _matrices(self) -> Iterator[tuple[Block, int, slice]]:
         """Yields each shaped block, its index and its place in the buffer."""

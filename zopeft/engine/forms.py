@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,11 @@ from zopeft.errors import input_error
 from zopeft.kernels.form import Factors, Form
 from zopeft.kernels.plain_matrix import PlainMatrices
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
+
+Key = tuple[int, int]
+"""The seed of a direction, and that of what its shapes keep."""
+KEPT = 2
+"""Seeds whose kept numbers are held: those of now, and of before the last renewal."""
 
 
 class Forms:
@@ -51,7 +57,8 @@ class Forms:
             self.shapes[index] = shape.to(home)
             self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
         self.kept = 1
-        self._factors: dict[int, dict[int, Factors | None]] = {}
+        self._factors: dict[Key, dict[int, Factors | None]] = {}
+        self._kept: dict[int, dict[int, Any]] = {}
 
     def __contains__(self, index: object) -> bool:
         return index in self.shapes
@@ -76,7 +83,7 @@ class Forms:
         """
         scale = None if direction.scales is None else direction.scales[index].to(device)
         rows = self._row_scales[index]
-        factors = self.factors(index, direction.seed)
+        factors = self.factors(index, direction)
         if rows is not None:
             rows = rows.to(device)
             rows = rows if scale is None else rows * scale
@@ -85,29 +92,71 @@ class Forms:
             factors = (left if scale is None else left * scale, right)
         return Form(rows, factors)
 
-    def factors(self, index: int, seed: int) -> Factors | None:
+    def factors(self, index: int, direction: Direction) -> Factors | None:
         """Returns left [O, r] and right [r, I] of a block, where its shape is kept, fp32."""
-        found = self._factors.setdefault(seed, {})
+        key = (direction.seed, direction.kept)
+        found = self._factors.setdefault(key, {})
         while len(self._factors) > self.kept:
             del self._factors[next(iter(self._factors))]
         if index not in found:
-            self._draw(self._homes[index], seed)
+            self._draw(self._homes[index], key)
         return found[index]
 
-    def _draw(self, device: torch.device, seed: int) -> None:
+    def pair(self, index: int, direction: Direction) -> Factors:
+        """Returns `factors` of a block whose direction is a product."""
+        found = self.factors(index, direction)
+        assert found is not None
+        return found
+
+    def kept_of(self, index: int, seed: int) -> Any:
+        """Returns what a block's shape keeps for some steps (`Shape.keep`).
+
+        Args:
+            index: The block's index.
+            seed: 64-bit key that it is drawn from.
+        """
+        found = self._kept.setdefault(seed, {})
+        while len(self._kept) > KEPT:
+            del self._kept[next(iter(self._kept))]
+        if index not in found:
+            device = self._homes[index]
+            indices, sides = self._numbers(device, seed, Shape.kept_sizes.__name__)
+            for other in indices:
+                rows, columns = self.blocks[other].shape
+                left, right = (side[other] for side in sides)
+                found[other] = self.shapes[other].keep(left, right, rows, columns)
+        return found[index]
+
+    def drawn(self, index: int, seed: int) -> Tensor:
+        """Returns the numbers that a block's left factor is made from (`Shape.sizes`), fp32."""
+        size = self.shapes[index].sizes(*self.blocks[index].shape)[0]
+        tensors, device = [(self.blocks[index].address, size)], self._homes[index]
+        return self.kernels.draw(seed, LEFT_STREAM, tensors, device)[0]
+
+    def _draw(self, device: torch.device, key: Key) -> None:
+        seed, kept = key
+        indices, (lefts, rights) = self._numbers(device, seed, Shape.sizes.__name__)
+        for index in indices:
+            shape, (rows, columns) = self.shapes[index], self.blocks[index].shape
+            keeps = shape.kept_sizes(rows, columns) != (0, 0)
+            own = self.kept_of(index, kept) if keeps else None
+            left, right = lefts[index], rights[index]
+            self._factors[key][index] = shape.join(left, right, rows, columns, own)
+
+    def _numbers(
+        self, device: torch.device, seed: int, sizes: str
+    ) -> tuple[list[int], list[dict[int, Tensor]]]:
+        """Draws what a device's blocks ask for: their indices; left and right numbers of each."""
         indices = [index for index, home in self._homes.items() if home == device]
         sides = []
         for side, stream in ((0, LEFT_STREAM), (1, RIGHT_STREAM)):
             wanted = {
                 index: size
                 for index in indices
-                if (size := self.shapes[index].sizes(*self.blocks[index].shape)[side])
+                if (size := getattr(self.shapes[index], sizes)(*self.blocks[index].shape)[side])
             }
             tensors = [(self.blocks[index].address, size) for index, size in wanted.items()]
             noise = self.kernels.draw(seed, stream, tensors, device)
-            sides.append(dict(zip(wanted, noise, strict=True)))
-        nothing = torch.empty(0, device=device)
-        for index in indices:
-            left, right = (side.get(index, nothing) for side in sides)
-            shape, (rows, columns) = self.shapes[index], self.blocks[index].shape
-            self._factors[seed][index] = shape.factors(left, right, rows, columns)
+            nothing = {index: torch.empty(0, device=device) for index in indices}
+            sides.append(nothing | dict(zip(wanted, noise, strict=True)))
+        return indices, sides

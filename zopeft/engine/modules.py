@@ -29,17 +29,17 @@ from zopeft.blocks.offloaded import Offload
 from zopeft.engine import layers
 from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.copies import Copies, UnstackableError
-from zopeft.engine.direction import Direction, Probe
+from zopeft.engine.direction import Probe
+from zopeft.engine.elements import Elements
 from zopeft.engine.exact import ExactVectors
-from zopeft.engine.forms import Forms
 from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.scratch import Scratch, remade
 from zopeft.engine.side_path import add_product, has_side_path
 from zopeft.engine.tied import View, turned, views_of
 from zopeft.engine.twins import Twins
+from zopeft.engine.vector import Vector
 from zopeft.errors import input_error
-from zopeft.kernels.plain_backend import PlainKernels
 
 
 @dataclass
@@ -62,8 +62,7 @@ class ModuleWeights(OwnWeights):
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n]; none of them a slice.
-        kernels: What makes noise and adds it.
-        forms: What shaped blocks' directions are made of.
+        elements: What makes the numbers of vectors.
         offload: The model's offloaded tensors.
         reads: What watches the forward passes.
 
@@ -75,12 +74,11 @@ class ModuleWeights(OwnWeights):
         self,
         indices: Sequence[int],
         blocks: Sequence[Block],
-        kernels: PlainKernels,
-        forms: Forms,
+        elements: Elements,
         offload: Offload,
         reads: Reads,
     ) -> None:
-        super().__init__(indices, blocks, kernels, forms, offload)
+        super().__init__(indices, blocks, elements, offload)
         self._places: dict[nn.Module, list[Place]] = {}
         for number, block in enumerate(self.blocks):
             for owner in block.owners:
@@ -95,19 +93,19 @@ class ModuleWeights(OwnWeights):
         self._reached: set[nn.Module] = set()
         self._settled = False
         self._stack: tuple[Sequence[Probe], Copies] | None = None
-        self._twins = Twins(self.indices, self.blocks, kernels, forms)
+        self._twins = Twins(self.indices, self.blocks, elements)
         self._exact = ExactVectors()
 
     @contextmanager
-    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+    def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
-        self._twins.direction, self._twins.step = direction, step
+        self._twins.vector, self._twins.step = direction, step
         self._reached.clear()
         try:
             with self._replaced() if self.whole else self._wrapped():
                 yield
         finally:
-            self._twins.direction = None
+            self._twins.vector = None
         if self.reads.latest:
             self.reads.note(n for module in self._reached for n in self._numbers(module))
 
@@ -118,6 +116,8 @@ class ModuleWeights(OwnWeights):
         made: list[Scratch] = []
         try:
             for number, block in enumerate(self.blocks):
+                if not self._twins.touches(number):
+                    continue
                 own, others = block.parameter, list(views_of(block))
                 with torch.no_grad():
                     scratch = self._twins.make(number, own, reuse=True)
@@ -138,11 +138,13 @@ class ModuleWeights(OwnWeights):
         wrapped: list[tuple[nn.Module, str, Any]] = []
         # A resident layer holds a scratch, from which no other must be made.
         self._sources = {number: self.blocks[number].parameter for number in self._turned}
-        resident = [place for module in self._resident for place in self._places[module]]
+        resident = [p for module in self._resident for p in self._places[module] if self._moves(p)]
         with self._swapped(resident):
             try:
-                for module in self._places:
-                    if module in self._resident:
+                for module, places in self._places.items():
+                    # The first probe looks at which modules run, moved or not.
+                    idle = self._settled and not any(map(self._moves, places))
+                    if idle or module in self._resident:
                         continue
                     slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
                     wrapped.append((module, slot, module.__dict__.get(slot)))
@@ -180,6 +182,9 @@ class ModuleWeights(OwnWeights):
         """Whether all weights that are read outside of their modules have been found."""
         return self._settled or self.whole
 
+    def _moves(self, place: Place) -> bool:
+        return self._twins.touches(place.number)
+
     @property
     def unstackable(self) -> str:
         """Why the probes of several directions cannot share a forward; "" if they can.
@@ -214,7 +219,10 @@ class ModuleWeights(OwnWeights):
         """
         if self.whole:
             raise UnstackableError(self.unstackable, True)
-        self.forms.kept = max(self.forms.kept, len({direction.seed for direction, _ in probes}))
+        if any(vector.plain is None for vector, _ in probes):
+            raise UnstackableError("a probe is along more than one direction", False)
+        seeds = {seed for vector, _ in probes for seed in vector.seeds}
+        self.forms.kept = max(self.forms.kept, len(seeds))
         self._stack = probes, copies
         try:
             with self.perturbed(*probes[0]):
@@ -313,7 +321,8 @@ class ModuleWeights(OwnWeights):
         return output if dtype is None else output.to(dtype)
 
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        places, twins = self._places[module], self._twins
+        twins = self._twins
+        places = [place for place in self._places[module] if self._moves(place)]
         main = next((place for place in places if place.leaf == "weight"), None)
         straight = all(place.view is None for place in places)
         alone = main is not None and len(places) == 1 and straight
@@ -355,7 +364,7 @@ class ModuleWeights(OwnWeights):
             parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
             pieces = []
             for probe, part, output in zip(probes, parts, own, strict=True):
-                twins.direction, twins.step = probe
+                twins.vector, twins.step = probe
                 pieces.append(beside(output, part) if once else one(part))
             written = once and all(a is b for a, b in zip(pieces, own, strict=True))
             return whole if written else torch.cat(pieces, dim)
@@ -372,7 +381,7 @@ class ModuleWeights(OwnWeights):
             return one(args[0])
 
         def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
-            if twins.direction is None:
+            if twins.vector is None:
                 return forward(*args, **kwargs)
             self._reached.add(module)
             if not self.reads.touching:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -10,10 +11,10 @@ from torch import Tensor
 from zopeft.blocks import Block
 from zopeft.blocks.offloaded import Offload
 from zopeft.engine.direction import Direction
-from zopeft.engine.forms import Forms
+from zopeft.engine.elements import Elements
 from zopeft.engine.known import Known
 from zopeft.engine.sums import terms_of, update_matrix, update_weight
-from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.kernels.plain_backend import Statistics
 
 
 class OwnWeights:
@@ -22,8 +23,7 @@ class OwnWeights:
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n]; none of them a slice.
-        kernels: What makes noise and adds it.
-        forms: What shaped blocks' directions are made of.
+        elements: What makes the numbers of vectors.
         offload: The model's offloaded tensors.
     """
 
@@ -31,11 +31,11 @@ class OwnWeights:
         self,
         indices: Sequence[int],
         blocks: Sequence[Block],
-        kernels: PlainKernels,
-        forms: Forms,
+        elements: Elements,
         offload: Offload,
     ) -> None:
-        self.kernels, self.forms, self.offload = kernels, forms, offload
+        self.elements, self.offload = elements, offload
+        self.kernels, self.forms = elements.kernels, elements.forms
         self.indices = list(indices)
         self.blocks = list(blocks)
         self._known: list[Known | None] = [None] * len(self.blocks)
@@ -63,6 +63,23 @@ class OwnWeights:
                     copy.copy_(weight)
                 kept = found is not None and weight is stored
                 self._known[number] = Known(found, weight) if kept and found else None
+
+    def stored(self, index: int) -> Tensor:
+        """Returns a block's weights as stored."""
+        return self.offload.value(self.blocks[self.indices.index(index)])
+
+    @contextmanager
+    def edited(self, index: int, seed: int) -> Iterator[Tensor]:
+        """Gives a block's weights as stored, to be changed in place."""
+        number = self.indices.index(index)
+        weight, *copies = self.offload.writable(self.blocks[number])
+        yield weight
+        for copy in copies:
+            copy.copy_(weight)
+        self._known[number] = None
+
+    def finish(self) -> None:
+        """Ends a round of `edited`."""
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].

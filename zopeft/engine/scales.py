@@ -17,9 +17,11 @@ from torch import Tensor
 from zopeft.blocks import Block
 from zopeft.blocks.scales import ScaleHolder
 from zopeft.engine.direction import Direction
+from zopeft.engine.elements import Elements
 from zopeft.engine.sums import terms_of
+from zopeft.engine.vector import Vector, first_seed
 from zopeft.kernels.plain import stochastic_round
-from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.kernels.plain_backend import Statistics
 from zopeft.noise.address import rounding_words
 
 
@@ -31,33 +33,31 @@ class ScaleTensors:
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n].
-        kernels: What makes noise.
+        elements: What makes the numbers of vectors.
 
     References:
         Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et
         al. 2025), section 3.
     """
 
-    def __init__(
-        self, indices: Sequence[int], blocks: Sequence[Block], kernels: PlainKernels
-    ) -> None:
+    def __init__(self, indices: Sequence[int], blocks: Sequence[Block], elements: Elements) -> None:
         self.indices = list(indices)
         self.blocks = list(blocks)
-        self.kernels = kernels
+        self.elements, self.kernels = elements, elements.kernels
         self._kept = [block.data.clone() for block in self.blocks]
 
     @contextmanager
-    def perturbed(self, direction: Direction, step: float) -> Iterator[None]:
+    def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``Delta * (1 + step * u)`` to the forwards inside."""
         live = self._live()
         for kept, scales in zip(self._kept, live, strict=True):
             kept.copy_(scales)
         try:
             for number, scales in enumerate(live):
-                factor = self._direction(direction, number).mul_(step).add_(1.0)
+                factor = self._values(direction, number).mul_(step).add_(1.0)
                 target = factor.mul_(scales.float()).view(-1)
-                address = self.blocks[number].address
-                words = self.kernels.words(direction.seed, address, 0, len(target), scales)
+                seed, address = first_seed(direction), self.blocks[number].address
+                words = self.kernels.words(seed, address, 0, len(target), scales)
                 if words is not None:
                     target = stochastic_round(target, words, scales.dtype)
                 scales.copy_(target.view(scales.shape))
@@ -77,17 +77,48 @@ class ScaleTensors:
             factor = self._direction(direction, number).mul_(coefficient).add_(decay)
             for other, its in others:
                 factor.add_(self._direction(other, number).mul_(its))
-            target = factor.clamp_(min=0.0).mul_(scales.float())
-            if scales.dtype != torch.float32:
-                address = self.blocks[number].address
-                words = rounding_words(direction.seed, address, 0, target.numel(), target.device)
-                target = stochastic_round(target.reshape(-1), words, scales.dtype)
-            scales.copy_(target.view(scales.shape))
+            self._store(number, scales, factor, direction.seed)
+
+    def _store(self, number: int, scales: Tensor, factor: Tensor, seed: int) -> None:
+        target = factor.clamp_(min=0.0).mul_(scales.float())
+        if scales.dtype != torch.float32:
+            address = self.blocks[number].address
+            words = rounding_words(seed, address, 0, target.numel(), target.device)
+            target = stochastic_round(target.reshape(-1), words, scales.dtype)
+        scales.copy_(target.view(scales.shape))
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block's scales, float64 [n]."""
         found = [self.kernels.statistics(scales) for scales in self._live()]
         return torch.stack([mean for mean, _ in found]), torch.stack([v for _, v in found])
+
+    def _values(self, vector: Vector, number: int) -> Tensor:
+        """Returns a vector's numbers on a block, fp32, in the block's shape."""
+        if vector.plain is not None:
+            return self._direction(vector.plain, number)
+        index, kept = self.indices[number], self._kept[number]
+        if not vector.touches(index):
+            return torch.zeros(kept.shape, device=kept.device)
+        ones = torch.ones(kept.shape, device=kept.device)
+        parts = [vector.values(part) for part in self.elements.parts(index, ones)]
+        return torch.cat(parts).view(kept.shape)
+
+    def stored(self, index: int) -> Tensor:
+        """Returns ones: weights are counted in units of the scales as they are."""
+        scales = self._kept[self.indices.index(index)]
+        return torch.ones(scales.shape, device=scales.device)
+
+    @contextmanager
+    def edited(self, index: int, seed: int) -> Iterator[Tensor]:
+        """Gives ones to be changed in place; the scales are then multiplied by them."""
+        number = self.indices.index(index)
+        scales = self._live()[number]
+        factor = torch.ones(scales.shape, device=scales.device)
+        yield factor
+        self._store(number, scales, factor, seed)
+
+    def finish(self) -> None:
+        """Ends a round of `edited`."""
 
     def _direction(self, direction: Direction, number: int) -> Tensor:
         """Returns ``scale * z`` of a block, fp32, in the block's shape."""

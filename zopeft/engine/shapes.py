@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,6 +46,18 @@ class Shape(ABC):
             columns: I.
         """
         return None
+
+    def kept_sizes(self, rows: int, columns: int) -> tuple[int, int]:
+        """Returns how many numbers are drawn for what is kept for some steps: left and right."""
+        return 0, 0
+
+    def keep(self, left: Tensor, right: Tensor, rows: int, columns: int) -> Any:
+        """Makes what is kept for some steps from drawn numbers (see `factors`)."""
+        return None
+
+    def join(self, left: Tensor, right: Tensor, rows: int, columns: int, kept: Any) -> Any:
+        """Makes the factors of u (see `factors`) from drawn numbers and what is kept."""
+        return self.factors(left, right, rows, columns)
 
     def row_scales(self, rows: int, device: torch.device) -> Tensor | None:
         """Returns what each row's noise is multiplied by, fp32 [O]; None without noise."""

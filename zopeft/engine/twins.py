@@ -10,10 +10,10 @@ from torch import Tensor
 from zopeft.blocks import Block
 from zopeft.engine.arena import Arena
 from zopeft.engine.direction import Direction
-from zopeft.engine.forms import Forms
+from zopeft.engine.elements import Elements, as_matrix
 from zopeft.engine.scratch import Scratch, Shift
+from zopeft.engine.vector import Vector
 from zopeft.kernels.form import Form
-from zopeft.kernels.plain_backend import PlainKernels
 
 
 class Twins:
@@ -22,22 +22,35 @@ class Twins:
     Args:
         indices: Where the blocks stand among all blocks of the engine, [n].
         blocks: The blocks, [n].
-        kernels: What makes noise and adds it.
-        forms: What shaped blocks' directions are made of.
+        elements: What makes the numbers of vectors.
     """
 
     def __init__(
         self,
         indices: Sequence[int],
         blocks: Sequence[Block],
-        kernels: PlainKernels,
-        forms: Forms,
+        elements: Elements,
     ) -> None:
         self.indices, self.blocks = indices, blocks
-        self.kernels, self.forms = kernels, forms
+        self.elements = elements
+        self.kernels, self.forms = elements.kernels, elements.forms
         self.arena = Arena()
-        self.direction: Direction | None = None
+        self.vector: Vector | None = None
         self.step = 0.0
+
+    @property
+    def direction(self) -> Direction | None:
+        """The direction of the probe, where its vector is nothing else."""
+        return None if self.vector is None else self.vector.plain
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the probe's vector is more than one direction."""
+        return self.vector is not None and self.vector.plain is None
+
+    def touches(self, number: int) -> bool:
+        """Whether the probe moves a block."""
+        return self.vector is None or self.vector.touches(self.indices[number])
 
     def scale(self, number: int, direction: Direction) -> Tensor | None:
         """The block's scale under `direction` as a 0-dim tensor, None for one."""
@@ -50,11 +63,11 @@ class Twins:
 
     def noisy(self, number: int) -> bool:
         """Whether isotropic noise is part of a block's direction."""
-        return self.forms.noisy(self.indices[number])
+        return self.mixed or self.forms.noisy(self.indices[number])
 
     def has_product(self, number: int) -> bool:
-        """Whether a product of factors is part of a block's direction."""
-        return self.forms.has_product(self.indices[number])
+        """Whether a product of factors is part of a block's direction, beside the weight."""
+        return not self.mixed and self.forms.has_product(self.indices[number])
 
     def make(
         self,
@@ -75,15 +88,15 @@ class Twins:
             product: False leaves out the product of factors, which runs beside.
             exact: Whether the twin is fp32, not rounded to the weight's dtype.
         """
-        direction, step = self.direction, self.step
-        assert direction is not None
+        vector, step = self.vector, self.step
+        assert vector is not None
         some = weight if rows is None else weight[rows]
         # A graph may hold on to a scratch, so only a forward alone can use one again.
         differentiable = torch.is_grad_enabled()
         buffer = self.arena.take(some) if reuse and not differentiable else None
 
         def fill(memory: Tensor) -> Tensor:
-            self._fill(number, weight.detach(), rows, direction, step, product, memory)
+            self._fill(number, weight.detach(), rows, vector, step, product, memory)
             return memory
 
         def remake() -> Tensor:
@@ -105,12 +118,18 @@ class Twins:
         number: int,
         weight: Tensor,
         rows: slice | None,
-        direction: Direction,
+        vector: Vector,
         step: float,
         product: bool,
         memory: Tensor,
     ) -> None:
         index, address = self.indices[number], self.blocks[number].address
+        direction = vector.plain
+        if direction is None:
+            matrix, first = as_matrix(weight), 0 if rows is None else rows.start
+            last = matrix.shape[0] if rows is None else rows.stop
+            self._add(index, matrix, slice(first, last), vector, step, as_matrix(memory))
+            return
         if index in self.forms:
             form = self.forms.of(index, direction, weight.device)
             form = form if product else Form(form.scale, None)
@@ -129,6 +148,19 @@ class Twins:
             memory.view(-1),
         )
 
+    def _add(
+        self,
+        index: int,
+        matrix: Tensor,
+        rows: slice | Tensor,
+        vector: Vector,
+        step: float,
+        out: Tensor,
+    ) -> None:
+        """Writes ``w + step * u`` of some rows for a vector that is more than one direction."""
+        for part, place in self.elements.some(index, matrix, rows):
+            out[place] = self.elements.shifted(vector, step, part, out)
+
     def free(self, made: Iterable[Scratch]) -> None:
         """Takes scratches back that nothing reads any more."""
         for scratch in made:
@@ -144,11 +176,14 @@ class Twins:
             weight: The matrix, [V, D].
             rows: int64 [n], row numbers.
         """
-        direction, index = self.direction, self.indices[number]
-        assert direction is not None
-        address = self.blocks[number].address
+        vector, index = self.vector, self.indices[number]
+        assert vector is not None
+        address, direction = self.blocks[number].address, vector.plain
         with torch.no_grad():
-            if index in self.forms:
+            if direction is None:
+                shifted = weight.new_empty((len(rows), weight.shape[1]))
+                self._add(index, weight.detach(), rows, vector, self.step, shifted)
+            elif index in self.forms:
                 shifted = weight.new_empty((len(rows), weight.shape[1]))
                 form = self.form(number, weight.device)
                 self.kernels.shift_matrix(

@@ -6,6 +6,12 @@ projected gradients f64 *, the loss at the weights f64 and that on the first dir
 side f64 where flags say so, then lr (f64), scales (f32), memory (f32) and the unread blocks
 (u8), each as a mode: absent, the same as in the record before, or inline with its shape.
 Arrays that stay as they were cost nothing, so a run of MeZO takes about a hundred bytes a step.
+
+A second kind is for steps whose plan asked for other losses beside these, or took notes: behind
+the same fixed part stand the number of all losses (u16), which of them is the first of the
+step's own (u16) and the number of notes (u8); then all losses (f64 *) in place of the step's
+own, the projected gradients, lr and scales, and each note: the length of its name (u8), the
+name, its mode (u8) and, where inline, its array (f32).
 """
 
 from __future__ import annotations
@@ -17,8 +23,9 @@ from numpy.typing import NDArray
 
 from zopeft.methods.record import StepRecord
 
-STEP = 1
-"""Kind of a step's payload; other kinds are left to later versions of the format."""
+STEP, PLANNED = 1, 2
+"""Kinds of a step's payload; others are left to later versions of the format."""
+MORE = struct.Struct("<HHB")
 FIXED = struct.Struct("<BBBBBQQdd")
 ABSENT, SAME, INLINE = 0, 1, 2
 SKIPPED, CENTRE, MIRROR, LOOKED = 1, 2, 4, 8
@@ -34,34 +41,41 @@ def encode(record: StepRecord, before: StepRecord | None) -> bytes:
     Returns:
         The payload, for `zopeft.journal.frames.pack`.
     """
-    arrays = (
+    planned = bool(record.asked or record.notes)
+    arrays = [
         (np.asarray(record.lr, dtype="<f8"), None if before is None else np.asarray(before.lr)),
         (_single(record.scales), None if before is None else _single(before.scales)),
         (_single(record.memory), None if before is None else _single(before.memory)),
         (_missed(record), None if before is None else _missed(before)),
-    )
+    ]
     looks = ((record.centre, CENTRE), (record.mirror, MIRROR))
     seen = tuple(loss for loss, _ in looks if loss is not None)
     modes = [_mode(now, then) for now, then in arrays]
-    parts = [
-        FIXED.pack(
-            STEP,
-            SKIPPED * record.skipped
-            + LOOKED * (record.unread is not None)
-            + sum(flag for loss, flag in looks if loss is not None),
-            modes[0] | modes[1] << 2 | modes[2] << 4 | modes[3] << 6,
-            len(record.losses),
-            len(record.projected_grads),
-            record.step,
-            record.seed,
-            record.eps,
-            record.decay,
-        ),
-        np.asarray(record.losses + record.projected_grads + seen, dtype="<f8").tobytes(),
-    ]
-    for mode, (now, _) in zip(modes, arrays, strict=True):
-        if mode == INLINE and now is not None:
-            parts.append(struct.pack(f"<B{now.ndim}I", now.ndim, *now.shape) + now.tobytes())
+    fixed = FIXED.pack(
+        PLANNED if planned else STEP,
+        SKIPPED * record.skipped
+        + LOOKED * (record.unread is not None)
+        + sum(flag for loss, flag in looks if loss is not None),
+        modes[0] | modes[1] << 2 | modes[2] << 4 | modes[3] << 6,
+        len(record.losses),
+        len(record.projected_grads),
+        record.step,
+        record.seed,
+        record.eps,
+        record.decay,
+    )
+    losses = record.all_losses() if planned else record.losses
+    numbers = losses + record.projected_grads + (() if planned else seen)
+    parts = [fixed, np.asarray(numbers, dtype="<f8").tobytes()]
+    if planned:
+        parts.insert(1, MORE.pack(len(losses), record.first, len(record.notes or {})))
+    parts += [_inline(now) for mode, (now, _) in zip(modes, arrays, strict=True) if mode == INLINE]
+    for name, note in (record.notes or {}).items():
+        then = ((before.notes if before is not None else None) or {}).get(name)
+        now = _single(note)
+        mode = _mode(now, _single(then))
+        parts.append(struct.pack("<B", len(name)) + name.encode() + struct.pack("<B", mode))
+        parts += [_inline(now)] if mode == INLINE else []
     return b"".join(parts)
 
 
@@ -77,35 +91,70 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
     """
     try:
         kind, flags, modes, losses, grads, step, seed, eps, decay = FIXED.unpack_from(payload)
-        if kind != STEP:
+        if kind not in (STEP, PLANNED):
             raise ValueError(f"record of unknown kind {kind}")
-        at = FIXED.size
-        count = losses + grads + bool(flags & CENTRE) + bool(flags & MIRROR)
-        numbers = np.frombuffer(payload, "<f8", count, at).tolist()
-        at += 8 * count
+        at, all_losses, first, count = FIXED.size, losses, 0, 0
+        has_centre, has_mirror = bool(flags & CENTRE), bool(flags & MIRROR)
+        if kind == PLANNED:
+            all_losses, first, count = MORE.unpack_from(payload, at)
+            at += MORE.size
+        amount = all_losses + grads + (has_centre + has_mirror if kind == STEP else 0)
+        numbers = np.frombuffer(payload, "<f8", amount, at).tolist()
+        at += 8 * amount
         lr, at = _array(payload, at, modes & 3, "<f8", _before(before, "lr"))
         scales, at = _array(payload, at, modes >> 2 & 3, "<f4", _before(before, "scales"))
         memory, at = _array(payload, at, modes >> 4 & 3, "<f4", _before(before, "memory"))
         unread, at = _array(payload, at, modes >> 6, "<u1", _before(before, "unread"))
+        notes, at = _notes(payload, at, count, before)
     except struct.error as error:
         raise ValueError(str(error)) from error
     if at != len(payload) or lr is None:
         raise ValueError(f"record of {len(payload)} bytes where {at} were due")
+    seen = numbers[all_losses + grads :]
+    if kind == PLANNED:
+        last = first + losses
+        if last + has_mirror > all_losses or first < has_centre:
+            raise ValueError("record whose losses are not among those that it asked for")
+        seen = numbers[first - 1 : first] * has_centre + numbers[last : last + 1] * has_mirror
     return StepRecord(
         step=step,
         seed=seed,
-        losses=tuple(numbers[:losses]),
-        projected_grads=tuple(numbers[losses : losses + grads]),
+        losses=tuple(numbers[first : first + losses]),
+        projected_grads=tuple(numbers[all_losses : all_losses + grads]),
         lr=tuple(np.asarray(lr).tolist()),
         eps=eps,
         decay=decay,
         scales=None if scales is None else scales.astype(np.float32, copy=False),
         memory=None if memory is None else memory.astype(np.float32, copy=False),
         skipped=bool(flags & SKIPPED),
-        centre=numbers[losses + grads] if flags & CENTRE else None,
-        mirror=numbers[-1] if flags & MIRROR else None,
+        centre=seen[0] if has_centre else None,
+        mirror=seen[-1] if has_mirror else None,
+        asked=tuple(numbers[:all_losses]) if kind == PLANNED else (),
+        first=first,
+        notes=notes,
         unread=_looked(unread) if flags & LOOKED else None,
     )
+
+
+def _inline(array: NDArray | None) -> bytes:
+    assert array is not None
+    return struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape) + array.tobytes()
+
+
+def _notes(
+    payload: bytes, at: int, count: int, before: StepRecord | None
+) -> tuple[dict[str, NDArray[np.float32]] | None, int]:
+    found: dict[str, NDArray[np.float32]] = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<B", payload, at)
+        name = payload[at + 1 : at + 1 + length].decode()
+        (mode,) = struct.unpack_from("<B", payload, at + 1 + length)
+        then = ((before.notes if before is not None else None) or {}).get(name)
+        array, at = _array(payload, at + 2 + length, mode, "<f4", then)
+        if array is None:
+            raise ValueError(f"record whose note {name!r} is absent")
+        found[name] = array.astype(np.float32, copy=False)
+    return found or None, at
 
 
 def _missed(record: StepRecord) -> NDArray[np.uint8] | None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
 from zopeft.engine.reads import unread_line
-from zopeft.errors import run_error
-from zopeft.methods.pending import Pending
+from zopeft.errors import input_error, run_error
 from zopeft.methods.record import StepRecord, packed
 from zopeft.methods.restorable import Restorable
+from zopeft.methods.rounds import Rounds
+from zopeft.methods.step import Step
+from zopeft.methods.writes import Write
+
+OWN = "use the journal of this run"
 
 logger = logging.getLogger(__name__)
 
@@ -31,29 +36,30 @@ class Bookkeeping(Restorable):
     def _finish(self, record: StepRecord) -> None:
         """Takes note of a step that has been applied (or replayed)."""
 
-    def _record(self, pending: Pending) -> StepRecord:
-        """Returns the record of a step whose losses are complete."""
-        estimator, losses, centre = self.estimator, pending.losses(), pending.centre()
-        raw = self._differences(losses, centre, pending.eps)
-        grads = (0.0,) * estimator.directions
-        if raw is not None:
-            spread = estimator.spread(raw)
-            grads = estimator.projected([self.clip.clipped(grad) for grad in raw], spread)
+    def _record(self, rounds: Rounds, skipped: bool) -> StepRecord:
+        """Returns the record of a step whose losses are complete, or not finite."""
+        step, taken, asked = rounds.step, rounds.step.taken, tuple(rounds.asked)
         rates = [float(group["lr"]) for group in self.param_groups]
-        scales, memory = pending.direction.scales, self._memory()
+        scales, memory = step.scales, self._memory()
+        last = taken.first + taken.count if taken.count else len(asked)
+        plain = len(asked) == last + taken.mirrored
+        grads = taken.gradients or tuple(taken.raw) or (0.0,) * self.estimator.directions
         return StepRecord(
             step=self.steps,
-            seed=pending.direction.seed,
-            losses=losses,
+            seed=step.seed,
+            losses=asked[taken.first : last],
             projected_grads=grads,
             lr=(rates[0],) if len(set(rates)) == 1 else tuple(rates),
-            eps=pending.eps,
+            eps=step.eps,
             decay=self.weight_decay,
             scales=None if scales is None else scales.detach().float().cpu().numpy(),
             memory=None if memory is None else memory.detach().float().cpu().numpy(),
-            skipped=raw is None,
-            centre=centre,
-            mirror=pending.mirror(),
+            skipped=skipped,
+            centre=asked[taken.first - 1] if taken.first else None,
+            mirror=asked[last] if taken.mirrored else None,
+            asked=() if plain else asked,
+            first=taken.first,
+            notes=step.notes or None,
             unread=packed(self.engine.reads.missed()),
         )
 
@@ -67,6 +73,27 @@ class Bookkeeping(Restorable):
         if missed:
             self.unread = unread_line(self.blocks, missed)
             logger.warning("%s", self.unread)
+
+    def _repeat(self, rounds: Rounds, record: StepRecord) -> Sequence[Write]:
+        """Returns the writes of a recorded step.
+
+        Raises:
+            InputError: The record is not one that this method's plan has left.
+        """
+        try:
+            writes = rounds.feed(record.all_losses())
+        except (ValueError, KeyError) as error:
+            raise input_error(
+                "journal", f"step {record.step} is not of this method", str(error), OWN
+            ) from None
+        if rounds.step.taken.gradients not in ((), record.projected_grads):
+            raise input_error(
+                "journal",
+                f"step {record.step} went along other gradients than this method's",
+                list(record.projected_grads),
+                OWN,
+            )
+        return writes
 
     def _skip(self, record: StepRecord) -> None:
         """Closes a step whose loss was not finite.
@@ -88,12 +115,12 @@ class Bookkeeping(Restorable):
                 "lower --lr or --eps, or use a wider --dtype; the last good weights are kept",
             )
 
-    def _close(self, record: StepRecord) -> None:
+    def _close(self, record: StepRecord, step: Step) -> None:
         """Closes a step that has been applied."""
         self.last_record = record
         self.steps += 1
-        for grad in self.estimator.differences(record.losses, record.centre, record.eps):
-            self.clip.note(grad)
+        for gradient in step.taken.raw:
+            self.clip.note(gradient)
         if self.rate is not None:
             self.rate.note(record)
         self._finish(record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from zopeft.methods.step import Plan, Step
 from zopeft.methods.zeroth_order import ZerothOrder
 
 
@@ -17,3 +18,8 @@ class MeZO(ZerothOrder):
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,
         Algorithm 1.
     """
+
+    def plan(self, step: Step) -> Plan:
+        """See `ZerothOrder.plan`."""
+        gradients = yield from step.gradients()
+        return [step.descend(step.directions, gradients)]

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zopeft.methods.declared import settings_of
+
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _OTHERWISE = ("lr", "finetuner")
 """What settings hold under these names is not yet what a method takes."""
@@ -32,6 +34,8 @@ def options_of(kind: Any) -> dict[str, Any]:
                 found.setdefault(one.name, one.default)
         if not any(one.kind == one.VAR_KEYWORD for one in parameters):
             break
+    for setting in settings_of(kind.Options) if hasattr(kind, "Options") else ():
+        found.setdefault(setting.name, setting.default)
     return found
 
 
@@ -44,15 +48,18 @@ def options_from(kind: Any, settings: Any) -> dict[str, Any]:
     Args:
         kind: The method's class. One of order 1 takes ``weight_decay`` alone: the others are
             words of forward passes (``eps`` is another thing to `torch.optim.AdamW`).
-        settings: Their attributes are looked up; ``lr`` and ``finetuner`` are left to the
-            caller, who has a rate and a loaded fine-tuner to give.
+        settings: Their attributes are looked up, and what stands in ``options`` (of a trainer's
+            arguments ``method_options``) is added: those of the method itself. ``lr`` and
+            ``finetuner`` are left to the caller, who has a rate and a loaded fine-tuner to give.
     """
     names = ("weight_decay",) if kind.order else options_of(kind)
-    return {
+    found = {
         name: getattr(settings, name)
         for name in names
         if name not in _OTHERWISE and hasattr(settings, name)
     }
+    own = getattr(settings, "method_options", None) or getattr(settings, "options", None)
+    return found | dict(own or {})
 
 
 def given_options(kind: Any, args: Sequence[Any], given: Mapping[str, Any]) -> dict[str, Any]:

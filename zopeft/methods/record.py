@@ -39,6 +39,10 @@ class StepRecord:
             taken it; else None.
         unread: Which blocks no forward pass of the step has read, and the step left alone, as
             packed bits of the blocks' numbers; empty if all were read, None if nobody looked.
+        asked: Every loss in the order that the step's plan asked for it, `losses`, `centre`
+            and `mirror` among them; empty where there are no others than these.
+        first: Which of `asked` is the first of `losses`.
+        notes: fp32 arrays that the step's plan took from elsewhere, by name; None for none.
     """
 
     step: int
@@ -54,6 +58,9 @@ class StepRecord:
     centre: float | None = None
     mirror: float | None = None
     unread: NDArray[np.uint8] | None = None
+    asked: tuple[float, ...] = ()
+    first: int = 0
+    notes: dict[str, NDArray[np.float32]] | None = None
 
     @property
     def left_alone(self) -> list[int]:
@@ -67,3 +74,11 @@ class StepRecord:
     def loss(self) -> float:
         """The mean of the probes' losses."""
         return sum(self.losses) / len(self.losses)
+
+    def all_losses(self) -> tuple[float, ...]:
+        """Returns every loss in the order that the step's plan asked for it."""
+        if self.asked:
+            return self.asked
+        centre = () if self.centre is None else (self.centre,)
+        mirror = () if self.mirror is None else (self.mirror,)
+        return (*centre, *self.losses, *mirror)

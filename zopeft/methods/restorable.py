@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from zopeft.errors import input_error
-from zopeft.methods.pending import Pending
 from zopeft.methods.rate import RunningRate
 from zopeft.methods.record import StepRecord
 from zopeft.methods.shown_rate import ShownRate
@@ -22,6 +21,8 @@ if TYPE_CHECKING:
     from zopeft.methods.clipping import RunningClip
     from zopeft.methods.estimator import Estimator
     from zopeft.methods.probing import Probing
+    from zopeft.methods.rounds import Rounds
+    from zopeft.methods.state import State
 
 
 NEAREST = "nearest"
@@ -48,7 +49,8 @@ class Restorable(torch.optim.Optimizer):
     forward_passes: int
     lr_reason: str
     _bad_in_a_row: int
-    _pending: Pending | None
+    kept: State
+    _pending: Rounds | None
 
     def recall(self, record: StepRecord) -> Tensor:
         """Takes a recorded step in place of an estimate; ``apply`` then repeats it bit for bit.
@@ -89,12 +91,15 @@ class Restorable(torch.optim.Optimizer):
         if record.scales is not None:
             scales = torch.tensor(record.scales, device=self.engine.device)
         self.engine.adopt()
-        self._pending = Pending(self.estimator, record.seed, scales, record.eps, recorded=record)
+        self._pending = self._begin(record.seed, scales, record)
         if self.auto and self.rate is None:
             self._set_lr(record.lr[0])
             self.auto, self.lr_reason = False, "as in the journal"
         self._show_rate(record.losses, record.centre, record.eps)
         return torch.tensor(record.loss, dtype=torch.float32)
+
+    def _begin(self, seed: int, scales: Tensor | None, record: StepRecord) -> Rounds:
+        raise NotImplementedError
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
         """Takes up the learning rate of a run that began elsewhere.
@@ -159,6 +164,7 @@ class Restorable(torch.optim.Optimizer):
             "clip": self.clip.state_dict(),
             "probing": self.probing.state_dict(),
             "watched": self.engine.reads.state(),
+            "kept": self.kept.state_dict(),
             **self._own_state(),
         }
         with self.shown.hidden(self.param_groups) as showing:
@@ -186,6 +192,7 @@ class Restorable(torch.optim.Optimizer):
         self.clip.load_state_dict(own.pop("clip"))
         self.probing.load_state_dict(own.pop("probing", None))
         self.engine.reads.load(own.pop("watched", None))
+        self.kept.load_state_dict(own.pop("kept", {}))
         self._load_own_state(own)
 
     def _own_state(self) -> dict[str, Any]:

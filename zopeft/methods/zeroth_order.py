@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -10,23 +12,30 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 from zopeft.engine import Engine, Shape
+from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
 from zopeft.methods.arguments import check_arguments
 from zopeft.methods.batch_loss import runs_compiled
 from zopeft.methods.bookkeeping import Bookkeeping
 from zopeft.methods.clipping import RunningClip
+from zopeft.methods.declared import Options, take_options
 from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
 from zopeft.methods.directions import directions_of
 from zopeft.methods.estimator import Estimator
 from zopeft.methods.learning_rate import first_look
 from zopeft.methods.options import given_options
-from zopeft.methods.pending import Pending
 from zopeft.methods.probing import Probing
 from zopeft.methods.rate import SHARE, RunningRate
 from zopeft.methods.record import StepRecord
+from zopeft.methods.rounds import Rounds
 from zopeft.methods.shown_rate import ShownRate
+from zopeft.methods.state import Kept, State
+from zopeft.methods.step import Aside, Plan, Step, Tangent, Watched, counts
+from zopeft.methods.writing import write_all
 from zopeft.noise import step_seed
 
+NUMBER, LEAVE = "give a number", "leave it out"
+OTHER = "choose another method or other weights"
 Closure = Callable[[], Tensor]
 AUTO_CLIP = 2.0
 """Clipping that goes with lr="auto": the tails of the projected gradient are long."""
@@ -72,6 +81,7 @@ class ZerothOrder(Bookkeeping):
         normalise: Whether one-sided differences of losses are divided by their spread over
             the directions, 2 at least (FZOO). The learning rate then is in the units of the
             weights, whatever the loss; see `zopeft.methods.estimator.Estimator`.
+        **options: The method's own options, see its ``Options``.
 
     Raises:
         InputError: An argument is out of range, or `blocks` is not a `Blocks`.
@@ -83,6 +93,16 @@ class ZerothOrder(Bookkeeping):
 
     order = 0
     needs_finetuner = False
+    Options: type[Options] = Options
+    """The dataclass of the options that a method has of its own."""
+    gradient_units = True
+    """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
+    single = False
+    """Whether a step has one direction, on two sides, whatever the run asks for."""
+    decays = True
+    """Whether weight decay can go with it."""
+    spaces: tuple[str, ...] = ("full", "adapter", "scales")
+    """The spaces (`zopeft.blocks.Blocks.space`) that it can serve."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """Keeps what the method is made with, for its header in a journal."""
@@ -107,7 +127,9 @@ class ZerothOrder(Bookkeeping):
         directions: int = 1,
         sides: str = "two",
         normalise: bool = False,
+        **options: Any,
     ) -> None:
+        self.own: Any = take_options(type(self).__name__, self.Options, options)
         if clip is None:
             clip = AUTO_CLIP if lr == "auto" else 0.0
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
@@ -118,6 +140,8 @@ class ZerothOrder(Bookkeeping):
         self.shown, self.guarded = ShownRate(), False
         self.blocks = blocks
         self.estimator = Estimator(directions, sides, normalise)
+        self.kept = State(blocks, self.keeps())
+        shapes = {**self.shapes(blocks), **(shapes or {})}
         found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
         self.drawn_from = found
         if carrier == "auto" and probes == "stacked" and blocks.space == "full":
@@ -127,6 +151,7 @@ class ZerothOrder(Bookkeeping):
         self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
         self.weight_decay = float(weight_decay)
+        self.check(lr)
         self.clip = RunningClip(float(clip))
         self.steps = self.skipped = self.forward_passes = 0
         self.lr_reason = "waiting for the first batch" if self.auto else "given"
@@ -134,10 +159,41 @@ class ZerothOrder(Bookkeeping):
         self.unread = ""
         self._share_origin = ""
         self._bad_in_a_row = 0
-        self._pending: Pending | None = None
+        self._pending: Rounds | None = None
         first = 0.0 if self.auto else float(lr)
         defaults = {"lr": first, "weight_decay": 0.0, "name": ""}
         super().__init__([self._group(block, first) for block in blocks], defaults)
+
+    def check(self, lr: float | str) -> None:
+        """Checks that a run's settings mean something for the method.
+
+        Args:
+            lr: The learning rate as given.
+
+        Raises:
+            InputError: ``lr="auto"`` has no rule for its units, it takes one direction a step,
+                or it cannot serve these weights.
+        """
+        name, estimator = type(self).__name__, self.estimator
+        found = f"directions={estimator.directions}, sides={estimator.sides}"
+        wide, space = (estimator.directions, estimator.sides) != (1, "two"), self.blocks.space
+        decay = self.weight_decay
+        for wrong, where, what, got, do in (
+            (lr == "auto" and not self.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
+            (self.single and wide, "", "has one direction a step, on two sides", found, LEAVE),
+            (bool(decay) and not self.decays, " weight_decay", "must be 0", decay, LEAVE),
+            (space not in self.spaces, "", "cannot serve these weights", space, OTHER),
+        ):
+            if wrong:
+                raise input_error(name + where, what, got, do)
+
+    def keeps(self) -> Mapping[str, Kept]:
+        """Returns what the method keeps beside the weights, by name."""
+        return {}
+
+    def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
+        """Returns the shapes that the method gives to blocks of its own accord, by index."""
+        return {}
 
     def _group(self, block: Block, lr: float) -> dict[str, Any]:
         parameter: Tensor = block.parameter
@@ -146,6 +202,14 @@ class ZerothOrder(Bookkeeping):
             parameter = nn.Parameter(view, requires_grad=False)
         decay = 0.0 if block.kind == "vector" else self.weight_decay
         return {"params": [parameter], "name": block.name, "lr": lr, "weight_decay": decay}
+
+    @abstractmethod
+    def plan(self, step: Step) -> Plan:
+        """Yields the points that a step looks at, is sent their losses, returns its writes.
+
+        Args:
+            step: The step: what the plan may depend on, beside the losses.
+        """
 
     def _scales(self) -> Tensor | None:
         """Returns the blocks' scales [N] of the step that begins; None for ones."""
@@ -208,6 +272,9 @@ class ZerothOrder(Bookkeeping):
     def estimate(self, closure: Closure) -> Tensor:
         """Runs the probes of this step, or of one more micro-batch of it.
 
+        Of a plan that asks more than once, further rounds are run by `apply`, over all
+        micro-batches: their closures are kept until then.
+
         Args:
             closure: Returns the loss of the batch as a 0-dim tensor; called once a probe,
                 each time for the same batch. A `zopeft.BatchLoss` may be called once for all.
@@ -226,20 +293,47 @@ class ZerothOrder(Bookkeeping):
             self.engine.reads.begin()
             if runs_compiled(closure) and not self.engine.reads.compiled:
                 self.engine.is_compiled()
-            seed, scales = step_seed(self.seed, self.steps), self._scales()
+            scales = self._scales()
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
                 self.forward_passes += self.probing.look_for_noise(closure, *start)
-            self._pending = Pending(self.estimator, seed, scales, self.eps, self._looks())
-        pending = self._pending
-        if pending.takes_centre:
-            pending.add_centre(float(closure()))
-            self.forward_passes += 1
-        losses, passes = self.probing.run(pending.probes, closure)
-        self.forward_passes += passes
-        pending.add(losses.tolist())
-        self._show_rate(pending.losses(), pending.centre(), pending.eps)
-        return losses[pending.aside].mean()
+            self._pending = self._begin(step_seed(self.seed, self.steps), scales)
+        rounds = self._pending
+        before = rounds.forward_passes
+        losses = rounds.add(closure)
+        self.forward_passes += rounds.forward_passes - before
+        self._show_rate(rounds.losses(), rounds.centre(), rounds.step.eps)
+        kept = [n for n, probe in enumerate(rounds.probes) if counts(probe)]
+        return (losses[kept] if kept else losses[:1]).mean()
+
+    def _begin(self, seed: int, scales: Tensor | None, record: StepRecord | None = None) -> Rounds:
+        """Returns the rounds of the step that is due."""
+        eps, looks = self.eps, record is None and self._looks()
+        if record is not None:
+            eps, aside = record.eps, (record.centre, record.mirror)
+            looks = aside[self.estimator.one_sided] is not None
+        step = Step(self, self.steps, seed, eps, scales, looks, record)
+        return Rounds(step, self.plan(step), self._run)
+
+    def _run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
+        """Runs probes; some kinds of looks in forwards of their own."""
+        if any(isinstance(probe, Tangent) for probe in probes):
+            return torch.stack(self.engine.slope(probes[-1][0], closure)), 1
+        losses: list[Tensor] = []
+        for probe in probes:
+            if not (isinstance(probe, Watched) or (isinstance(probe, Aside) and not probe[1])):
+                break
+            watch = probe.watch if isinstance(probe, Watched) else None
+            with nullcontext() if watch is None else watch.watching():
+                losses.append(closure().detach().float())
+        ahead = len(losses)
+        if ahead == len(probes):
+            return torch.stack(losses), ahead
+        moved = next((vector for vector, step in probes if step), None)
+        # The weights themselves are shown as the other probes are, so that they can share.
+        shared = [probe if probe[1] or moved is None else (moved, 0.0) for probe in probes]
+        found, passes = self.probing.run(shared[ahead:], closure)
+        return torch.cat([torch.stack(losses), found]) if losses else found, passes + ahead
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -247,28 +341,31 @@ class ZerothOrder(Bookkeeping):
 
         Blocks that no forward pass of the step has read are left as they are.
         """
-        pending, self._pending = self._pending, None
-        if pending is None:
+        rounds, self._pending = self._pending, None
+        if rounds is None:
             return
-        record = pending.recorded or self._record(pending)
+        record = rounds.step.record
+        if record is None:
+            before = rounds.forward_passes
+            writes = rounds.finish()
+            self.forward_passes += rounds.forward_passes - before
+            record = self._record(rounds, skipped=writes is None)
+        else:
+            writes = None if record.skipped else self._repeat(rounds, record)
         self._settle(record)
         if self.scheduled:
             self.shown.hide(self.param_groups)
-        if record.skipped:
+        if writes is None:
             self._skip(record)
             return
         self._bad_in_a_row = 0
-        lr = torch.tensor(record.lr, dtype=torch.float64)
+        lr = torch.tensor(record.lr, dtype=torch.float64).expand(len(self.blocks))
         decay = torch.tensor([g["weight_decay"] for g in self.param_groups], dtype=torch.float64)
-        grads = torch.tensor(record.projected_grads, dtype=torch.float64).unsqueeze(1)
-        coefficients, decays = -lr * grads / len(grads), 1.0 - lr * decay
-        unread = record.left_alone
-        if unread:
-            # The loss does not depend on them, so this would be noise.
-            coefficients = coefficients.repeat(1, len(decay) // coefficients.shape[1])
-            coefficients[:, unread], decays[unread] = 0.0, 1.0
-        self.engine.update(pending.directions, coefficients, decays)
-        self._close(record)
+        decays = 1.0 - lr * decay
+        # The loss does not depend on what was not read, so this would be noise.
+        decays[record.left_alone] = 1.0
+        write_all(self.engine, self.kept, writes, record.seed, lr, decays, record.left_alone)
+        self._close(record, rounds.step)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Estimates with `closure` if there is one, then applies.

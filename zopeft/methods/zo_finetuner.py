@@ -13,12 +13,12 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
+from zopeft.methods.mezo import MeZO
 from zopeft.methods.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.methods.record import StepRecord
-from zopeft.methods.zeroth_order import ZerothOrder
 
 
-class ZOFineTuner(ZerothOrder):
+class ZOFineTuner(MeZO):
     """MeZO along ``u_i = scale_i z_i`` with scales from a learned fine-tuner.
 
     ``raw_i = PertNN_i(features_i)`` of the block's mean and variance, the last step's two

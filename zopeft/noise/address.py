@@ -51,6 +51,20 @@ def direction_seed(seed: int, number: int) -> int:
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
 
+def role_seed(seed: int, role: str) -> int:
+    """Returns the 64-bit key of a role of its own, for a run or for a step.
+
+    Hashed from a text that neither steps nor directions are hashed from, so no two roles
+    share numbers.
+
+    Args:
+        seed: The run's seed, or the key of a step.
+        role: The role, such as "layers".
+    """
+    text = f"zopeft role {seed} {role}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
 @dataclass(frozen=True)
 class Noise:
     """A noise family with the number of elements that one counter serves.

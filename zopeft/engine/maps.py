@@ -1,0 +1,87 @@
+"""Maps: updates that are more than a sum of directions, written piece by piece in fp32.
+
+``(w, s_1, ..., s_m) <- f(w, v_1, ..., v_k, s_1, ..., s_m)`` for the weights w of every block,
+vectors v and state s. Each piece is read, changed and stored while it is in the cache; 16-bit
+weights are rounded stochastically, with bits addressed like the noise, so that the same map
+gives the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from zopeft.engine.carrying import Carrier
+from zopeft.engine.elements import Elements
+from zopeft.engine.vector import Vector
+
+
+def map_weights(
+    carriers: Sequence[Carrier],
+    elements: Elements,
+    function: Callable[..., tuple[Tensor, ...]],
+    vectors: Sequence[Vector],
+    buffers: Sequence[Sequence[Tensor]],
+    seed: int,
+    decays: Tensor,
+    alone: Collection[int] = (),
+) -> None:
+    """Writes what a function makes of the weights and of state beside them.
+
+    Args:
+        carriers: What holds the weights.
+        elements: What makes the numbers of vectors.
+        function: From a block's index, its decayed weights, the vectors' numbers and the
+            buffers' (fp32 [n, W] each, free to be changed) to new weights and new buffers.
+        vectors: Vectors, [k]; a block that one of them does not touch is left as it is.
+        buffers: State, [m], each one tensor a block in the block's shape, [N].
+        seed: 64-bit key of the step: it addresses the rounding.
+        decays: What the weights are multiplied by first, float64 [N].
+        alone: Indices of blocks that are left as they are.
+    """
+    with torch.no_grad():
+        for carrier in carriers:
+            for index in carrier.indices:
+                if index in alone or not all(vector.touches(index) for vector in vectors):
+                    continue
+                decay, address = float(decays[index]), elements.blocks[index].address
+                with carrier.edited(index, seed) as weight:
+                    for part in elements.parts(index, weight):
+                        own = [part.of(buffer[index]) for buffer in buffers]
+                        new, *kept = function(
+                            index,
+                            part.stored.to(torch.float32, copy=True).mul_(decay),
+                            *(vector.values(part) for vector in vectors),
+                            *(piece.float() for piece in own),
+                        )
+                        _store(elements, seed, address, part.start, new, part.stored)
+                        for buffer, value in zip(buffers, kept, strict=True):
+                            part.view(buffer[index]).copy_(value)
+            carrier.finish()
+
+
+def inner_products(
+    carriers: Sequence[Carrier], elements: Elements, first: Vector, second: Vector
+) -> Tensor:
+    """Returns ``<first, second>`` of each block, float64 [N] on the CPU."""
+    found = torch.zeros(len(elements.blocks), dtype=torch.float64)
+    with torch.no_grad():
+        for carrier in carriers:
+            for index in carrier.indices:
+                if not (first.touches(index) and second.touches(index)):
+                    continue
+                for part in elements.parts(index, carrier.stored(index)):
+                    product = first.values(part).double().mul_(second.values(part))
+                    found[index] += product.sum().cpu()
+    return found
+
+
+def _store(
+    elements: Elements, seed: int, address: int, start: int, values: Tensor, out: Tensor
+) -> None:
+    if out.dtype == torch.float32:
+        out.copy_(values)
+    else:
+        elements.kernels.store(seed, address, start, values.reshape(-1), out.view(-1))

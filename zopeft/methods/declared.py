@@ -1,0 +1,144 @@
+"""Declared options: the settings that a method has of its own, once, in a dataclass.
+
+The dataclass's field metadata hold range, choices and a line of help; the method's
+constructor, recipes, the Trainer, the journal's header and the documentation read them there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any
+
+from zopeft.errors import close_matches, input_error
+
+
+@dataclass(frozen=True)
+class Options:
+    """The options of a method that has none; others subclass it."""
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            _check(type(self).__name__, each.name, getattr(self, each.name), each.metadata)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One option, as a reader of a table wants it.
+
+    Args:
+        name: Its name.
+        default: Its default.
+        about: One line.
+        range: Its range or choices, in words; "" for any.
+    """
+
+    name: str
+    default: Any
+    about: str
+    range: str
+
+
+def option(
+    default: Any,
+    about: str,
+    *,
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """Returns a dataclass field that knows what may stand in it.
+
+    Args:
+        default: The default; its type is the option's.
+        about: One line on what it is.
+        least: Smallest value.
+        above: A bound that it must be above.
+        most: Largest value.
+        below: A bound that it must be below.
+        choices: All values that it may have.
+    """
+    metadata = {
+        "about": about,
+        "least": least,
+        "above": above,
+        "most": most,
+        "below": below,
+        "choices": choices,
+        "type": type(default),
+    }
+    return field(default=default, metadata=metadata)
+
+
+def take_options(where: str, kind: type[Options], given: dict[str, Any]) -> Options:
+    """Makes a method's options of keyword arguments.
+
+    Args:
+        where: The method's name, for messages.
+        kind: The dataclass.
+        given: Names and values.
+
+    Raises:
+        InputError: A name is unknown (close matches are offered), or a value is out of range.
+    """
+    known = [each.name for each in fields(kind)]
+    for name in given:
+        if name not in known:
+            matches = close_matches(name, known) if known else "it has none of its own"
+            raise input_error(f"{where} options", "has no such option", name, matches)
+    try:
+        return kind(**given)
+    except _WrongError as wrong:
+        raise input_error(f"{where} {wrong.name}", wrong.what, wrong.value) from None
+
+
+def settings_of(kind: type[Options]) -> list[Setting]:
+    """Returns a method's options as rows of a table."""
+    rows = []
+    for each in fields(kind):
+        assert each.default is not MISSING
+        about, words = each.metadata["about"], _range(each.metadata)
+        rows.append(Setting(each.name, each.default, about, words))
+    return rows
+
+
+class _WrongError(ValueError):
+    def __init__(self, name: str, what: str, value: Any) -> None:
+        super().__init__(f"{name}: {what}, got {value!r}")
+        self.name, self.what, self.value = name, what, value
+
+
+def _check(owner: str, name: str, value: Any, rule: Any) -> None:
+    kind = rule["type"]
+    if kind is bool:
+        good = isinstance(value, bool)
+    elif kind is int:
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif kind is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and math.isfinite(value)
+    else:
+        good = isinstance(value, kind)
+    names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
+    if not good:
+        raise _WrongError(name, f"must be {names.get(kind, kind.__name__)}", value)
+    if rule["choices"] is not None and value not in rule["choices"]:
+        raise _WrongError(name, f"must be {_range(rule)}", value)
+    low, above, high, below = (rule[key] for key in ("least", "above", "most", "below"))
+    inside = (
+        (low is None or value >= low)
+        and (above is None or value > above)
+        and (high is None or value <= high)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise _WrongError(name, f"must be {_range(rule)}", value)
+
+
+def _range(rule: Any) -> str:
+    if rule["choices"] is not None:
+        return "one of " + ", ".join(map(str, rule["choices"]))
+    signs = (("least", ">="), ("above", ">"), ("most", "<="), ("below", "<"))
+    return " and ".join(f"{sign} {rule[key]}" for key, sign in signs if rule[key] is not None)

@@ -1,0 +1,36 @@
+"""Forward gradients: the exact slope along a direction, by forward-mode differentiation."""
+
+from __future__ import annotations
+
+from zopeft.engine.vector import HERE
+from zopeft.methods.step import Plan, Step, Tangent
+from zopeft.methods.zeroth_order import ZerothOrder
+
+
+class ForwardGradient(ZerothOrder):
+    """``theta <- theta - lr (dL . z) z``, the slope by a Jacobian-vector product.
+
+    One forward pass with dual numbers a step (about twice the arithmetic of a plain one) and
+    the tangents' memory, one number a weight. There is no finite difference, so eps does not
+    matter and 16-bit losses lose nothing. Attention must be the plain kind, whose forward
+    derivative is known; fused kernels are turned off for the pass.
+
+    Published settings: those of MeZO.
+
+    References:
+        Baydin et al., "Gradients without Backpropagation", 2022.
+        Zhang et al., "Revisiting Zeroth-Order Optimization for Memory-Efficient LLM
+        Fine-Tuning: A Benchmark", 2024, Forward-Grad.
+    """
+
+    gradient_units = False
+    single = True
+    spaces = ("full", "adapter")
+
+    def plan(self, step: Step) -> Plan:
+        """See `ZerothOrder.plan`."""
+        z = step.direction()
+        step.taken.count = 1
+        _, slope = yield [HERE, Tangent(z)]
+        step.taken.raw.append(slope)
+        return [step.descend(z, self.clip.clipped(slope))]
