@@ -15,6 +15,7 @@ from typing import Any, get_type_hints
 from zopeft.errors import InputError, close_matches, explain
 from zopeft.methods.estimator import REMEDY, conflict
 from zopeft.recipe.convert import MismatchError, convert
+from zopeft.recipe.method_options import with_method_options
 from zopeft.recipe.names import unknown
 from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
 
@@ -72,6 +73,11 @@ def known_keys() -> list[str]:
     """Returns every dotted key that a recipe may have."""
     keys = [f"{name}.{f.name}" for name, cls in SECTIONS.items() for f in fields(cls)]
     return [*_TOP, *keys]
+
+
+def method_keys() -> list[str]:
+    """Returns the keys of the method's section, without its options."""
+    return [f.name for f in fields(SECTIONS["method"]) if f.name != "options"]
 
 
 def _near(key: str) -> str:
@@ -148,6 +154,7 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
             chosen[setting.key] = value
     chosen.setdefault("peft.name", "lora" if chosen.get("job", "tune") == "tune" else FULL)
     recipe = _assemble(chosen)
+    recipe = with_method_options(recipe, last, problems)
     problems.extend(_conflicts(recipe))
     if problems:
         raise InputError(_one_line(problems))
@@ -155,9 +162,17 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
 
 
 def _option(key: str) -> tuple[str, str]:
-    """Splits ``peft.options.r`` into ``("peft.options", "r")``; other keys have no option."""
-    base = "peft.options"
-    return (base, key[len(base) + 1 :]) if key.startswith(base + ".") else (key, "")
+    """Splits ``peft.options.r`` into ``("peft.options", "r")``; other keys have no option.
+
+    What the method's section does not know is an option of the method itself.
+    """
+    for base in ("peft.options", "method.options"):
+        if key.startswith(base + "."):
+            return base, key[len(base) + 1 :]
+    section, _, name = key.partition(".")
+    if section == "method" and name not in {f.name for f in fields(SECTIONS["method"])}:
+        return "method.options", name
+    return key, ""
 
 
 def _split_options(settings: list[Setting]) -> list[Setting]:

@@ -18,7 +18,7 @@ from zopeft.recipe.progress import Listener, Progress
 from zopeft.recipe.schema import Recipe
 from zopeft.training import ZOTrainer, ZOTrainingArguments
 
-_OTHERWISE = ("name", "finetuner", "lr")
+_OTHERWISE = ("name", "finetuner", "lr", "options")
 """Settings of the method that a trainer's arguments hold under another name or not at all."""
 
 
@@ -219,6 +219,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         method=prepared.method,
         learning_rate=method.lr,
         **{name: value for name, value in asdict(method).items() if name not in _OTHERWISE},
+        method_options=dict(method.options),
         journal=training.journal,
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,

@@ -125,6 +125,8 @@ class MethodSection:
         sides: "two" forward passes a direction, or "one" and one more at the weights.
         normalise: Divide differences of losses by their spread over the directions (FZOO);
             lr is then in the units of the weights, whatever the loss.
+        options: The method's own options, such as ``smooth`` of hizoo; each can also stand in
+            the section itself (``method.smooth=1e-6``).
     """
 
     name: str | None = named(None, "method")
@@ -141,6 +143,7 @@ class MethodSection:
     directions: int = number(1, low=1, high=64)
     sides: Literal["two", "one"] = "two"
     normalise: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,8 @@ class ZOTrainingArguments(TrainingArguments):
             the weights themselves.
         normalise: Whether one-sided differences of losses are divided by their spread, see
             `zopeft.methods.estimator.Estimator`.
+        method_options: The method's own options (its ``Options``), by name; None for its
+            defaults.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
         journal_sync_steps: Steps between two waits for the disk.
         overwrite: Whether a journal that is in the output folder may be replaced.
@@ -65,6 +67,7 @@ class ZOTrainingArguments(TrainingArguments):
     directions: int = 1
     sides: str = "two"
     normalise: bool = False
+    method_options: dict[str, Any] | None = None
     journal: bool = True
     journal_sync_steps: int = 100
     overwrite: bool = False

@@ -1,0 +1,60 @@
+"""The options of a method of one's own choice, checked against what the method declares."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from zopeft.errors import InputError, close_matches, explain
+from zopeft.recipe.convert import MismatchError, convert
+
+if TYPE_CHECKING:
+    from zopeft.recipe.check import Setting
+    from zopeft.recipe.schema import Recipe
+
+
+def with_method_options(
+    recipe: Recipe, settings: Mapping[str, Setting], problems: list[str]
+) -> Recipe:
+    """Returns the recipe with the method's own options as their types; adds what is wrong.
+
+    Args:
+        recipe: The recipe; its method's options are as YAML gave them.
+        settings: Key to the setting that it came from, for messages.
+        problems: What was found wrong before; more is added.
+    """
+    section = recipe.method
+    if not section.options:
+        return recipe
+    from zopeft.methods import METHODS
+    from zopeft.methods.declared import settings_of, take_options
+    from zopeft.recipe.check import method_keys
+
+    name = section.name or ("zo_finetuner" if section.finetuner else "mezo")
+    kind: Any = METHODS.get(name)
+    if kind is None:
+        return recipe
+    declared = {each.name: each for each in settings_of(kind.Options)} if not kind.order else {}
+    found: dict[str, Any] = {}
+    for option, value in section.options.items():
+        where = next(
+            (
+                s.where
+                for key, s in settings.items()
+                if key.startswith("method.") and key.rpartition(".")[2] == option
+            ),
+            f"method.{option}",
+        )
+        if option not in declared:
+            known = close_matches(option, [*declared, *method_keys()])
+            problems.append(explain(where, f"unknown key (method {name})", do=known))
+            continue
+        try:
+            found[option] = convert(value, type(declared[option].default))
+            take_options(name, kind.Options, {option: found[option]})
+        except MismatchError as wrong:
+            problems.append(explain(where, str(wrong), str(value)))
+        except InputError as wrong:
+            problems.append(str(wrong))
+    return replace(recipe, method=replace(section, options=found))
