@@ -98,7 +98,7 @@ class ZerothOrder(Bookkeeping):
     gradient_units = True
     """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
     single = False
-    """Whether a step has one direction, on two sides, whatever the run asks for."""
+    """Whether a step's directions are its own choice, whatever the run asks for."""
     decays = True
     """Whether weight decay can go with it."""
     spaces: tuple[str, ...] = ("full", "adapter", "scales")
@@ -171,7 +171,7 @@ class ZerothOrder(Bookkeeping):
             lr: The learning rate as given.
 
         Raises:
-            InputError: ``lr="auto"`` has no rule for its units, it takes one direction a step,
+            InputError: ``lr="auto"`` has no rule for its units, it chooses its directions itself,
                 or it cannot serve these weights.
         """
         name, estimator = type(self).__name__, self.estimator
@@ -180,7 +180,7 @@ class ZerothOrder(Bookkeeping):
         decay = self.weight_decay
         for wrong, where, what, got, do in (
             (lr == "auto" and not self.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
-            (self.single and wide, "", "has one direction a step, on two sides", found, LEAVE),
+            (self.single and wide, "", "chooses its directions itself", found, LEAVE),
             (bool(decay) and not self.decays, " weight_decay", "must be 0", decay, LEAVE),
             (space not in self.spaces, "", "cannot serve these weights", space, OTHER),
         ):

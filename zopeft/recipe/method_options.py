@@ -25,7 +25,7 @@ def with_method_options(
         problems: What was found wrong before; more is added.
     """
     section = recipe.method
-    if not section.options:
+    if not section.options and section.name is None:
         return recipe
     from zopeft.methods import METHODS
     from zopeft.methods.declared import settings_of, take_options
@@ -57,4 +57,23 @@ def with_method_options(
             problems.append(explain(where, str(wrong), str(value)))
         except InputError as wrong:
             problems.append(str(wrong))
+    if recipe.job == "tune" and not kind.order:
+        problems += _misfits(name, kind, recipe)
     return replace(recipe, method=replace(section, options=found))
+
+
+def _misfits(name: str, kind: Any, recipe: Recipe) -> list[str]:
+    """Returns what a method cannot do with the recipe's other settings."""
+    section, found = recipe.method, []
+    if section.lr == "auto" and not kind.gradient_units:
+        found.append(explain("--lr", f"has no rule for auto with {name}", do="give a number"))
+    if kind.single and (section.directions, section.sides) != (1, "two"):
+        do = "leave method.directions and method.sides out"
+        found.append(explain("method", f"{name} chooses its directions itself", do=do))
+    if section.weight_decay and not kind.decays:
+        found.append(explain("method.weight_decay", f"must be 0 with {name}"))
+    space = {"full": "full", "scales": "scales"}.get(str(recipe.peft.name), "adapter")
+    if space not in kind.spaces:
+        do = "choose another method or other weights"
+        found.append(explain("--method", f"{name} cannot serve {recipe.peft.name}", do=do))
+    return found
