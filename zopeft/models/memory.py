@@ -8,10 +8,11 @@ Counted, with P the model's weights, A the adapter's, b the bytes of a weight:
 - state: Adam's gradient and two moments, in the dtype of what is trained, ``3 b P`` or
   ``3 b A``. Zeroth-order methods have no gradient and no moments: an fp32 master of an
   adapter, ``4 A``, and none of full weights in 16 bit.
-- scratch: for zeroth-order full weights one perturbed tensor and the numbers of a chunk of
-  noise; for adapters the noise of all of it; for 4-bit weights one linear layer in 16 bit.
+- scratch: what a zeroth-order step holds beside (`zopeft.models.probe_memory`); for 4-bit
+  weights one linear layer in 16 bit.
 - activations: the peak of a rehearsed step (see `Rehearsal`) of the whole batch with the loss
-  over every token. zopeft's own tasks make logits for the answers alone and need less.
+  over every token; of two batches where a zeroth-order step stacks its probes. zopeft's own
+  tasks make logits for the answers alone and need less.
 
 Adam's own temporary (one more copy of what is trained) is counted where it is larger than
 the activations, which are gone by then. What the driver takes is `CONTEXT`.
@@ -26,19 +27,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from zopeft.blocks import discover
 from zopeft.engine.carrying import SMALL
-from zopeft.engine.layers import CHUNK
+from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
 from zopeft.models.adapters import attach
+from zopeft.models.probe_memory import factor_bytes, noise_bytes, scratch_bytes
 from zopeft.models.rehearsal import Rehearsal
 from zopeft.models.skeleton import load_config, outline
 from zopeft.models.source import ModelSource, resolve
 
 CONTEXT = 600_000_000
 """Bytes that a GPU's driver and libraries take before the first tensor, about."""
-
-NOISE_BYTES = 32
-"""Bytes that each element of noise takes while it is made, at most."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,8 @@ def estimate(
     length: int = 256,
     dtype: torch.dtype | None = None,
     bits: int | None = None,
+    rank: int = 0,
+    stacked_tokens: int = 0,
 ) -> list[Need]:
     """Estimates what inference, zeroth-order and first-order training of a model need.
 
@@ -88,6 +90,8 @@ def estimate(
         length: Tokens T of an example.
         dtype: Torch dtype of the weights; None for the configuration's own.
         bits: 8 or 4 for a model that is quantised while loading; None for one that is not.
+        rank: Rank of the zeroth-order methods' directions; 0 for those that have none.
+        stacked_tokens: Tokens B T up to which both probes run in one forward, where they can.
 
     Returns:
         Inference, zeroth-order with an adapter and on full weights, adapter with Adam,
@@ -110,9 +114,9 @@ def estimate(
     # On the meta device a prefix cannot start from activations, and has the same shape.
     settings = {**dict(options or {}), **({"real": False} if adapter == "prefix" else {})}
     tuned = Plan(attach(outline(config, name, dtype), adapter, settings), batch_size, length, bits)
-    needs = [plain.inference(), tuned.zeroth_order(adapter)]
+    needs = [plain.inference(), tuned.zeroth_order(adapter, rank, stacked_tokens)]
     if bits is None:
-        needs.append(plain.zeroth_order())
+        needs.append(plain.zeroth_order("full", rank, stacked_tokens))
     needs += tuned.adam(adapter)
     if bits is None:
         needs += plain.adam()[:1]
@@ -133,9 +137,11 @@ class Plan:
         self.size = (batch_size, length)
         base = model.get_base_model() if hasattr(model, "peft_config") else model
         trained = [p for p in model.parameters() if p.requires_grad]
+        self.model, self.parameters = model, trained
         self.trained = sum(p.numel() for p in trained)
         self.trained_bytes = sum(p.nbytes for p in trained)
         self.in_adapter = base is not model
+        self.stackable = self.in_adapter and not StackedModules(discover(model)).reason
         self.tensors = len(trained)
         own = {id(p) for p in trained} if self.in_adapter else set()
         kept = [p for p in (*model.parameters(), *model.buffers()) if id(p) not in own]
@@ -143,7 +149,7 @@ class Plan:
         self.weights = sum(p.nbytes for p in kept) - saved
         self.unpacked = unpacked
         self.half = max((p.element_size() for p in kept), default=4)
-        self.whole = _largest_unchunked(base)
+        self.scratch = {low: scratch_bytes(model, low) for low in (False, True)}
         self.rehearsal = Rehearsal(model)
 
     def inference(self) -> Need:
@@ -155,21 +161,25 @@ class Plan:
             activations=self.rehearsal.forward(*self.size),
         )
 
-    def zeroth_order(self, adapter: str = "full") -> Need:
+    def zeroth_order(self, adapter: str, rank: int, stacked_tokens: int) -> Need:
         """MeZO, and ZO Fine-tuner, whose networks take 2 kB a tensor."""
-        in_master = self.in_adapter or (self.half == 4 and self.trained <= SMALL)
-        if in_master:
-            state, scratch = 4 * self.trained, NOISE_BYTES * self.trained
-        else:
-            state = 0
-            scratch = max(self.whole, CHUNK * self.half) + NOISE_BYTES * CHUNK
+        held_flat = self.in_adapter or (self.half == 4 and self.trained <= SMALL)
+        state = 4 * self.trained if held_flat else 0
+        scratch = 0 if held_flat else self.scratch[rank > 0]
+        scratch += noise_bytes(self.trained) + factor_bytes(self.parameters, rank)
+        batch_size, length = self.size
+        can_stack = self.stackable or (rank > 0 and not held_flat)
+        if can_stack and batch_size * length <= stacked_tokens:
+            batch_size *= 2
+            # The factors of each probe, or its adapter.
+            scratch += 2 * self.trained_bytes if held_flat else 0
         return Need(
             f"zeroth-order, {adapter}",
             self.weights,
             self.trained_bytes if self.in_adapter else 0,
             state + 4 * 449 * self.tensors,
             scratch + self.unpacked,
-            self.rehearsal.forward(*self.size),
+            self.rehearsal.forward(batch_size, length),
         )
 
     def adam(self, adapter: str = "full") -> list[Need]:
@@ -211,14 +221,3 @@ def _quantised(base: nn.Module, own: set[int], bits: int | None) -> tuple[int, i
         saved += weight.nbytes - packed
         widest = max(widest, weight.nbytes)
     return saved, widest if bits == 4 else 0
-
-
-def _largest_unchunked(base: nn.Module) -> int:
-    """Returns the bytes of the largest tensor that is perturbed in one piece."""
-    pieces = [0]
-    for module in base.modules():
-        # Of an embedding only the rows of the batch are; a linear layer goes in chunks.
-        if isinstance(module, nn.Embedding | nn.Linear):
-            continue
-        pieces += [p.nbytes for p in module.parameters(recurse=False)]
-    return max(pieces)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -32,6 +33,7 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     from zopeft.models.memory import CONTEXT
     from zopeft.models.memory import estimate as needs_of
     from zopeft.models.skeleton import bits_of, load_config
+    from zopeft.noise import NOISES
     from zopeft.recipe.build import model_label
 
     section = recipe.model
@@ -42,7 +44,9 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     bits = 8 if section.load_in_8bit else 4 if section.load_in_4bit else bits_of(config)
     size = (recipe.training.batch_size, recipe.task.max_length)
     adapter = "lora" if recipe.peft.name in (None, FULL) else str(recipe.peft.name)
-    needs = needs_of(source, adapter, recipe.peft.options, *size, dtype, bits)
+    rank = recipe.method.rank if NOISES[recipe.method.noise].low_rank else 0
+    stacked = _stacked_tokens(recipe)
+    needs = needs_of(source, adapter, recipe.peft.options, *size, dtype, bits, rank, stacked)
     device, room = (None, memory * GB) if memory is not None else _gpu()
     return {
         "model": model_label(source),
@@ -98,6 +102,17 @@ def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
             "memory_bytes": memory_bytes(config),
         }
     return found
+
+
+def _stacked_tokens(recipe: Recipe) -> int:
+    """Returns the tokens of a batch up to which a recipe's probes are stacked, here."""
+    import torch
+
+    from zopeft.methods.probing import MOST_TOKENS
+
+    if recipe.method.probes == "auto":
+        return MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
+    return sys.maxsize if recipe.method.probes == "stacked" else 0
 
 
 def _gpu() -> tuple[str | None, float | None]:
