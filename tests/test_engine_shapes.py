@@ -34,8 +34,9 @@ def subspace(rows, columns, mix=0.0):
     return Subspace(basis(rows, r), basis(columns, min(r + 1, columns), 1), mix)
 
 
-APART = {torch.bfloat16: 0.02, torch.float16: 2.5e-3}
-"""Of the way that the probe moves the logits; 0.011 and 0.0012 with and without AVX."""
+APART = {torch.bfloat16: 0.04, torch.float16: 5e-3}
+"""Of the way that the probe moves the logits. The copy is rounded to nearest and a probe
+stochastically: up to 0.022 and 0.0028 were seen, with and without AVX."""
 
 
 SHAPES = {
@@ -204,7 +205,7 @@ def test_elements_of_a_low_rank_direction_are_uncorrelated_with_heavy_tails():
     engine = Engine(zopeft.discover(model), shapes={0: LowRank(2)})
     draws = []
     for seed in range(4000):
-        left, right = engine.forms.factors(0, seed)
+        left, right = engine.forms.factors(0, Direction(seed))
         draws.append((left @ right).flatten())
     assert torch.linalg.matrix_rank(draws[0].view(4, 3)) == 2
     torch.testing.assert_close(draws[7].view(4, 3), direction_of(engine, 0, 7))

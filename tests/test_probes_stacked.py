@@ -187,7 +187,9 @@ def test_quantised_bases(bits_, tmp_path):
     rows = forwards(model)
     apart, _ = probed(model, zopeft.BatchLoss(model, padded()), "separate")
     stacked, _ = probed(model, zopeft.BatchLoss(model, padded()), "stacked")
-    assert rows == [3, 3, 6]
+    # Over 8 bits a run begins with measuring the noise of its probes.
+    looks = [3] * (17 if bits_ == 8 else 0)
+    assert rows == [*looks, 3, 3, *looks, 6]
     assert abs(apart[0] - apart[1]) > 1e-3
     torch.testing.assert_close(stacked, apart, rtol=1e-4, atol=0)
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 from training_run import digest, tiny_model, trainer, with_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -45,7 +46,7 @@ def test_a_model_folder_is_a_normal_one(tmp_path, dtype):
 
 
 def test_a_save_that_fails_leaves_what_was_there(tmp_path):
-    class Breaking:
+    class Breaking(nn.Module):
         def save_pretrained(self, folder):
             (Path(folder) / "model.safetensors").write_bytes(b"half")
             raise OSError("no space left")
@@ -60,7 +61,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path):
 def test_a_model_that_has_no_way_back_is_saved_as_it_is(tmp_path):
     """As transformers does for a model that it read from a torchao folder."""
 
-    class Model:
+    class Model(nn.Module):
         def save_pretrained(self, folder, save_original_format=True):
             if save_original_format:
                 raise NotImplementedError

@@ -160,7 +160,8 @@ class ModuleWeights(OwnWeights):
     def show_whole(self) -> None:
         """From now on shows a twin of all weights at once: for a compiled model.
 
-        Compiled code would be made anew for each wrapper of a forward, and cannot be wrapped.
+        Compiled code would be made anew for each wrapper of a forward, and cannot be wrapped. The
+        norms of a 16-bit model are then rounded as all other weights are.
 
         Raises:
             InputError: The weights are offloaded.
