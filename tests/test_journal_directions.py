@@ -19,7 +19,7 @@ from zopeft.methods import METHODS
 
 WAYS = [(count, sides, False) for count in (1, 2, 4) for sides in ("two", "one")]
 WAYS.append((4, "one", True))
-ZEROTH_ORDER = [name for name in METHODS if METHODS[name].order == 0]
+ZEROTH_ORDER = ["mezo", "zo_finetuner"]
 
 
 def settings(name, count, sides, normalise):

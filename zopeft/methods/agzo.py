@@ -17,8 +17,9 @@ from zopeft.engine.kept import orthonormal
 from zopeft.engine.vector import Vector
 from zopeft.methods.declared import Options, option
 from zopeft.methods.factors import along, rest
+from zopeft.methods.looks import Watched
 from zopeft.methods.state import Factor, Kept
-from zopeft.methods.step import Plan, Step, Watched
+from zopeft.methods.step import Plan, Step
 from zopeft.methods.zeroth_order import ZerothOrder
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from zopeft.engine.vector import HERE
-from zopeft.methods.step import Plan, Step, Tangent
+from zopeft.methods.looks import Tangent
+from zopeft.methods.step import Plan, Step
 from zopeft.methods.zeroth_order import ZerothOrder
 
 

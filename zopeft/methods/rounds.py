@@ -10,7 +10,8 @@ from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.errors import InputError, input_error
-from zopeft.methods.step import Aside, Plan, Step, counts
+from zopeft.methods.looks import Aside, counts
+from zopeft.methods.step import Plan, Step
 from zopeft.methods.writes import Write
 
 Runner = Callable[[Sequence[Probe], Any], tuple[Tensor, int]]

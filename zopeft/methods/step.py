@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.vector import HERE, Sum, Vector
+from zopeft.methods.looks import Aside
 from zopeft.methods.writes import Change, Descent, Map, Write
 from zopeft.noise import direction_seed, role_seed, step_seed
 
@@ -22,45 +23,6 @@ if TYPE_CHECKING:
 
 Plan = Generator[Sequence[Probe], list[float], Sequence[Write]]
 """Yields points to look at, is sent their losses, and returns what to write."""
-
-
-class Aside(tuple):
-    """A probe whose loss tells the curvature and is no part of the step's loss.
-
-    One at the weights themselves runs in a forward of its own, whatever the others share.
-    """
-
-
-class Tangent(tuple):
-    """A look at the slope along a vector: its "loss" is the derivative of the loss there.
-
-    It stands behind the probe at the weights themselves, whose loss comes with it.
-    """
-
-    def __new__(cls, vector: Vector) -> Tangent:
-        """Returns the look along a vector."""
-        return super().__new__(cls, (vector, 0.0))
-
-
-class Watched(tuple):
-    """The probe at the weights themselves, run alone, with something watching the model.
-
-    Attributes:
-        watch: What has ``watching()``; None where nothing is to be seen.
-    """
-
-    watch: Any
-
-    def __new__(cls, watch: Any) -> Watched:
-        """Returns the probe."""
-        made = super().__new__(cls, HERE)
-        made.watch = watch
-        return made
-
-
-def counts(probe: Probe) -> bool:
-    """Whether a probe's loss is part of the step's loss."""
-    return probe[1] != 0.0 and not isinstance(probe, Aside)
 
 
 @dataclass

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any, Self
 
 import torch
@@ -23,6 +22,7 @@ from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
 from zopeft.methods.directions import directions_of
 from zopeft.methods.estimator import Estimator
 from zopeft.methods.learning_rate import first_look
+from zopeft.methods.looks import counts, run_looks
 from zopeft.methods.options import given_options
 from zopeft.methods.probing import Probing
 from zopeft.methods.rate import SHARE, RunningRate
@@ -30,7 +30,7 @@ from zopeft.methods.record import StepRecord
 from zopeft.methods.rounds import Rounds
 from zopeft.methods.shown_rate import ShownRate
 from zopeft.methods.state import Kept, State
-from zopeft.methods.step import Aside, Plan, Step, Tangent, Watched, counts
+from zopeft.methods.step import Plan, Step
 from zopeft.methods.writing import write_all
 from zopeft.noise import step_seed
 
@@ -316,24 +316,7 @@ class ZerothOrder(Bookkeeping):
         return Rounds(step, self.plan(step), self._run)
 
     def _run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
-        """Runs probes; some kinds of looks in forwards of their own."""
-        if any(isinstance(probe, Tangent) for probe in probes):
-            return torch.stack(self.engine.slope(probes[-1][0], closure)), 1
-        losses: list[Tensor] = []
-        for probe in probes:
-            if not (isinstance(probe, Watched) or (isinstance(probe, Aside) and not probe[1])):
-                break
-            watch = probe.watch if isinstance(probe, Watched) else None
-            with nullcontext() if watch is None else watch.watching():
-                losses.append(closure().detach().float())
-        ahead = len(losses)
-        if ahead == len(probes):
-            return torch.stack(losses), ahead
-        moved = next((vector for vector, step in probes if step), None)
-        # The weights themselves are shown as the other probes are, so that they can share.
-        shared = [probe if probe[1] or moved is None else (moved, 0.0) for probe in probes]
-        found, passes = self.probing.run(shared[ahead:], closure)
-        return torch.cat([torch.stack(losses), found]) if losses else found, passes + ahead
+        return run_looks(self.engine, self.probing, probes, closure)
 
     @torch.no_grad()
     def apply(self) -> None:
