@@ -53,7 +53,7 @@ READ = {
 
 
 def test_the_list_here_is_whole():
-    names = {one.name for one in dataclasses.fields(MethodSection)} - {"name", "finetuner", "lr"}
+    names = {one.name for one in dataclasses.fields(MethodSection)} - {"name", "finetuner", "lr", "options"}
     assert set(SETTINGS) == set(READ) == names
     usual = MethodSection()
     assert all(getattr(usual, name) != value for name, value in SETTINGS.items())
@@ -70,6 +70,9 @@ def test_every_setting_of_the_method_reaches_every_entry(request_of):  # noqa: F
     method = make_method(parse_entry("mezo"), body, 1e-3, told.recipe, 1)
     assert {name: read(method) for name, read in READ.items()} == SETTINGS
     assert method.seed == 1
+    # A method's own options, too, and none of them reaches another method.
+    hizoo = make_method(parse_entry("hizoo smooth=0.5"), body, 1e-3, plain.recipe, 1)
+    assert (hizoo.own.smooth, hizoo.options["smooth"], hizoo.own.per) == (0.5, 0.5, "element")
     # An entry's own options go over them.
     own = make_method(parse_entry("mezo rank=2 probes=auto"), body, 1e-3, told.recipe, 1)
     assert (own.drawn_from.rank, own.probing.probes, own.eps) == (2, "auto", SETTINGS["eps"])
