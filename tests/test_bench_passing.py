@@ -53,7 +53,8 @@ READ = {
 
 
 def test_the_list_here_is_whole():
-    names = {one.name for one in dataclasses.fields(MethodSection)} - {"name", "finetuner", "lr", "options"}
+    otherwise = {"name", "finetuner", "lr", "options"}
+    names = {one.name for one in dataclasses.fields(MethodSection)} - otherwise
     assert set(SETTINGS) == set(READ) == names
     usual = MethodSection()
     assert all(getattr(usual, name) != value for name, value in SETTINGS.items())

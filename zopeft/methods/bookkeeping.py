@@ -43,7 +43,7 @@ class Bookkeeping(Restorable):
         scales, memory = step.scales, self._memory()
         last = taken.first + taken.count if taken.count else len(asked)
         plain = len(asked) == last + taken.mirrored
-        grads = taken.gradients or tuple(taken.raw) or (0.0,) * self.estimator.directions
+        grads = taken.gradients or (0.0,) * self.estimator.directions
         return StepRecord(
             step=self.steps,
             seed=step.seed,
@@ -82,17 +82,10 @@ class Bookkeeping(Restorable):
         """
         try:
             writes = rounds.feed(record.all_losses())
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, IndexError) as error:
             raise input_error(
                 "journal", f"step {record.step} is not of this method", str(error), OWN
             ) from None
-        if rounds.step.taken.gradients not in ((), record.projected_grads):
-            raise input_error(
-                "journal",
-                f"step {record.step} went along other gradients than this method's",
-                list(record.projected_grads),
-                OWN,
-            )
         return writes
 
     def _skip(self, record: StepRecord) -> None:

@@ -28,7 +28,7 @@ class Conservative(ZerothOrder):
         """See `ZerothOrder.plan`."""
         u = step.direction()
         here, plus, minus = yield [HERE, u.at(step.eps), u.at(-step.eps)]
-        gradient = self.clip.clipped(step.slope(plus, minus))
+        gradient = step.slope(plus, minus)
         length = step.lr * gradient
         losses = [here, *(yield [u.at(-length), u.at(length)])]
         chosen = losses.index(min(losses))

@@ -33,5 +33,4 @@ class ForwardGradient(ZerothOrder):
         z = step.direction()
         step.taken.count = 1
         _, slope = yield [HERE, Tangent(z)]
-        step.taken.raw.append(slope)
-        return [step.descend(z, self.clip.clipped(slope))]
+        return [step.descend(z, step.clipped(slope))]

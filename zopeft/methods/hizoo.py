@@ -62,7 +62,7 @@ class HiZOO(ZerothOrder):
         )
         u = Elementwise(lambda _, z, h: z.div_(h.sqrt_()), (z, hessian))
         here, plus, minus = yield [HERE, u.at(step.eps), u.at(-step.eps)]
-        gradient = self.clip.clipped(step.slope(plus, minus))
+        gradient = step.slope(plus, minus)
         smooth, new = self.own.smooth, self.own.update == "new"
         bend = abs(plus + minus - 2.0 * here) / (2.0 * step.eps**2)
         if blockwise:

@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch.optim import Optimizer
+
 from zopeft.methods.declared import settings_of
 
 _REST = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
@@ -28,6 +30,9 @@ def options_of(kind: Any) -> dict[str, Any]:
     for cls in kind.__mro__:
         if "__init__" not in vars(cls):
             continue
+        if cls is Optimizer:
+            # Every method has its parameters and defaults made by itself.
+            break
         parameters = list(inspect.signature(cls.__init__).parameters.values())[1:]
         for one in parameters:
             if one.kind not in _REST:

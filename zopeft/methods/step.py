@@ -181,21 +181,32 @@ class Step:
         raw = estimator.differences(own, found[0] if taken.first else None, self.eps)
         taken.raw += raw
         taken.spread = estimator.spread(raw)
-        clipped = [method.clip.clipped(gradient) for gradient in raw]
-        taken.gradients = estimator.projected(clipped, taken.spread)
+        if self.record is not None:
+            # A record holds what was done, whatever the clipping of today.
+            taken.gradients = self.record.projected_grads
+        else:
+            clipped = [method.clip.clipped(gradient) for gradient in raw]
+            taken.gradients = estimator.projected(clipped, taken.spread)
         return taken.gradients
 
     def slope(self, plus: float, minus: float) -> float:
         """Returns ``(plus - minus) / (2 eps)``, clipped if asked for."""
-        slope = (plus - minus) / (2.0 * self.eps)
-        self.taken.raw.append(slope)
-        return self.method.clip.clipped(slope)
+        return self.clipped((plus - minus) / (2.0 * self.eps))
+
+    def clipped(self, slope: float) -> float:
+        """Returns a slope as far as the run's clipping lets it go; the record says how far."""
+        taken = self.taken
+        taken.raw.append(slope)
+        if self.record is not None:
+            taken.gradients = self.record.projected_grads
+            return taken.gradients[len(taken.raw) - 1]
+        found = self.method.clip.clipped(slope)
+        taken.gradients = (*taken.gradients, found)
+        return found
 
     def one_sided(self, plus: float, here: float) -> float:
         """Returns ``(plus - here) / eps``, clipped if asked for."""
-        slope = (plus - here) / self.eps
-        self.taken.raw.append(slope)
-        return self.method.clip.clipped(slope)
+        return self.clipped((plus - here) / self.eps)
 
     def descend(
         self, directions: Vector | Sequence[Vector], gradients: float | Sequence[float]
