@@ -42,6 +42,7 @@ class Restorable(torch.optim.Optimizer):
     guarded: bool
     options: dict[str, Any]
     auto: bool
+    single: bool
     weight_decay: float
     seed: int
     steps: int
@@ -73,7 +74,7 @@ class Restorable(torch.optim.Optimizer):
                 f"step {record.step}, seed {record.seed}",
                 "use the journal of this run",
             )
-        if len(record.projected_grads) != self.estimator.directions:
+        if not self.single and len(record.projected_grads) != self.estimator.directions:
             raise input_error(
                 "journal",
                 f"this run has {self.estimator.directions} directions a step",
