@@ -12,7 +12,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 
 # What computes, for processors without AVX on one thread, and for AVX2 on two.
-OLD ?= tests/test_golden.py tests/test_noise.py tests/test_kernels_backends.py \
+OLD ?= tests/test_golden.py tests/test_noise.py \
 	tests/test_kernels_matrix.py tests/test_kernels_processors.py tests/test_engine.py \
 	tests/test_methods.py tests/test_methods_directions.py tests/test_journal_rebuild.py \
 	tests/test_journal_directions.py tests/test_training_mixin.py tests/test_finetuner_learned.py
@@ -46,7 +46,7 @@ test-isa: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=SSE41 \
 		NUMBA_CPU_NAME=generic NUMBA_CPU_FEATURES= $(BIN)/python -m pytest -q -n 2 $(OLD)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 \
-		$(BIN)/python -m pytest -q $(AVX2)
+		$(BIN)/python -m pytest -q -n 2 $(AVX2)
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(BIN)/zopeft demo --out demo --overwrite
