@@ -61,6 +61,10 @@ def test_columns_named_data_and_one_object(tmp_path):
     assert load_rows(load_task(task), "train", data=folder) == [{"data": "x", "a": "1"}]
 
 
+HALF = gzip.compress(JSONL.encode(), mtime=0)[:40]
+"""A compressed file that breaks off."""
+
+
 @pytest.mark.parametrize(
     ("name", "raw", "match"),
     [
@@ -69,7 +73,7 @@ def test_columns_named_data_and_one_object(tmp_path):
         ("train.jsonl", JSONL.encode("latin-1"), "line 1: unreadable text .byte 0xe9 is not UTF-8"),
         ("train.csv", separated(",").encode("latin-1"), "line 2: unreadable text"),
         ("train.jsonl.gz", JSONL.encode(), "train.jsonl.gz: unreadable file"),
-        ("train.jsonl.gz", gzip.compress(JSONL.encode(), mtime=0)[:40], "train.jsonl.gz: unreadable file"),
+        ("train.jsonl.gz", HALF, "train.jsonl.gz: unreadable file"),
         ("train.json", b'{"sentence": ["a", "b"], "label": [1]}', "lengths, got 'sentence 2, lab"),
         ("train.json", b'{"sentence": {"0": "a"}, "label": {"0": 1}}', "orient='records'"),
         ("train.json", b"[" * 100000, "unreadable JSON"),
