@@ -102,9 +102,9 @@ def bench(
         "training.seed": ("--seed", seed),
     }
     with output(json, debug) as screen:
-        from zopeft.bench.bench import bench as run
-        from zopeft.bench.bench import render
-        from zopeft.bench.cells import Request
+        from zopeft.jobs.bench.bench import bench as run
+        from zopeft.jobs.bench.bench import render
+        from zopeft.jobs.bench.cells import Request
 
         if report is not None:
             if words or method or finetuner or recipe or out:
@@ -120,9 +120,9 @@ def bench(
 
 def _show(screen: Any, summary: Mapping[str, Any]) -> None:
     """Prints a table a cell, and the wins in all of them."""
-    from zopeft.bench.report import report
-    from zopeft.bench.rows import read_rows
-    from zopeft.bench.tables import brief, short_name, title, total_columns, total_rows
+    from zopeft.report.rows import read_rows
+    from zopeft.report.standings import report
+    from zopeft.report.tables import brief, short_name, title, total_columns, total_rows
 
     cells = report(read_rows(summary["out"]))
     for cell in cells:

@@ -45,7 +45,7 @@ def blocks(
         from zopeft.recipe.load import load_recipe
 
         checked = load_recipe("eval", None, overrides, flags)
-        from zopeft.recipe.build import load_base, wrap
+        from zopeft.jobs.build import load_base, wrap
 
         if finetuner is not None:
             # Read first: a large model is not loaded for a fine-tuner that is not there.
@@ -76,7 +76,7 @@ def _learned(finetuner: str, png: str | None) -> Any:
     from zopeft.finetuner import FineTuner
 
     if png is not None:
-        from zopeft.recipe.heatmap import check_png
+        from zopeft.report.heatmap import check_png
 
         check_png(png)
     return FineTuner.from_pretrained(finetuner)
@@ -84,8 +84,8 @@ def _learned(finetuner: str, png: str | None) -> Any:
 
 def _served(screen: Output, found: Blocks, finetuner: Any, png: str | None, loss: float) -> None:
     """Shows which group serves which block, and its scale."""
-    from zopeft.recipe.heatmap import plot_scales
-    from zopeft.recipe.serving import serve
+    from zopeft.jobs.serving import serve
+    from zopeft.report.heatmap import plot_scales
 
     from .output import rows_table
 

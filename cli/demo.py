@@ -16,7 +16,7 @@ def demo(
     from .summary import change
 
     with output(json, debug) as screen:
-        from zopeft.recipe.demo import demo as run
+        from zopeft.jobs.demo import demo as run
 
         summary = run(out or "demo", overwrite=overwrite, listener=screen.listen)
         rows = [

@@ -65,7 +65,7 @@ def estimate(
         from zopeft.recipe.load import load_recipe
 
         recipe = load_recipe("tune", None, overrides, flags)
-        from zopeft.recipe.estimate import estimate as run
+        from zopeft.jobs.estimate import estimate as run
 
         found = run(recipe, memory)
         # Of a small model, gigabytes would all be 0.00.

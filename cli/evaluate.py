@@ -50,7 +50,7 @@ def evaluate(
         from zopeft.recipe.load import load_recipe
 
         checked = load_recipe("eval", recipe, overrides, flags)
-        from zopeft.recipe.evaluate import evaluate as run
+        from zopeft.jobs.evaluate import evaluate as run
 
         summary = run(checked, adapter, out, overwrite=overwrite, listener=screen.listen)
         facts = {key: summary[key] for key in ("model", "adapter", "task")}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from zopeft.finetuner import FineTuner
-    from zopeft.recipe.heatmap import Cell
-    from zopeft.recipe.movement import Movement
+    from zopeft.report.heatmap import Cell
+    from zopeft.report.movement import Movement
 
     from .output import Output
 
@@ -42,8 +42,8 @@ def show(
 
     with output(json, debug) as screen:
         from zopeft.finetuner import FineTuner
-        from zopeft.recipe.heatmap import check_png, plot_scales
-        from zopeft.recipe.movement import along_the_loss
+        from zopeft.report.heatmap import check_png, plot_scales
+        from zopeft.report.movement import along_the_loss
 
         if png is not None:
             check_png(png)
@@ -78,7 +78,7 @@ def show(
 
 def _along_a_run(screen: Output, run: str, png: str | None, json: bool) -> None:
     """Shows the scales that a run has used, from its journal."""
-    from zopeft.recipe.movement import along_a_run, plot_run
+    from zopeft.report.movement import along_a_run, plot_run
 
     found = along_a_run(run)
     moves = found.movement()
@@ -106,11 +106,11 @@ def _cells(
     finetuner: FineTuner, model: str | None, loss: float, listener: Any
 ) -> tuple[list[Cell], str]:
     """Returns the scales to show, and what they are."""
-    from zopeft.recipe.serving import bare_cells, serve
+    from zopeft.jobs.serving import bare_cells, serve
 
     if model is None:
         return bare_cells(finetuner, loss), f"raw scales at loss {loss:g}"
-    from zopeft.recipe.build import load_base, wrap
+    from zopeft.jobs.build import load_base, wrap
     from zopeft.recipe.load import load_recipe
 
     flags: o.Flags = {"model.name": ("--model", model), "peft.name": ("--full", "full")}
@@ -187,7 +187,7 @@ def _statistics(finetuner: FineTuner, statistics: dict[str, Any]) -> list[tuple[
 def _scale_tables(cells: list[Cell], note: str) -> list[Table]:
     import math
 
-    from zopeft.recipe.heatmap import grids
+    from zopeft.report.heatmap import grids
 
     from .output import rows_table
 

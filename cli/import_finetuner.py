@@ -37,7 +37,7 @@ def import_finetuner(
     from .output import facts_table, output
 
     with output(json, debug) as screen:
-        from zopeft.recipe.import_finetuner import import_finetuner as run
+        from zopeft.jobs.import_finetuner import import_finetuner as run
 
         summary = run(file, model, out, batch_size, overwrite, screen.listen)
         facts = {key: summary[key] for key in ("model", "architecture", "layers", "groups")}

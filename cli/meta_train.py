@@ -116,7 +116,7 @@ def meta_train(
         from zopeft.recipe.load import load_recipe
 
         checked = load_recipe("meta-train", recipe, overrides, flags)
-        from zopeft.recipe.meta_train import meta_train as run
+        from zopeft.jobs.meta_train import meta_train as run
 
         summary = run(checked, out, overwrite=overwrite, listener=screen.listen)
         screen.result(summary, meta_table(summary))

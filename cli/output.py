@@ -17,7 +17,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from zopeft.errors import ZopeftWarning
-from zopeft.recipe.progress import Progress
+from zopeft.jobs.progress import Progress
 
 from .interrupts import InterruptError, line_of
 

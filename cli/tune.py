@@ -47,12 +47,12 @@ def tune(
         "method.eps": ("--eps", eps),
     }
     with output(json, debug) as screen:
-        from zopeft.recipe.folder import stored_recipe
+        from zopeft.jobs.folder import stored_recipe
         from zopeft.recipe.load import load_recipe
 
         stored = stored_recipe(out) if resume else None
         checked = load_recipe("tune", recipe, overrides, flags, stored)
-        from zopeft.recipe.tune import tune as run
+        from zopeft.jobs.tune import tune as run
 
         summary = run(checked, out, overwrite=overwrite, resume=resume, listener=screen.listen)
         screen.result(summary, tune_table(summary))

@@ -8,19 +8,19 @@ import torch
 from test_bench_runs import cell, finetuner, request_of  # noqa: F401 - fixtures
 from test_finetuner_controls import CONTROLS
 
-from zopeft.bench.bench import bench
-from zopeft.bench.body import Bodies
-from zopeft.bench.cells import cells_of
-from zopeft.bench.entry import parse_entry
-from zopeft.bench.making import finetuner_of, make_method
-from zopeft.bench.rows import read_rows
 from zopeft.errors import InputError
 from zopeft.finetuner import STATE_FEATURES, FineTuner
 from zopeft.finetuner.digest import digest_of
+from zopeft.jobs.bench.bench import bench
+from zopeft.jobs.bench.body import Bodies
+from zopeft.jobs.bench.cells import cells_of
+from zopeft.jobs.bench.entry import parse_entry
+from zopeft.jobs.bench.making import finetuner_of, make_method
 from zopeft.methods import METHODS
-from zopeft.methods.options import options_from, options_of
-from zopeft.methods.probing import PROBES
+from zopeft.optim.options import options_from, options_of
+from zopeft.probing.probing import PROBES
 from zopeft.recipe.schema import MethodSection, Recipe
+from zopeft.report.rows import read_rows
 
 SETTINGS = {
     "eps": 0.02,
@@ -82,7 +82,7 @@ def test_every_setting_of_the_method_reaches_every_entry(request_of):  # noqa: F
 
 
 def test_every_setting_of_the_method_reaches_a_tuning_run(request_of, tmp_path):  # noqa: F811
-    from zopeft.recipe.loop import _arguments
+    from zopeft.jobs.loop import _arguments
     from zopeft.training import ZOTrainer
 
     told = cells_of(request_of(*overrides()))[1][0]

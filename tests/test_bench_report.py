@@ -4,15 +4,15 @@ import math
 
 import pytest
 
-from zopeft.bench.bench import render
-from zopeft.bench.entry import Entry, parse_entry, with_controls
-from zopeft.bench.grid import best_of, search
-from zopeft.bench.measures import first_below, smoothed
-from zopeft.bench.report import report, totals
-from zopeft.bench.rows import RowFile, read_rows
-from zopeft.bench.tables import cells_of_row, columns, markdown
 from zopeft.errors import InputError
+from zopeft.jobs.bench.bench import render
+from zopeft.jobs.bench.entry import Entry, parse_entry, with_controls
+from zopeft.jobs.bench.grid import search
 from zopeft.methods import METHODS
+from zopeft.report.measures import best_of, first_below, smoothed
+from zopeft.report.rows import RowFile, read_rows
+from zopeft.report.standings import report, totals
+from zopeft.report.tables import cells_of_row, columns, markdown
 
 
 @pytest.mark.parametrize(

@@ -9,16 +9,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from zopeft.bench import contest, pool
-from zopeft.bench.bench import bench
-from zopeft.bench.body import Bodies, batches
-from zopeft.bench.cells import Request, cells_of
-from zopeft.bench.contest import Contender
-from zopeft.bench.entry import Entry, parse_entry
-from zopeft.bench.making import make_method
-from zopeft.bench.rows import read_rows
-from zopeft.bench.run import Outcome, propose, run
 from zopeft.errors import InputError
+from zopeft.jobs.bench import contest, pool
+from zopeft.jobs.bench.bench import bench
+from zopeft.jobs.bench.body import Bodies, batches
+from zopeft.jobs.bench.cells import Request, cells_of
+from zopeft.jobs.bench.contest import Contender
+from zopeft.jobs.bench.entry import Entry, parse_entry
+from zopeft.jobs.bench.making import make_method
+from zopeft.jobs.bench.run import Outcome, propose, run
+from zopeft.report.rows import read_rows
 
 BUDGET = ("bench.forwards=20", "bench.grid=1", "bench.seeds=2", "training.batch_size=4")
 LIMITS = ("task.eval_examples=8", "task.max_length=64", "bench.count_calibration=false")

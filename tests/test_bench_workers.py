@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from zopeft.bench.caller import begin, interrupts_withheld
+from zopeft.jobs.bench.caller import begin, interrupts_withheld
 
 
 def toil(told):
@@ -94,7 +94,7 @@ class Quiet:
     Queue = staticmethod(multiprocessing.SimpleQueue)
 
     def Process(self, target, args, **_):  # noqa: N802 - the name of multiprocessing
-        assert target is begin and args[:2] == ("zopeft.bench.pool", "_work")
+        assert target is begin and args[:2] == ("zopeft.jobs.bench.pool", "_work")
         self.made.append(one := Noted())
         return one
 
@@ -117,7 +117,7 @@ class Noted:
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, ValueError])
 def test_workers_are_ended_when_the_caller_breaks_off(kind, monkeypatch):
-    from zopeft.bench import pool
+    from zopeft.jobs.bench import pool
 
     context = Quiet()
     monkeypatch.setattr(pool.multiprocessing, "get_context", lambda _: context)

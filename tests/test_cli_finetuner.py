@@ -12,7 +12,7 @@ from zopeft.blocks import discover
 from zopeft.finetuner import FineTuner
 from zopeft.methods import METHODS
 from zopeft.models import load_model
-from zopeft.recipe.heatmap import Cell, grids, plot_scales
+from zopeft.report.heatmap import Cell, grids, plot_scales
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

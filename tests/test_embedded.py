@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from embedded.chains import EVENTS
+from embedded.corpus import MIXTURE, documents
+from embedded.markup import answer, parse
+from embedded.samples import SIZES, make_rows, write_samples
 from zopeft.embedded import DATA_DIR, MODEL_DIR, TASKS
-from zopeft.embedded.chains import EVENTS
-from zopeft.embedded.corpus import MIXTURE, documents
-from zopeft.embedded.markup import answer, parse
-from zopeft.embedded.samples import SIZES, make_rows, write_samples
 
 COLUMNS = {
     "sst2": ["sentence", "label", "idx"],

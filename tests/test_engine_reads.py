@@ -15,7 +15,7 @@ from zopeft.engine import Direction, Engine
 from zopeft.errors import InputError
 from zopeft.journal import Journal, header_of, rebuild
 from zopeft.journal.codec import decode, encode
-from zopeft.methods.record import StepRecord, packed
+from zopeft.optim.record import StepRecord, packed
 
 IDS = torch.randint(4, 40, (2, 8), generator=torch.Generator().manual_seed(0))
 CARRIERS = ["flat", "modules"]

@@ -6,7 +6,7 @@ from test_meta import tiny
 
 import zopeft
 from zopeft.finetuner import FineTuner
-from zopeft.methods.rate import SHARE, SHARE_LEAST, SHARE_MOST
+from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
 
 
 def taught(blocks, signal, energy, sharing="block"):

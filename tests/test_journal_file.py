@@ -13,7 +13,7 @@ import pytest
 from zopeft.errors import InputError
 from zopeft.journal import Journal, JournalHeader
 from zopeft.journal.frames import MAGIC, Frame, scan
-from zopeft.methods.record import StepRecord
+from zopeft.optim.record import StepRecord
 
 HEADER = JournalHeader("MeZO", "gaussian", 7, (("a", (2, 3)), ("b", (4,))), settings={"batch": 4})
 

@@ -11,8 +11,8 @@ from zopeft.errors import InputError
 from zopeft.journal import Journal, rebuild
 from zopeft.journal.header import JournalHeader, header_of
 from zopeft.methods.mezo import MeZO
-from zopeft.methods.options import options_of
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.options import options_of
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 class Sparse(MeZO):

@@ -11,8 +11,8 @@ from torch import nn
 import zopeft
 from zopeft.errors import InputError, RunError
 from zopeft.methods import METHODS
-from zopeft.methods.clipping import RunningClip
-from zopeft.methods.defaults import default_eps
+from zopeft.optim.clipping import RunningClip
+from zopeft.optim.defaults import default_eps
 
 ZEROTH_ORDER = ["mezo", "zo_finetuner"]
 """Those that take several directions a step in every way; `test_methods_contracts` has the

@@ -17,8 +17,8 @@ import zopeft
 from zopeft.errors import InputError, RunError
 from zopeft.journal.codec import decode, encode
 from zopeft.methods import METHODS
-from zopeft.methods.declared import settings_of
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import settings_of
+from zopeft.optim.zeroth_order import ZerothOrder
 
 FIELD = [name for name in METHODS if METHODS[name].order == 0]
 CARRIERS = ["flat", "modules"]

@@ -9,10 +9,10 @@ from test_peft_matrix import build
 from torch import nn
 
 import zopeft
-from zopeft.methods.defaults import default_eps, default_reach, fallback_lr
-from zopeft.methods.rate import RunningRate
-from zopeft.methods.record import StepRecord
 from zopeft.models import PEFT, attach
+from zopeft.optim.defaults import default_eps, default_reach, fallback_lr
+from zopeft.optim.rate import RunningRate
+from zopeft.optim.record import StepRecord
 
 LORA, PROMPT = (1e-4, 1e-2), (1e-2, 1e-1)
 DEFAULTS = {

@@ -17,10 +17,10 @@ from zopeft.blocks import keep_trainable
 from zopeft.engine import Direction, Rows, Subspace
 from zopeft.kernels import plain
 from zopeft.kernels.plain_backend import PlainKernels
-from zopeft.methods.estimator import Estimator
-from zopeft.methods.rate import RunningRate
-from zopeft.methods.record import StepRecord
 from zopeft.noise import Noise, direction_seed, rounding_words, step_seed
+from zopeft.optim.estimator import Estimator
+from zopeft.optim.rate import RunningRate
+from zopeft.optim.record import StepRecord
 
 O, I = 9, 7  # noqa: E741
 ESTIMATORS = {

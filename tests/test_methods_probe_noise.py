@@ -13,8 +13,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, 
 import zopeft
 from zopeft.blocks.activations import rounds_inputs
 from zopeft.engine import Engine
-from zopeft.methods.probe_noise import measure_noise
 from zopeft.models import attach
+from zopeft.probing.probe_noise import measure_noise
 
 IDS = torch.arange(2 * 9).view(2, 9) * 5 % 97
 MEASURED = 9 + 8

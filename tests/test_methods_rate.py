@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import zopeft
-from zopeft.methods.learning_rate import first_look
-from zopeft.methods.rate import SHARE, SHARE_LEAST, SHARE_MOST, RunningRate
-from zopeft.methods.record import StepRecord
+from zopeft.optim.learning_rate import first_look
+from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST, RunningRate
+from zopeft.optim.record import StepRecord
 
 O, I = 30, 20  # noqa: E741
 

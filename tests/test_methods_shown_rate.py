@@ -10,7 +10,7 @@ from torch.optim import lr_scheduler
 
 import zopeft
 from zopeft.errors import InputError
-from zopeft.methods.shown_rate import ShownRate, guard
+from zopeft.optim.shown_rate import ShownRate, guard
 
 STEPS = 30
 WAYS = {

@@ -10,9 +10,9 @@ from oracle import OracleForms, oracle
 
 from zopeft.engine import Direction
 from zopeft.engine.vector import Elementwise, Held
-from zopeft.methods.step import Step
-from zopeft.methods.writing import write_all
 from zopeft.noise import direction_seed, step_seed
+from zopeft.optim.step import Step
+from zopeft.optim.writing import write_all
 
 # L(t) = sum(a t^2) / 2 + sum(b t): a projected gradient is exact, whatever eps.
 PROBLEM = {

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from zopeft.errors import InputError
+from zopeft.jobs.estimate import finetuner_sizes
 from zopeft.models import PEFT, attach, load_model, resolve
 from zopeft.models.memory import CONTEXT, estimate
 from zopeft.models.rehearsal import Ledger, Rehearsal
 from zopeft.models.skeleton import load_config, outline, skeleton
-from zopeft.recipe.estimate import finetuner_sizes
 from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.schema import ModelSection, Recipe
 

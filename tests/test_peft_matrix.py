@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 import zopeft
 from zopeft.errors import InputError
-from zopeft.methods.defaults import LORA, PROMPT, defaults
 from zopeft.models import PEFT, attach, load_adapter
+from zopeft.optim.defaults import LORA, PROMPT, defaults
 
 SIZES = {
     "vocab_size": 61,

@@ -12,8 +12,8 @@ from transformers import AutoTokenizer
 import zopeft
 from zopeft.blocks import keep_trainable
 from zopeft.embedded import MODEL_DIR
-from zopeft.engine.sharing import shared_layers
 from zopeft.models import attach, load_model, resolve
+from zopeft.probing.sharing import shared_layers
 
 IDS = (torch.arange(3 * 8).view(3, 8) * 7 + 5) % 61
 LAYERS = {

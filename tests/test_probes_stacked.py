@@ -17,8 +17,8 @@ from zopeft.embedded import MODEL_DIR
 from zopeft.engine import Direction, Engine
 from zopeft.engine.copies import UnstackableError
 from zopeft.errors import InputError
-from zopeft.methods.probing import MOST_TOKENS
 from zopeft.models import PEFT, attach
+from zopeft.probing.probing import MOST_TOKENS
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
 
 IDS = (torch.arange(3 * 8).view(3, 8) * 7 + 5) % 61

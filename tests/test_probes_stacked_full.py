@@ -11,7 +11,7 @@ import zopeft
 from zopeft.engine import Direction, Engine
 from zopeft.engine.copies import UnstackableError
 from zopeft.errors import InputError
-from zopeft.methods.directions import directions_of
+from zopeft.optim.directions import directions_of
 from zopeft.tasks import task_loss
 
 APART = {"gpt2", "opt"}

@@ -5,9 +5,9 @@ import json
 import pytest
 import yaml
 
-from zopeft.bench.bench import entries_of
-from zopeft.bench.cells import Request, cells_of
 from zopeft.errors import InputError
+from zopeft.jobs.bench.bench import entries_of
+from zopeft.jobs.bench.cells import Request, cells_of
 from zopeft.recipe.load import check_recipe, load_recipe, recipe_path, shipped_recipes
 from zopeft.recipe.schema import Recipe
 

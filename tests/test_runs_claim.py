@@ -11,9 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from zopeft.errors import InputError
-from zopeft.recipe import claim
-from zopeft.recipe.claim import CLAIM, Claim
-from zopeft.recipe.folder import Folder
+from zopeft.jobs import claim
+from zopeft.jobs.claim import CLAIM, Claim
+from zopeft.jobs.folder import Folder
 
 
 @pytest.fixture(params=["locks", "no locks"])

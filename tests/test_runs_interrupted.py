@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from zopeft.recipe.folder import Folder
+from zopeft.jobs.folder import Folder
 
 SST2 = ("--task", "sst2")
 FAST = (*SST2, "--steps", 3, "--batch-size", 2, "--lr", "1e-3")
@@ -39,8 +39,8 @@ def interrupting(monkeypatch, place, how="ctrl-c", call=1):
 
 
 STAGES = {
-    "loading": ("zopeft.recipe.tune.load_base", 1, None),
-    "measuring before": ("zopeft.recipe.tune.measure", 1, "no steps are"),
+    "loading": ("zopeft.jobs.tune.load_base", 1, None),
+    "measuring before": ("zopeft.jobs.tune.measure", 1, "no steps are"),
     "third step": ("zopeft.tasks.task_loss", 5, "2 steps are"),
     "writing": ("zopeft.training.result._save", 1, "3 steps are"),
 }
@@ -90,7 +90,7 @@ def test_signals_that_end_a_process_are_told_as_an_interrupt(
     how, zopeft_command, words, tmp_path, monkeypatch
 ):
     before = signal.getsignal(signal.SIGTERM)
-    interrupting(monkeypatch, "zopeft.recipe.tune.measure", how)
+    interrupting(monkeypatch, "zopeft.jobs.tune.measure", how)
     line = zopeft_command.refused(*words, code=1)
     assert f"interrupted by {how}; no steps are kept in {tmp_path / 'out'}; go on with" in line
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
@@ -102,7 +102,7 @@ def test_a_run_that_was_killed_before_its_first_step_starts_again(
 ):
     out = tmp_path / "out"
     with monkeypatch.context() as patches:
-        interrupting(patches, "zopeft.recipe.tune.measure")
+        interrupting(patches, "zopeft.jobs.tune.measure")
         zopeft_command.refused(*words, code=1)
     # A kill leaves the record as it was, and what was just being written.
     record = json.loads((out / "run.json").read_text())
@@ -144,12 +144,12 @@ def test_input_that_is_wrong_leaves_the_record_of_a_run_that_was_to_go_on(
 @pytest.mark.parametrize(
     ("words", "place", "told"),
     [
-        (("eval", *SST2, "--out", "OUT"), "zopeft.recipe.evaluate.load_base", "nothing was"),
-        (("meta-train", *SST2, "--out", "OUT"), "zopeft.recipe.meta_train.load_base", "nothing"),
-        (("demo", "--out", "OUT"), "zopeft.recipe.demo.meta_train", "no result; to start again"),
-        (("bench", *SST2, "--out", "OUT"), "zopeft.bench.bench.hold_all", "no runs are kept"),
-        (("blocks",), "zopeft.recipe.build.load_base", "interrupted"),
-        (("estimate",), "zopeft.recipe.estimate.estimate", "interrupted"),
+        (("eval", *SST2, "--out", "OUT"), "zopeft.jobs.evaluate.load_base", "nothing was"),
+        (("meta-train", *SST2, "--out", "OUT"), "zopeft.jobs.meta_train.load_base", "nothing"),
+        (("demo", "--out", "OUT"), "zopeft.jobs.demo.meta_train", "no result; to start again"),
+        (("bench", *SST2, "--out", "OUT"), "zopeft.jobs.bench.bench.hold_all", "no runs are kept"),
+        (("blocks",), "zopeft.jobs.build.load_base", "interrupted"),
+        (("estimate",), "zopeft.jobs.estimate.estimate", "interrupted"),
         (("list", "tasks"), "zopeft.cli.output.rows_table", "interrupted"),
         (("recipe", "show", "embedded/tune"), "zopeft.recipe.load.recipe_path", "interrupted"),
     ],
@@ -183,7 +183,7 @@ def test_an_overwrite_that_was_killed_can_be_repeated(tmp_path, monkeypatch):
     (out / "checkpoint-1").mkdir(parents=True)
     (out / "run.json").write_text("{}")
     with monkeypatch.context() as patches, Folder(out, "x", overwrite=True) as folder:
-        patches.setattr("zopeft.recipe.folder.staged", None)
+        patches.setattr("zopeft.jobs.folder.staged", None)
         with pytest.raises(TypeError):
             folder.begin({"job": "tune"})
     assert sorted(path.name for path in out.iterdir()) == ["run.json"]

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from zopeft.errors import InputError
 from zopeft.journal import Journal, rebuild
 from zopeft.methods.mezo import MeZO
-from zopeft.methods.rate import RunningRate
+from zopeft.optim.rate import RunningRate
 from zopeft.training import ZOTrainer
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.methods import METHODS
-from zopeft.methods.declared import settings_of
+from zopeft.optim.declared import settings_of
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 HEAD = """# Methods

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from zopeft.finetuner import FineTuner
     from zopeft.meta import meta_train
     from zopeft.methods import register_method
-    from zopeft.methods.batch_loss import BatchLoss
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
+    from zopeft.probing.batch_loss import BatchLoss
     from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "BatchLoss": "zopeft.methods.batch_loss",
+    "BatchLoss": "zopeft.probing.batch_loss",
     "Block": "zopeft.blocks",
     "Blocks": "zopeft.blocks",
     "FineTuner": "zopeft.finetuner",

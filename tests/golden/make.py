@@ -31,9 +31,9 @@ from golden_runs import (
 
 import zopeft
 from zopeft.journal import Journal, fingerprint, header_of, save_start
-from zopeft.methods.record import StepRecord
 from zopeft.noise import FAMILIES, Noise, direction_seed, rounding_words, step_seed
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
+from zopeft.optim.record import StepRecord
 
 RUN_SEEDS = (0, 11, -3, 2**40)
 PLACES = ((0, 0, 0), (2**63 + 12345, 0xFFFFFFFF, 250), (step_seed(11, 29), 77, 2**31 + 1))

@@ -1,8 +1,8 @@
 """The embedded default: a small Llama, its tokenizer and samples of seven tasks.
 
-Everything is made by this package's own generator and training script, so the
-whole toolkit works without a network. ``python -m zopeft.embedded data`` and
-``python -m zopeft.embedded pretrain`` make the files again.
+Everything is made by the project's own generator and training script, so the whole toolkit
+works without a network. In the repository ``python tools/embedded data`` and
+``python tools/embedded pretrain`` make the files again.
 """
 
 from __future__ import annotations

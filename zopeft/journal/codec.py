@@ -21,7 +21,7 @@ import struct
 import numpy as np
 from numpy.typing import NDArray
 
-from zopeft.methods.record import StepRecord
+from zopeft.optim.record import StepRecord
 
 STEP, PLANNED = 1, 2
 """Kinds of a step's payload; others are left to later versions of the format."""

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, uint8
 
 from zopeft.errors import input_error
-from zopeft.methods.options import options_of
+from zopeft.optim.options import options_of
 
 FORMAT_VERSION = 1
 COMPARED = (

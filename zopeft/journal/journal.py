@@ -12,7 +12,7 @@ from typing import BinaryIO
 from zopeft.errors import input_error
 from zopeft.journal import codec, frames
 from zopeft.journal.header import JournalHeader
-from zopeft.methods.record import StepRecord
+from zopeft.optim.record import StepRecord
 
 logger = logging.getLogger(__name__)
 

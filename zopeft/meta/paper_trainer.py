@@ -15,8 +15,8 @@ from zopeft.finetuner import FineTuner
 from zopeft.meta.paper import Outcome, PaperObjective, TaskMemory
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.trajectory import LossFunction, Trajectory
-from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
+from zopeft.optim.directions import directions_of
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 Batches = Iterable[tuple[str, Any]]

@@ -18,8 +18,8 @@ from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.statistics import BlockStatistics
 from zopeft.meta.trajectory import LossFunction, Trajectory
-from zopeft.methods.directions import directions_of
 from zopeft.noise import step_seed
+from zopeft.optim.directions import directions_of
 
 LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
 StepMaker = Callable[[int, str, Any, float, float], tuple[float, float]]

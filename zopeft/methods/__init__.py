@@ -88,7 +88,7 @@ def register_method(method: type, name: str | None = None, about: str = "") -> N
     A package adds one for all its users by an entry point of the group ``zopeft.methods``.
 
     Args:
-        method: A subclass of `zopeft.methods.zeroth_order.ZerothOrder` with a `plan`.
+        method: A subclass of `zopeft.optim.zeroth_order.ZerothOrder` with a `plan`.
         name: The name it is known by; None for the class's own in small letters.
         about: A line for lists; "" for the first of its docstring.
 
@@ -96,10 +96,10 @@ def register_method(method: type, name: str | None = None, about: str = "") -> N
         InputError: The name is taken, or it is no such class.
     """
     from zopeft.errors import input_error
-    from zopeft.methods.zeroth_order import ZerothOrder
+    from zopeft.optim.zeroth_order import ZerothOrder
 
     if not (isinstance(method, type) and issubclass(method, ZerothOrder)):
-        do = "subclass zopeft.methods.zeroth_order.ZerothOrder"
+        do = "subclass zopeft.optim.zeroth_order.ZerothOrder"
         raise input_error("register_method", "takes a class of methods", repr(method), do)
     first = (method.__doc__ or "").strip().partition("\n")[0]
     METHODS.register(name or method.__name__.lower(), method, about or first)

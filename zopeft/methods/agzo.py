@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from zopeft.blocks import Blocks
 from zopeft.engine.kept import orthonormal
 from zopeft.engine.vector import Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.factors import along, rest
-from zopeft.methods.looks import Watched
-from zopeft.methods.state import Factor, Kept
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
+from zopeft.optim.declared import Options, option
+from zopeft.optim.factors import along, rest
+from zopeft.optim.looks import Watched
+from zopeft.optim.state import Factor, Kept
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 Start = Callable[[int, int, torch.device], Tensor]
 ITERATIONS = 3

@@ -10,10 +10,10 @@ import numpy as np
 from torch import Tensor
 
 from zopeft.engine.vector import Each, Elementwise, Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Kept, PerElement
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Kept, PerElement
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 NO_CONE = 1e-12
 """cos(theta) below which a direction has no part in the mean: theta = pi / 2 is MeZO."""

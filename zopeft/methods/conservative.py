@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from zopeft.engine.vector import HERE
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 class Conservative(ZerothOrder):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from zopeft.engine.vector import Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from zopeft.engine.vector import HERE
-from zopeft.methods.looks import Tangent
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.looks import Tangent
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 class ForwardGradient(ZerothOrder):

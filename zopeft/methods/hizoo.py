@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from zopeft.engine.vector import HERE, Each, Elementwise, Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Kept, PerBlock, PerElement
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Kept, PerBlock, PerElement
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 LEAST, MOST = 1e-8, 1e8
 """Bounds of the Hessian: one wild curvature must not still a weight for good."""

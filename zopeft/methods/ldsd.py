@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Kept, PerElement
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Kept, PerElement
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from zopeft.engine.vector import Rowwise, Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Factor, Kept, PerElement
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Factor, Kept, PerElement
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.engine.kept import LazyLowRank
-from zopeft.methods.declared import Options, option
-from zopeft.methods.factors import along, rest
-from zopeft.methods.state import Factor, Kept, is_matrix
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.factors import along, rest
+from zopeft.optim.state import Factor, Kept, is_matrix
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 class MeZO(ZerothOrder):

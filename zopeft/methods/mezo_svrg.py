@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from zopeft.engine.direction import Direction
 from zopeft.engine.vector import Sum, Vector
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Kept, Series
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
 from zopeft.noise import step_seed
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Kept, Series
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

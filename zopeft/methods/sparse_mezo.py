@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from zopeft.engine.vector import Each, Elementwise
-from zopeft.methods.declared import Options, option
-from zopeft.methods.state import Kept, PerBlock
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.state import Kept, PerBlock
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 SAMPLE = 1 << 20
 """Most elements of a block that its threshold is measured on, evenly spread."""

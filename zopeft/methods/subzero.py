@@ -12,11 +12,11 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.engine.kept import RandomSubspace
 from zopeft.engine.vector import HERE
-from zopeft.methods.declared import Options, option
-from zopeft.methods.factors import along, on_matrices, rest, sign_of
-from zopeft.methods.state import Factor, Kept
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.factors import along, on_matrices, rest, sign_of
+from zopeft.optim.state import Factor, Kept
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.engine.kept import Coordinates
-from zopeft.methods.declared import Options, option
-from zopeft.methods.factors import of_rows, on_matrices, rest
-from zopeft.methods.state import Factor, Kept
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.factors import of_rows, on_matrices, rest
+from zopeft.optim.state import Factor, Kept
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
 from zopeft.methods.mezo import MeZO
-from zopeft.methods.rate import SHARE_LEAST, SHARE_MOST
-from zopeft.methods.record import StepRecord
+from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
+from zopeft.optim.record import StepRecord
 
 
 class ZOFineTuner(MeZO):

@@ -12,11 +12,11 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.engine.kept import Rotated, orthonormal
 from zopeft.engine.vector import HERE
-from zopeft.methods.declared import Options, option
-from zopeft.methods.factors import along, on_matrices, rest
-from zopeft.methods.state import Factor, Kept
-from zopeft.methods.step import Plan, Step
-from zopeft.methods.zeroth_order import ZerothOrder
+from zopeft.optim.declared import Options, option
+from zopeft.optim.factors import along, on_matrices, rest
+from zopeft.optim.state import Factor, Kept
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.zeroth_order import ZerothOrder
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of Muon's quintic iteration."""

@@ -1,1 +1,1 @@
-"""From a checked recipe to a finished run: YAML, dataclasses, objects, jobs."""
+"""Settings: from YAML and flags to checked dataclasses."""

@@ -17,7 +17,7 @@ class BenchSection:
         tasks: Names of tasks or YAML files; none of them is ``task.name``.
         spaces: What is trained, as ``peft.name``; none of them is ``peft.name``.
         entries: Who competes, one line each: a method, a fine-tuner and options, as in
-            "mezo clip=1" or "finetuner FOLDER" (see `zopeft.bench.entry`). MeZO and the
+            "mezo clip=1" or "finetuner FOLDER" (see `zopeft.jobs.bench.entry`). MeZO and the
             controls of every fine-tuner are added.
         finetuners: Folders or hub ids of fine-tuners that compete, too; ``{model}`` in them
             stands for the model's name.

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from zopeft.errors import InputError, close_matches, explain
-from zopeft.methods.estimator import REMEDY, conflict
+from zopeft.optim.estimator import REMEDY, conflict
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.method_options import with_method_options
 from zopeft.recipe.names import unknown

@@ -28,7 +28,7 @@ def with_method_options(
     if not section.options and section.name is None:
         return recipe
     from zopeft.methods import METHODS
-    from zopeft.methods.declared import settings_of, take_options
+    from zopeft.optim.declared import settings_of, take_options
     from zopeft.recipe.check import method_keys
 
     name = section.name or ("zo_finetuner" if section.finetuner else "mezo")

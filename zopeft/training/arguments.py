@@ -10,7 +10,7 @@ from transformers import TrainingArguments
 
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
-from zopeft.methods.estimator import Estimator
+from zopeft.optim.estimator import Estimator
 
 
 @dataclass
@@ -26,7 +26,7 @@ class ZOTrainingArguments(TrainingArguments):
         method: A name of `zopeft.methods.METHODS`.
         finetuner: Folder or hub id of a fine-tuner, for methods that need one.
         learning_rate: In the units of the weights, or "auto" to have it proposed from the
-            first training batch and kept fitting (`zopeft.methods.rate`).
+            first training batch and kept fitting (`zopeft.optim.rate`).
         eps: Finite-difference step in the units of the weights; None for the default of
             the space that is trained.
         noise: Name of the noise (`zopeft.noise.NOISES`).
@@ -38,12 +38,12 @@ class ZOTrainingArguments(TrainingArguments):
         clip: Largest projected gradient, in multiples of the running root mean square of
             those before; 0 for no clipping; None for 2 with "auto", else 0.
         probes: "stacked" for all probes in one forward, "separate" for a forward each, "auto"
-            by the size of the batch, see `zopeft.methods.probing.Probing`.
+            by the size of the batch, see `zopeft.probing.probing.Probing`.
         directions: Directions a step, 1 to 64.
         sides: "two" for a pair of forward passes a direction, "one" for one each and one at
             the weights themselves.
         normalise: Whether one-sided differences of losses are divided by their spread, see
-            `zopeft.methods.estimator.Estimator`.
+            `zopeft.optim.estimator.Estimator`.
         method_options: The method's own options (its ``Options``), by name; None for its
             defaults.
         journal: Whether each step is appended to ``journal.bin`` in the output folder.

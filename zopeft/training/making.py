@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
-from zopeft.methods.batch_loss import BatchLoss
-from zopeft.methods.options import options_from
-from zopeft.methods.shown_rate import guard
+from zopeft.optim.options import options_from
+from zopeft.optim.shown_rate import guard
+from zopeft.probing.batch_loss import BatchLoss
 from zopeft.tasks.frequency import frequency_options
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.resumable import Resumable

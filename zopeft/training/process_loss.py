@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from zopeft.engine.copies import UnstackableError
-from zopeft.methods.batch_loss import ModelLoss
+from zopeft.probing.batch_loss import ModelLoss
 
 
 class ProcessLoss:

@@ -13,7 +13,7 @@ from zopeft.journal.header import header_of
 from zopeft.journal.journal import Journal
 from zopeft.journal.replay import to_start
 from zopeft.journal.start import fingerprint, save_start
-from zopeft.methods.record import StepRecord
+from zopeft.optim.record import StepRecord
 
 JOURNAL = "journal.bin"
 START = "journal_start.safetensors"

@@ -14,8 +14,8 @@ from transformers import PrinterCallback, Trainer
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
-from zopeft.methods.batch_loss import BatchLoss
-from zopeft.methods.estimator import Estimator
+from zopeft.optim.estimator import Estimator
+from zopeft.probing.batch_loss import BatchLoss
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.making import LossFunction, Making
 
@@ -58,7 +58,7 @@ class ZOTrainerMixin(Making):
             `args.finetuner`.
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``. With a method ``stacked``, as
-            `zopeft.methods.batch_loss.BatchLoss` describes it, its probes can be stacked.
+            `zopeft.probing.batch_loss.BatchLoss` describes it, its probes can be stacked.
         **options: Further arguments of the trainer beneath.
 
     Raises:

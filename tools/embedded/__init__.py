@@ -1,0 +1,1 @@
+"""The generator of the embedded model: its corpus, its samples, its training."""

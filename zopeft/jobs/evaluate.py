@@ -1,0 +1,130 @@
+"""The job of ``zopeft eval``: a model's or an adapter's score on a task."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.jobs.build import load_base, load_rows, load_task, model_label, on_embedded
+from zopeft.jobs.folder import Folder
+from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.recipe.schema import Recipe
+from zopeft.report.summary import hardware, peak_bytes, versions
+
+
+def evaluate(
+    recipe: Recipe,
+    adapter: str | None = None,
+    out: str | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Measures a task's metric on its validation rows.
+
+    Args:
+        recipe: What to measure.
+        adapter: A PEFT adapter's folder or hub id. Without a model in the recipe, the base
+            model that the adapter names is loaded.
+        out: Folder for the record; None writes nothing.
+        overwrite: Whether an earlier record may be replaced.
+        listener: Called with reports.
+
+    Returns:
+        The summary, with ``metrics`` as the task's evaluation gives them.
+
+    Raises:
+        InputError: The model, adapter, task or data cannot be used.
+    """
+    with (
+        nullcontext() if out is None else Folder(out, "eval", overwrite, inputs=[adapter]) as folder
+    ):
+        return _evaluated(recipe, adapter, folder, listener)
+
+
+def _evaluated(
+    recipe: Recipe, adapter: str | None, folder: Folder | None, listener: Listener
+) -> dict[str, Any]:
+    """Measures, and writes the record where there is a folder for it."""
+    started = time.monotonic()
+    task = load_task(recipe.task.name, recipe.task.loss)
+    if adapter is not None and recipe.model.name is None:
+        recipe = replace(recipe, model=replace(recipe.model, name=_base_of(adapter)))
+    model, tokenizer, source = load_base(recipe, listener)
+    if adapter is not None:
+        from zopeft.models.adapters import load_adapter, needs_task_ids
+
+        model = load_adapter(model, adapter)
+        if needs_task_ids(model):
+            what = "a prompt of several tasks asks for task_ids, which no task here has"
+            raise input_error("--adapter", what, adapter, "use it from Python")
+    rows = load_rows(recipe, task, "validation", on_embedded(source))
+    metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
+    summary: dict[str, Any] = {
+        "job": "eval",
+        "out": None if folder is None else str(folder.path),
+        "model": model_label(source),
+        "adapter": adapter,
+        "task": task.name,
+        "metrics": metrics,
+        "seconds": round(time.monotonic() - started, 3),
+        "peak_bytes": peak_bytes(),
+        "seed": recipe.training.seed,
+        "versions": versions(),
+        "hardware": hardware(),
+        "recipe": recipe.to_dict(),
+    }
+    if folder is not None:
+        folder.begin(summary)
+        folder.write({"status": "done"})
+    return summary
+
+
+def measure(
+    recipe: Recipe,
+    model: Any,
+    tokenizer: Any,
+    task: Any,
+    rows: list[dict[str, Any]],
+    listener: Listener,
+    stage: str,
+) -> dict[str, Any]:
+    """Returns the task's metric and loss of a model on rows."""
+    from zopeft.models.quiet import quiet
+    from zopeft.tasks import evaluate as score
+
+    listener(Progress(stage, note=f"{stage}: {len(rows)} {task.name} examples"))
+    section = recipe.training
+    with quiet():
+        metrics: dict[str, Any] = score(
+            model,
+            tokenizer,
+            task,
+            rows,
+            batch_size=section.eval_batch_size,
+            max_length=recipe.task.max_length,
+            max_examples=recipe.task.eval_examples,
+            progress=lambda done, total: listener(Progress(stage, done, total)),
+        )
+    return metrics
+
+
+def _base_of(adapter: str) -> str | None:
+    """Returns the base model that a local adapter names, where it can still be found."""
+    try:
+        text = (Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")
+        base = json.loads(text).get("base_model_name_or_path")
+    except (OSError, ValueError):
+        return None
+    if not isinstance(base, str) or not base:
+        return None
+    from zopeft.models import resolve
+
+    embedded = resolve(None)
+    if base == embedded.path or (not Path(base).exists() and "/zopeft/embedded/" in base):
+        return None
+    return base

@@ -1,0 +1,159 @@
+"""The job of ``zopeft meta-train``: a fine-tuner for a base model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.jobs.build import (
+    load_base,
+    load_rows,
+    load_task,
+    model_label,
+    on_embedded,
+    task_slug,
+    wrap,
+)
+from zopeft.jobs.folder import Folder
+from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.recipe.names import registry
+from zopeft.recipe.schema import Recipe
+from zopeft.report.plot import plot_losses
+from zopeft.report.summary import ends, hardware, peak_bytes, versions
+
+
+def meta_train(
+    recipe: Recipe,
+    out: str | None = None,
+    overwrite: bool = False,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Learns a fine-tuner and writes it to a folder.
+
+    Args:
+        recipe: What to learn from.
+        out: Folder of the fine-tuner; None takes ``runs/meta-TASKS-SPACE-N``.
+        overwrite: Whether an earlier result may be replaced.
+        listener: Called with reports.
+
+    Returns:
+        The summary.
+
+    Raises:
+        InputError: The model, the tasks, their data or a setting cannot be used.
+        RunError: The loss was not finite for some steps in a row.
+    """
+    if not recipe.meta.tasks:
+        do = "give one or more of: " + ", ".join(registry("task"))
+        raise input_error("--task", "no task given", do=do)
+    stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
+    inputs = [recipe.model.name, recipe.task.data]
+    with Folder(out, stem, overwrite, inputs=inputs) as folder:
+        return _learned(recipe, folder, listener)
+
+
+def _learned(recipe: Recipe, folder: Folder, listener: Listener) -> dict[str, Any]:
+    """Learns a fine-tuner into its folder."""
+    from zopeft.finetuner.size import file_bytes
+
+    started = time.monotonic()
+    model, tokenizer, source = load_base(recipe, listener)
+    rows = _rows(recipe, on_embedded(source))
+    blocks = wrap(recipe, model)
+    state = {
+        "job": "meta-train",
+        "out": str(folder.path),
+        "model": model_label(source),
+        "embedded": source.embedded,
+        "peft": recipe.peft.name,
+        "tasks": list(recipe.meta.tasks),
+        "seed": recipe.training.seed,
+        "recipe": recipe.to_dict(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+    history: list[dict[str, Any]] = []
+    finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
+    if source.embedded:
+        # Its folder's name says nothing to anybody else.
+        finetuner.config.base_model = "zopeft-embedded"
+    finetuner.save_pretrained(folder.path, overwrite=True)
+    losses = [float(row["loss"]) for row in history]
+    plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
+    summary = {
+        **state,
+        "groups": len(finetuner.config.groups),
+        "shapes": finetuner.config.training.get("shapes", ""),
+        "file_bytes": file_bytes(finetuner.config),
+        "steps": len(history),
+        "seconds": round(time.monotonic() - started, 3),
+        **ends(losses),
+        "scales": {key: history[-1].get(key) for key in _SCALES},
+        "peak_bytes": peak_bytes(),
+        "status": "done",
+    }
+    folder.write(summary)
+    return summary
+
+
+def _rows(recipe: Recipe, embedded: bool) -> dict[str, list[dict[str, Any]]]:
+    """Returns the training rows of each task.
+
+    With several tasks, ``--data`` holds one folder a task.
+
+    Raises:
+        InputError: A task's data cannot be had.
+    """
+    found = {}
+    for name in recipe.meta.tasks:
+        section = recipe.task
+        if section.data and len(recipe.meta.tasks) > 1:
+            section = replace(section, data=str(Path(section.data) / task_slug(name)))
+        one = replace(recipe, task=section)
+        found[name] = load_rows(one, load_task(name), "train", embedded)
+    return found
+
+
+_SCALES = ("scale_min", "scale_median", "scale_max")
+
+
+def _run(
+    recipe: Recipe,
+    blocks: Any,
+    tokenizer: Any,
+    rows: Mapping[str, Any],
+    folder: Folder,
+    state: Mapping[str, Any],
+    history: list[dict[str, Any]],
+    listener: Listener,
+) -> Any:
+    """Runs the meta-training; the folder is touched once its first step has been made."""
+    from zopeft.meta import meta_train as learn
+
+    section = asdict(recipe.meta)
+    settings = {k: v for k, v in section.items() if k not in ("tasks", "rows")}
+
+    def progress(step: int, total: int, figures: Mapping[str, Any]) -> None:
+        if not history:
+            folder.begin(state)
+        history.append(dict(figures))
+        listener(Progress("meta-train", step, total, loss=float(figures["loss"])))
+
+    return learn(
+        blocks.model,
+        tasks=recipe.meta.tasks,
+        tokenizer=tokenizer,
+        rows=rows,
+        max_length=recipe.task.max_length,
+        blocks=blocks,
+        progress=progress,
+        noise=recipe.method.noise,
+        noise_rank=recipe.method.rank,
+        seed=recipe.training.seed,
+        token_rows=recipe.meta.rows,
+        **settings,
+    )

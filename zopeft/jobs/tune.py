@@ -1,0 +1,285 @@
+"""The job of ``zopeft tune``: a tuned model or adapter, its journal, scores and curve."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from zopeft.errors import RunError, input_error
+from zopeft.jobs.build import (
+    load_base,
+    load_finetuner,
+    load_rows,
+    load_task,
+    method_name,
+    model_label,
+    on_embedded,
+    task_slug,
+    wrap,
+)
+from zopeft.jobs.evaluate import measure
+from zopeft.jobs.folder import Folder, stored_record
+from zopeft.jobs.kept import Kept, steps_of
+from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.recipe.schema import Recipe
+from zopeft.report.plot import plot_losses
+from zopeft.report.summary import ends, hardware, peak_bytes, versions
+
+if TYPE_CHECKING:
+    from zopeft.blocks import Blocks
+    from zopeft.models import ModelSource
+
+
+@dataclass
+class Prepared:
+    """Everything a run needs, made before its folder is touched.
+
+    Attributes:
+        blocks: What is trained; ``blocks.model`` is the model.
+        tokenizer: The model's tokenizer.
+        source: Where the model came from.
+        task: The task.
+        train: The encoded training examples.
+        validation: The validation rows.
+        finetuner: The fine-tuner, or None.
+        method: Name of the optimizer.
+    """
+
+    blocks: Blocks
+    tokenizer: Any
+    source: ModelSource
+    task: Any
+    train: Any
+    validation: list[dict[str, Any]]
+    finetuner: Any
+    method: str
+
+
+def tune(
+    recipe: Recipe,
+    out: str | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    listener: Listener = ignore,
+) -> dict[str, Any]:
+    """Tunes a model or an adapter and writes it to a folder.
+
+    Args:
+        recipe: What to tune, on what, how.
+        out: Folder of the result; None takes ``runs/TASK-PEFT-METHOD-N``.
+        overwrite: Whether an earlier result may be replaced.
+        resume: Whether the run in `out` is continued.
+        listener: Called with reports.
+
+    Returns:
+        The summary, which is also the folder's ``run.json``.
+
+    Raises:
+        InputError: Something that the recipe names cannot be used; nothing was changed.
+        RunError: The loss was not finite for some steps in a row; the last good state is
+            in the folder.
+    """
+    with _folder(recipe, out, overwrite, resume) as folder:
+        earlier = stored_record(out) if resume else {}
+        if resume:
+            _check_same(recipe, earlier)
+            resume = _goes_on(folder, earlier, listener)
+        return _tuned(recipe, folder, earlier if resume else {}, listener)
+
+
+def _tuned(
+    recipe: Recipe, folder: Folder, earlier: dict[str, Any], listener: Listener
+) -> dict[str, Any]:
+    """Makes a run in its folder, or goes on with the one whose record is `earlier`."""
+    from zopeft.training import save_result
+
+    started = time.monotonic()
+    prepared = _prepare(recipe, listener)
+    state = _state(recipe, folder, prepared)
+    if not folder.resume:
+        folder.begin(state)
+    metrics = _before(recipe, prepared, earlier, listener)
+    folder.write({**state, "status": "running", "metrics": metrics})
+    run = _run(recipe, folder, prepared, bool(earlier), listener)
+    save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+    model, rows = prepared.blocks.model, prepared.validation
+    metrics["after"] = measure(
+        recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after"
+    )
+    plot_losses({prepared.method: run.losses}, folder.path / "loss.png", prepared.task.name)
+    summary = {
+        **state,
+        "steps": run.steps,
+        "skipped": run.skipped,
+        "forward_passes": run.forward_passes,
+        "seconds": round(time.monotonic() - started, 3),
+        "seconds_training": round(run.seconds, 3),
+        **ends(run.losses),
+        "metrics": metrics,
+        "lr": run.lr,
+        "lr_last": run.lr_last,
+        "lr_reason": run.lr_reason,
+        "shapes": run.shapes,
+        "peak_bytes": peak_bytes(),
+        "status": "done",
+    }
+    folder.write(summary)
+    return summary
+
+
+def _folder(recipe: Recipe, out: str | None, overwrite: bool, resume: bool) -> Folder:
+    """Returns the run's folder, checked."""
+    method = method_name(recipe)
+    load_task(recipe.task.name, recipe.task.loss)
+    stem = f"{task_slug(str(recipe.task.name))}-{recipe.peft.name}-{method}"
+    inputs = [recipe.model.name, recipe.task.data, recipe.method.finetuner]
+    return Folder(out, stem, overwrite, resume, inputs, Kept(steps_of, "step"))
+
+
+def _goes_on(folder: Folder, earlier: dict[str, Any], listener: Listener) -> bool:
+    """Returns whether there are steps to go on from; without any, the run starts again.
+
+    Raises:
+        InputError: There are none although the run has come to its end.
+    """
+    from zopeft.training.checkpoints import newest_checkpoint
+
+    path = folder.path
+    if (path / "journal.bin").exists() or newest_checkpoint(path) is not None:
+        return True
+    if earlier.get("status") == "done":
+        raise input_error(
+            "--resume",
+            "the run is done, and has kept neither a journal nor a checkpoint to go on from",
+            str(path),
+            "start a new run in another --out",
+        )
+    note = "no step of this run has been kept: it starts from the beginning"
+    listener(Progress("load", note=note))
+    return False
+
+
+def _check_same(recipe: Recipe, earlier: dict[str, Any]) -> None:
+    """Refuses to resume with other settings; only the number of steps may change.
+
+    Raises:
+        InputError: A setting differs from the run's.
+    """
+    free = ("training.steps", "training.save_steps", "training.eval_batch_size")
+    # A run of an earlier version lacks what has been added since, and had the default.
+    before = {**_flat(Recipe().to_dict()), **_flat(earlier["recipe"])}
+    now = _flat(recipe.to_dict())
+    changed = [
+        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
+        for key in sorted({*before, *now} - {*free, "about"})
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise input_error(
+            "--resume",
+            "other settings than the run's",
+            "; ".join(changed),
+            "leave them out, or start a new run in another --out",
+        )
+
+
+def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Returns a nested recipe with dotted keys."""
+    return {
+        f"{section}.{key}": value
+        for section, values in recipe.items()
+        if isinstance(values, dict)
+        for key, value in values.items()
+    }
+
+
+def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
+    """Returns the objects of a run.
+
+    Raises:
+        InputError: Something that the recipe names cannot be used.
+    """
+    from zopeft.tasks import TaskDataset
+    from zopeft.tasks.evaluation import check_rows, fit_length
+    from zopeft.tasks.table import table_rows
+
+    task = load_task(recipe.task.name, recipe.task.loss)
+    finetuner = load_finetuner(recipe)
+    model, tokenizer, source = load_base(recipe, listener)
+    embedded = on_embedded(source)
+    rows = load_rows(recipe, task, "train", embedded)
+    validation = load_rows(recipe, task, "validation", embedded)
+    blocks = wrap(recipe, model)
+    if finetuner is not None:
+        finetuner.match(blocks)
+    length = fit_length(blocks.model, recipe.task.max_length)
+    known = table_rows(blocks.model)
+    train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
+    check_rows(blocks.model, tokenizer, task, validation, length)
+    method = method_name(recipe)
+    return Prepared(blocks, tokenizer, source, task, train, validation, finetuner, method)
+
+
+def _state(recipe: Recipe, folder: Folder, prepared: Prepared) -> dict[str, Any]:
+    """Returns what the record says before the first step."""
+    return {
+        "job": "tune",
+        "out": str(folder.path),
+        "model": model_label(prepared.source),
+        "embedded": on_embedded(prepared.source),
+        "task": prepared.task.name,
+        "peft": recipe.peft.name,
+        "method": prepared.method,
+        "finetuner": recipe.method.finetuner,
+        "blocks": len(prepared.blocks),
+        "trained_numbers": sum(prepared.blocks.numels),
+        "train_examples": len(prepared.train),
+        "seed": recipe.training.seed,
+        "recipe": recipe.to_dict(),
+        "versions": versions(),
+        "hardware": hardware(),
+    }
+
+
+def _before(
+    recipe: Recipe, prepared: Prepared, earlier: dict[str, Any], listener: Listener
+) -> dict[str, Any]:
+    """Returns the scores before the first step: measured, or those of the resumed run."""
+    known = (earlier.get("metrics") or {}).get("before")
+    if known or not recipe.training.eval_before:
+        return {"before": known}
+    if earlier:
+        return {"before": None}
+    model, tokenizer = prepared.blocks.model, prepared.tokenizer
+    rows = prepared.validation
+    return {
+        "before": measure(
+            recipe, model, tokenizer, prepared.task, rows, listener, "evaluate before"
+        )
+    }
+
+
+def _run(
+    recipe: Recipe, folder: Folder, prepared: Prepared, resume: bool, listener: Listener
+) -> Any:
+    """Makes the steps; when they fail, the last good weights are saved.
+
+    Args:
+        recipe: Its settings.
+        folder: Its folder.
+        prepared: Its objects.
+        resume: Whether there are steps to go on from.
+        listener: Called with reports.
+
+    Raises:
+        RunError: The loss was not finite for some steps in a row.
+    """
+    from zopeft.jobs.loop import run_steps
+    from zopeft.training import save_result
+
+    try:
+        return run_steps(recipe, folder.path, prepared, resume, listener)
+    except RunError:
+        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+        raise

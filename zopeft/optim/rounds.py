@@ -1,0 +1,131 @@
+"""The rounds of a step: its plan's probes, run for every micro-batch, and their mean losses."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from zopeft.engine.direction import Probe
+from zopeft.errors import InputError, input_error
+from zopeft.optim.looks import Aside, counts
+from zopeft.optim.step import Plan, Step
+from zopeft.optim.writes import Write
+
+Runner = Callable[[Sequence[Probe], Any], tuple[Tensor, int]]
+"""From probes and closure to losses [P] and the number of forward passes."""
+
+
+class Rounds:
+    """A step's plan under way.
+
+    The first round runs as each micro-batch comes; a plan that asks again has its further
+    rounds run over all micro-batches when the step is applied.
+
+    Args:
+        step: The step.
+        plan: Its plan, not yet begun.
+        run: What runs probes.
+
+    Attributes:
+        asked: The mean loss of every probe so far, in the order that they were asked for.
+        forward_passes: Forward passes so far.
+    """
+
+    def __init__(self, step: Step, plan: Plan, run: Runner) -> None:
+        self.step, self.plan, self.run = step, plan, run
+        self.asked: list[float] = []
+        self.forward_passes = 0
+        self._closures: list[Any] = []
+        self._sums: list[float] = []
+        self.probes: list[Probe] = []
+        self._ask(next(plan))
+
+    def _ask(self, probes: Sequence[Probe]) -> None:
+        good = isinstance(probes, list | tuple) and len(probes) > 0
+        if not good or not all(isinstance(p, tuple) and len(p) == 2 for p in probes):
+            raise self._wrong("must yield lists of probes", probes, "write u.at(eps)")
+        self.probes = list(probes)
+        self._sums = [0.0] * len(self.probes)
+
+    def add(self, closure: Any) -> Tensor:
+        """Runs the first round for a micro-batch; returns its losses, fp32 [P]."""
+        self._closures.append(closure)
+        return self._run(closure)
+
+    def _wrong(self, what: str, got: Any, do: str) -> InputError:
+        """Returns the error of a plan that breaks the contract of plans."""
+        name = type(self.step.method).__name__
+        return input_error(f"{name}.plan", what, repr(got)[:80], do)
+
+    def _writes(self, stop: StopIteration) -> Sequence[Write]:
+        found = stop.value
+        if not isinstance(found, list | tuple):
+            raise self._wrong("must return a list of writes", found, "return [step.descend(u, g)]")
+        for write in found:
+            if not isinstance(write, Write):
+                raise self._wrong("returned what is no write", write, "see zopeft.optim.step")
+        return tuple(found)
+
+    def losses(self) -> tuple[float, ...]:
+        """Returns the mean losses of the probes under way, without those set aside."""
+        count = len(self._closures)
+        pairs = zip(self.probes, self._sums, strict=True)
+        return tuple(total / count for probe, total in pairs if counts(probe))
+
+    def centre(self) -> float | None:
+        """Returns the mean loss at the weights where the first probe is there; else None."""
+        if self.probes[0][1] != 0.0 or not self._closures:
+            return None
+        return self._sums[0] / len(self._closures)
+
+    def _run(self, closure: Any) -> Tensor:
+        losses, passes = self.run(self.probes, closure)
+        self.forward_passes += passes
+        self._sums = [a + b for a, b in zip(self._sums, losses.tolist(), strict=True)]
+        return losses
+
+    def finish(self) -> Sequence[Write] | None:
+        """Runs what is left of the plan.
+
+        Returns:
+            What to write; None where a loss was not finite.
+        """
+        count = len(self._closures)
+        while True:
+            means = [total / count for total in self._sums]
+            self.asked += means
+            pairs = zip(self.probes, means, strict=True)
+            # What is set aside is no part of the update.
+            if not all(math.isfinite(m) for probe, m in pairs if not isinstance(probe, Aside)):
+                self.plan.close()
+                return None
+            try:
+                self._ask(self.plan.send(means))
+            except StopIteration as stop:
+                return self._writes(stop)
+            for closure in self._closures:
+                self._run(closure)
+
+    def feed(self, losses: Sequence[float]) -> Sequence[Write]:
+        """Sends a plan the recorded losses, in the order that they were asked for.
+
+        Raises:
+            ValueError: The plan asks for more or fewer than there are.
+        """
+        left = list(losses)
+        while True:
+            if len(left) < len(self.probes):
+                raise ValueError(f"{len(losses)} losses where the step asks for more")
+            own, left = left[: len(self.probes)], left[len(self.probes) :]
+            self.asked += own
+            try:
+                self._ask(self.plan.send(own))
+            except StopIteration as stop:
+                if left:
+                    raise ValueError(
+                        f"{len(losses)} losses where the step asks for fewer"
+                    ) from None
+                return self._writes(stop)

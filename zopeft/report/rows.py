@@ -1,0 +1,72 @@
+"""Rows: one JSON object a run, appended to a file and found again by its key."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+from zopeft.staging import staged
+
+FILE = "rows.jsonl"
+ROLES = ("centre", "grid", "fresh", "auto")
+"""What a row is for: "centre" is the proposal that a grid is placed around, "grid" a run on
+a tuning seed, "fresh" a reported run at the learning rate so chosen, "auto" a reported run
+at lr=auto."""
+
+Row = dict[str, Any]
+
+
+def finite(value: float) -> float | None:
+    """Returns a number as JSON can hold it: None where it is infinite or not a number."""
+    return value if math.isfinite(value) else None
+
+
+def read_rows(folder: str | Path) -> list[Row]:
+    """Returns the rows in a bench's folder; a last line that was cut off is left out.
+
+    Raises:
+        InputError: There is no such file, or a line in it is no row.
+    """
+    file = Path(folder).expanduser() / FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise input_error("--report", f"no {FILE} in this folder", str(folder)) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise input_error(str(file), f"cannot be read ({error})") from None
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows[row["key"]] = row
+        except (ValueError, KeyError, TypeError):
+            if number < len(lines):
+                raise input_error(f"{file}, line {number}", "is no row of a bench") from None
+    return list(rows.values())
+
+
+class RowFile:
+    """The rows of a bench, in a file that only grows.
+
+    Args:
+        folder: The bench's folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / FILE
+        self.rows: dict[str, Row] = {}
+        if self.path.exists():
+            self.rows = {row["key"]: row for row in read_rows(folder)}
+            # Without the line that an interrupted write may have cut off.
+            text = "".join(json.dumps(row) + "\n" for row in self.rows.values())
+            with staged(self.path) as place:
+                place.write_text(text, encoding="utf-8")
+
+    def add(self, row: Row) -> None:
+        """Appends a row."""
+        self.rows[row["key"]] = row
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
