@@ -3,16 +3,29 @@
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Threads that wait for work sleep: two processes of two threads each spin on two cores otherwise.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 if not os.path.exists("/dev/nvidiactl"):
     # Read when triton is imported, which bitsandbytes does for itself.
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+import gc
 import json
 from pathlib import Path
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_stays():
+    """Takes what is there before a file's tests, modules above all, from the garbage collector.
+
+    Every run of a Trainer collects, and would walk half a million objects of libraries.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
