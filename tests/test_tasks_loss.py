@@ -10,7 +10,8 @@ from zopeft.errors import InputError
 from zopeft.models import attach, load_model
 from zopeft.tasks import Collator, TaskDataset, load_task, option_scores, task_loss
 from zopeft.tasks.encoding import encode, start_tokens
-from zopeft.tasks.loss import answer_losses, narrow_logits
+from zopeft.tasks.logits import narrow_logits
+from zopeft.tasks.loss import answer_losses
 from zopeft.tasks.task import Example
 
 COPA = [

@@ -10,7 +10,8 @@ from zopeft.tasks import Collator, TaskDataset, evaluate, load_rows, load_task, 
 from zopeft.tasks.encoding import encode_prompts
 from zopeft.tasks.evaluation import mean_loss
 from zopeft.tasks.generation import generate
-from zopeft.tasks.loss import answer_losses, try_padding
+from zopeft.tasks.logits import try_padding
+from zopeft.tasks.loss import answer_losses
 from zopeft.tasks.neighbours import apart, by_length, try_out
 
 SIZES = {

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
     from zopeft.probing.batch_loss import BatchLoss
+    from zopeft.probing.plain import packed
     from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "ZOTrainingArguments": "zopeft.training",
     "discover": "zopeft.blocks",
     "meta_train": "zopeft.meta",
+    "packed": "zopeft.probing.plain",
     "register_method": "zopeft.methods",
 }
 
@@ -55,6 +57,7 @@ __all__ = [
     "__version__",
     "discover",
     "meta_train",
+    "packed",
     "register_method",
 ]
 

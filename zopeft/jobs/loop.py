@@ -135,7 +135,7 @@ def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: 
         RunError: The loss was not finite for some steps in a row.
     """
     from zopeft.tasks import Collator, task_loss
-    from zopeft.tasks.loss import try_padding
+    from zopeft.tasks.logits import try_padding
     from zopeft.tasks.table import table_rows
 
     loss = CountedLoss(task_loss)

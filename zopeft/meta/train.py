@@ -21,7 +21,7 @@ from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.meta.state_trainer import StateTrainer
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
 from zopeft.tasks.frequency import count_tokens
-from zopeft.tasks.loss import try_padding
+from zopeft.tasks.logits import try_padding
 from zopeft.tasks.sampling import draw_labels
 from zopeft.tasks.table import table_rows
 

@@ -12,6 +12,9 @@ from torch import Tensor
 from zopeft.blocks.bare import COMPILED
 from zopeft.blocks.peft import base_of
 from zopeft.engine.copies import UnstackableError
+from zopeft.probing.mask import check_copies, shown
+from zopeft.probing.packed import LAYOUT, PADDED, laid_out, model_inputs
+from zopeft.probing.trial import known_choice
 
 BY_ROW = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
 """Tensors of a batch that hold one row for each of its texts."""
@@ -33,6 +36,16 @@ class BatchLoss:
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``. It can be stacked if it has a method
             ``stacked(model, batch, count)`` that returns the losses of the copies, [count].
+            It can be packed if it has a method ``needed(batch)`` that returns the flat places
+            ``row * T + position`` whose logits it reads (None for all), and if it finds them
+            by the batch's ``layout``, as `zopeft.tasks.logits.narrow_logits` does.
+        layout: "padded" runs the batch as it is. "packed" has its texts share rows, and what
+            they begin with where the loss allows it: no padding is computed, and the loss is
+            the same but for rounding. "auto" packs where the model can be packed, which its
+            first batch tells (`zopeft.probing.trial`).
+
+    Raises:
+        InputError: `layout` is unknown, or "packed" for what cannot be packed.
     """
 
     def __init__(
@@ -40,9 +53,12 @@ class BatchLoss:
         model: Any,
         batch: Mapping[str, Any],
         loss_function: Callable[[Any, Any], Tensor] | None = None,
+        layout: str = PADDED,
     ) -> None:
-        self.model, self.batch = model, batch
+        self.model = model
         self.loss_function = ModelLoss() if loss_function is None else loss_function
+        way = known_choice(model, batch, self.loss_function, layout).way
+        self.batch = laid_out(model, batch, self.loss_function, way)
 
     def __call__(self) -> Tensor:
         """Returns the loss of the batch, 0-dim."""
@@ -50,8 +66,9 @@ class BatchLoss:
 
     @property
     def tokens(self) -> int:
-        """Tokens of one forward, with padding: B T; 0 where the batch has no ids."""
-        ids = self.batch.get("input_ids")
+        """Tokens of one forward, with padding; 0 where the batch has no ids."""
+        layout = self.batch.get(LAYOUT)
+        ids = self.batch.get("input_ids") if layout is None else layout.ids
         return ids.numel() if isinstance(ids, Tensor) else 0
 
     def stacked(self, count: int) -> Tensor:
@@ -83,8 +100,12 @@ class ModelLoss:
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch."""
-        loss: Tensor = model(**batch).loss
+        with as_inputs(model, batch) as inputs:
+            loss: Tensor = model(**inputs).loss
         return loss
+
+    def needed(self, batch: Mapping[str, Any]) -> None:
+        """Says that the logits of all places are needed, for `BatchLoss`."""
 
     def stacked(self, model: Any, batch: Mapping[str, Any], count: int) -> Tensor:
         """Returns the losses [count] of copies of a batch, from one forward.
@@ -95,14 +116,30 @@ class ModelLoss:
             UnstackableError: The batch holds more than rows of texts, or the model's loss is
                 made of more than its loss function's.
         """
-        copies = repeated(batch, count)
-        with _apart(base_of(model), count) as losses:
-            output = model(**copies)
+        with as_inputs(model, batch, count) as inputs, _apart(base_of(model), count) as losses:
+            output = model(**inputs)
         found = output["loss"] if isinstance(output, dict) else output[0]
         # Some models add to the loss in place, which its version tells.
         if len(losses) != count + 1 or found is not losses[-1] or found._version:
             raise UnstackableError("the model's loss is more than its loss function's", True)
         return torch.stack(losses[:-1])
+
+
+@contextmanager
+def as_inputs(model: Any, batch: Mapping[str, Any], count: int = 1) -> Iterator[Mapping[str, Any]]:
+    """Yields what ``model(**inputs).loss`` takes of copies of a batch, which may have a layout.
+
+    Raises:
+        UnstackableError: The batch cannot be copied.
+    """
+    layout = batch.get(LAYOUT)
+    if layout is None:
+        yield batch if count == 1 else repeated(batch, count)
+        return
+    inputs = model_inputs(model, batch)
+    check_copies(model, count)
+    with shown(model, layout.copies(count)):
+        yield inputs if count == 1 else repeated(inputs, count)
 
 
 def repeated(batch: Mapping[str, Any], count: int) -> dict[str, Any]:

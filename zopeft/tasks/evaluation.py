@@ -15,7 +15,8 @@ from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import Collator, TaskDataset
 from zopeft.tasks.encoding import Encoded, encode_prompts
 from zopeft.tasks.generation import generate
-from zopeft.tasks.loss import answer_losses, option_scores, try_padding
+from zopeft.tasks.logits import try_padding
+from zopeft.tasks.loss import answer_losses, option_scores
 from zopeft.tasks.table import check_ids, table_rows
 from zopeft.tasks.task import Task
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from zopeft.tasks.dataset import IGNORED
-from zopeft.tasks.loss import narrow_logits, option_scores
+from zopeft.tasks.logits import narrow_logits
+from zopeft.tasks.loss import option_scores
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def _restore(blocks: Blocks, start: list[Tensor]) -> None:
 def _data(recipe: Recipe, blocks: Blocks, tokenizer: Any, embedded: bool) -> tuple[Any, ...]:
     from zopeft.tasks import Collator, TaskDataset
     from zopeft.tasks.evaluation import fit_length
-    from zopeft.tasks.loss import try_padding
+    from zopeft.tasks.logits import try_padding
     from zopeft.tasks.table import table_rows
 
     task = load_task(recipe.task.name, recipe.task.loss)
