@@ -43,7 +43,7 @@ READ = {
     "rows": lambda one: "frequency" if one.drawn_from.shape_print else "none",
     "weight_decay": lambda one: one.weight_decay,
     "clip": lambda one: one.clip.factor,
-    "max_bad_steps": lambda one: one.max_bad_steps,
+    "max_bad_steps": lambda one: one.bad.most,
     "probes": lambda one: one.probing.probes,
     "directions": lambda one: one.estimator.directions,
     "sides": lambda one: one.estimator.sides,

@@ -48,14 +48,14 @@ def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = N
             None,
             "load a checkpoint in between, or ask for fewer steps",
         )
-    patience, optimizer.max_bad_steps = optimizer.max_bad_steps, len(journal) + 1
+    patience, optimizer.bad.most = optimizer.bad.most, len(journal) + 1
     try:
         for record in journal.records(optimizer.steps):
             if record.step >= goal:
                 break
             optimizer.replay(record)
     finally:
-        optimizer.max_bad_steps = patience
+        optimizer.bad.most = patience
     return int(optimizer.steps)
 
 

@@ -104,11 +104,11 @@ class ZOFineTuner(MeZO):
         learned = None if scales is None else self.finetuner.signal_share(self.match, scales)
         if learned is None:
             return super()._share(scales)
-        self._share_origin = " from the fine-tuner"
+        self.share_origin = " from the fine-tuner"
         return min(SHARE_MOST, max(SHARE_LEAST, learned))
 
-    def _looks(self) -> bool:
-        return super()._looks() or self.finetuner.reads("bend")
+    def _looks(self, due: bool) -> bool:
+        return due or self.finetuner.reads("bend")
 
     def _memory(self) -> Tensor:
         return self._next_raw

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from zopeft.blocks import Blocks
+from torch import Tensor, nn
+
+from zopeft.blocks import Block, Blocks
 from zopeft.errors import input_error
+
+if TYPE_CHECKING:
+    from zopeft.optim.zeroth_order import ZerothOrder
+
+NUMBER, LEAVE = "give a number", "leave it out"
+OTHER = "choose another method or other weights"
 
 
 def check_arguments(
@@ -46,3 +54,37 @@ def check_arguments(
     ):
         if not good:
             raise input_error(f"{name} {label}", f"out of range, must be {rule}", value)
+
+
+def check_fit(method: ZerothOrder, lr: float | str) -> None:
+    """Checks that a run's settings mean something for its method.
+
+    Args:
+        method: The method, with its estimator, blocks and weight decay.
+        lr: The learning rate as given.
+
+    Raises:
+        InputError: See `ZerothOrder.check`.
+    """
+    name, estimator = type(method).__name__, method.estimator
+    found = f"directions={estimator.directions}, sides={estimator.sides}"
+    wide, space = (estimator.directions, estimator.sides) != (1, "two"), method.blocks.space
+    decay = method.weight_decay
+    for wrong, where, what, got, do in (
+        (lr == "auto" and not method.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
+        (method.single and wide, "", "chooses its directions itself", found, LEAVE),
+        (bool(decay) and not method.decays, " weight_decay", "must be 0", decay, LEAVE),
+        (space not in method.spaces, "", "cannot serve these weights", space, OTHER),
+    ):
+        if wrong:
+            raise input_error(name + where, what, got, do)
+
+
+def group_of(block: Block, lr: float, weight_decay: float) -> dict[str, Any]:
+    """Returns the param group of a block; vectors (biases, norms) are not decayed."""
+    parameter: Tensor = block.parameter
+    if block.columns is not None:
+        view = parameter.data[..., slice(*block.columns)]
+        parameter = nn.Parameter(view, requires_grad=False)
+    decay = 0.0 if block.kind == "vector" else weight_decay
+    return {"params": [parameter], "name": block.name, "lr": lr, "weight_decay": decay}

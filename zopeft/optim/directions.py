@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zopeft.blocks import Blocks
+from zopeft.engine import Engine
 from zopeft.engine.shapes import LowRank, Shape, fingerprint
 from zopeft.errors import input_error
 from zopeft.noise import NOISES
@@ -70,3 +71,18 @@ def directions_of(
     return Directions(
         noise, kind.family, {**found, **given}, rank if kind.low_rank else 0, fingerprint(given)
     )
+
+
+def engine_of(blocks: Blocks, drawn_from: Directions, carrier: str, probes: str) -> Engine:
+    """Returns the engine of a run.
+
+    Args:
+        blocks: The blocks, [N].
+        drawn_from: What its directions are made of.
+        carrier: How weights are held, see `zopeft.engine.Engine`.
+        probes: How probes run: "stacked", "separate" or "auto".
+    """
+    if carrier == "auto" and probes == "stacked" and blocks.space == "full":
+        # Flat weights would be written for each probe.
+        carrier = "modules"
+    return Engine(blocks, drawn_from.family, carrier, shapes=drawn_from.shapes)

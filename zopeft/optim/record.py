@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from zopeft.optim.rounds import Rounds
 
 
 def packed(indices: Iterable[int]) -> NDArray[np.uint8]:
@@ -82,3 +87,48 @@ class StepRecord:
         centre = () if self.centre is None else (self.centre,)
         mirror = () if self.mirror is None else (self.mirror,)
         return (*centre, *self.losses, *mirror)
+
+
+def record_of(
+    rounds: Rounds,
+    rates: Sequence[float],
+    decay: float,
+    memory: Tensor | None,
+    unread: Iterable[int],
+    skipped: bool,
+) -> StepRecord:
+    """Returns the record of a step whose losses are complete, or not finite.
+
+    Args:
+        rounds: The step's rounds.
+        rates: Learning rate of each block, [N].
+        decay: Weight decay.
+        memory: What the method itself needs to go on from here; None if nothing.
+        unread: Indices of the blocks that no forward pass has read.
+        skipped: Whether a loss was not finite.
+    """
+    step, taken, asked = rounds.step, rounds.step.taken, tuple(rounds.asked)
+    last = taken.first + taken.count if taken.count else len(asked)
+    plain = len(asked) == last + taken.mirrored
+    return StepRecord(
+        step=step.number,
+        seed=step.seed,
+        losses=asked[taken.first : last],
+        projected_grads=taken.gradients or (0.0,) * step.method.estimator.directions,
+        lr=(rates[0],) if len(set(rates)) == 1 else tuple(rates),
+        eps=step.eps,
+        decay=decay,
+        scales=_plain(step.scales),
+        memory=_plain(memory),
+        skipped=skipped,
+        centre=asked[taken.first - 1] if taken.first else None,
+        mirror=asked[last] if taken.mirrored else None,
+        asked=() if plain else asked,
+        first=taken.first,
+        notes=step.notes or None,
+        unread=packed(unread),
+    )
+
+
+def _plain(tensor: Tensor | None) -> NDArray[np.float32] | None:
+    return None if tensor is None else tensor.detach().float().cpu().numpy()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.errors import InputError, input_error
-from zopeft.optim.looks import Aside, counts
+from zopeft.optim.looks import Aside, counts, run_looks
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.writes import Write
 
@@ -129,3 +129,13 @@ class Rounds:
                         f"{len(losses)} losses where the step asks for fewer"
                     ) from None
                 return self._writes(stop)
+
+
+def begun(step: Step) -> Rounds:
+    """Returns the rounds of a step of its method's plan, of which none has run."""
+    method = step.method
+
+    def run(probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
+        return run_looks(method.engine, method.probing, probes, closure)
+
+    return Rounds(step, method.plan(step), run)

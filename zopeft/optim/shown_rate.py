@@ -99,7 +99,7 @@ def guard(scheduler: Any) -> Any:
     """
     optimizer: Any = getattr(scheduler, "optimizer", None)
     if isinstance(getattr(optimizer, "shown", None), ShownRate):
-        optimizer.guarded = True
+        optimizer.pace.guarded = True
         if not isinstance(scheduler, _Guarded):
             kind: Any = type(scheduler)
             scheduler.__class__ = _guarded(kind)

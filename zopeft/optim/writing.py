@@ -10,8 +10,32 @@ from torch import Tensor
 
 from zopeft.engine import Engine
 from zopeft.engine.vector import Sum, Vector
+from zopeft.optim.record import StepRecord
 from zopeft.optim.state import State
 from zopeft.optim.writes import Change, Descent, Map, Write
+
+
+def write_step(
+    engine: Engine,
+    state: State,
+    writes: Sequence[Write],
+    record: StepRecord,
+    weight_decays: Sequence[float],
+) -> None:
+    """Does the writes of a step, at the learning rate and seed of its record.
+
+    Args:
+        engine: The engine over the blocks.
+        state: The method's state.
+        writes: What the plan returned.
+        record: The step's record.
+        weight_decays: Weight decay of each block, [N].
+    """
+    lr = torch.tensor(record.lr, dtype=torch.float64).expand(len(weight_decays))
+    decays = 1.0 - lr * torch.tensor(weight_decays, dtype=torch.float64)
+    # The loss does not depend on what was not read, so this would be noise.
+    decays[record.left_alone] = 1.0
+    write_all(engine, state, writes, record.seed, lr, decays, record.left_alone)
 
 
 def write_all(

@@ -2,46 +2,50 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from zopeft.blocks import Block, Blocks
-from zopeft.engine import Engine, Shape
-from zopeft.engine.direction import Probe
-from zopeft.errors import input_error
+from zopeft.blocks import Blocks
+from zopeft.engine import Shape
+from zopeft.engine.reads import unread_line
 from zopeft.noise import step_seed
-from zopeft.optim.arguments import check_arguments
-from zopeft.optim.bookkeeping import Bookkeeping
+from zopeft.optim.arguments import check_arguments, check_fit, group_of
+from zopeft.optim.bad_steps import BadSteps
+from zopeft.optim.checkpoint import load_state, state_of
 from zopeft.optim.clipping import RunningClip
-from zopeft.optim.declared import Options, take_options
+from zopeft.optim.closing import closed
+from zopeft.optim.declared import take_options
 from zopeft.optim.defaults import default_eps, default_reach, fallback_lr
-from zopeft.optim.directions import directions_of
+from zopeft.optim.directions import directions_of, engine_of
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.learning_rate import first_look
-from zopeft.optim.looks import counts, run_looks
+from zopeft.optim.looks import counts
+from zopeft.optim.method import Method
 from zopeft.optim.options import given_options
-from zopeft.optim.rate import SHARE, RunningRate
+from zopeft.optim.pace import Pace
+from zopeft.optim.rate import RunningRate
+from zopeft.optim.recalled import recalled
 from zopeft.optim.record import StepRecord
-from zopeft.optim.rounds import Rounds
+from zopeft.optim.rounds import Rounds, begun
 from zopeft.optim.shown_rate import ShownRate
-from zopeft.optim.state import Kept, State
-from zopeft.optim.step import Plan, Step
-from zopeft.optim.writing import write_all
+from zopeft.optim.state import State
+from zopeft.optim.step import Step
+from zopeft.optim.writing import write_step
 from zopeft.probing.batch_loss import runs_compiled
 from zopeft.probing.probing import Probing
 
-NUMBER, LEAVE = "give a number", "leave it out"
-OTHER = "choose another method or other weights"
 Closure = Callable[[], Tensor]
 AUTO_CLIP = 2.0
 """Clipping that goes with lr="auto": the tails of the projected gradient are long."""
 
+logger = logging.getLogger(__name__)
 
-class ZerothOrder(Bookkeeping):
+
+class ZerothOrder(Method, torch.optim.Optimizer):
     """Two-point estimate along one random direction a step, or along several.
 
     ``u_i = scale_i z_i``; ``projected_grad = (L(theta + eps u) - L(theta - eps u)) / (2
@@ -91,18 +95,8 @@ class ZerothOrder(Bookkeeping):
         Algorithm 1.
     """
 
-    order = 0
-    needs_finetuner = False
-    Options: type[Options] = Options
-    """The dataclass of the options that a method has of its own."""
-    gradient_units = True
-    """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
-    single = False
-    """Whether a step's directions are its own choice, whatever the run asks for."""
-    decays = True
-    """Whether weight decay can go with it."""
-    spaces: tuple[str, ...] = ("full", "adapter", "scales")
-    """The spaces (`zopeft.blocks.Blocks.space`) that it can serve."""
+    options: dict[str, Any]
+    """What it was made with, by name."""
 
     def __new__(cls, *args: Any, **given: Any) -> Self:
         """Keeps what the method is made with, for its header in a journal."""
@@ -135,34 +129,44 @@ class ZerothOrder(Bookkeeping):
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
-        self.auto = lr == "auto"
-        self.rate: RunningRate | None = None
-        self.shown, self.guarded = ShownRate(), False
         self.blocks = blocks
         self.estimator = Estimator(directions, sides, normalise)
+        self.pace = Pace(lr, self.estimator)
         self.kept = State(blocks, self.keeps())
         shapes = {**self.shapes(blocks), **(shapes or {})}
-        found = directions_of(type(self).__name__, blocks, noise, rank, shapes)
-        self.drawn_from = found
-        if carrier == "auto" and probes == "stacked" and blocks.space == "full":
-            # Flat weights would be written for each probe.
-            carrier = "modules"
-        self.engine = Engine(blocks, found.family, carrier, shapes=found.shapes)
+        self.drawn_from = directions_of(type(self).__name__, blocks, noise, rank, shapes)
+        self.engine = engine_of(blocks, self.drawn_from, carrier, probes)
         self.probing = Probing(self.engine, probes)
-        self.eps, self.seed, self.max_bad_steps = float(eps), int(seed), int(max_bad_steps)
-        self.weight_decay = float(weight_decay)
+        self.eps, self.seed, self.weight_decay = float(eps), int(seed), float(weight_decay)
         self.check(lr)
-        self.clip = RunningClip(float(clip))
+        self.clip, self.bad = RunningClip(float(clip)), BadSteps(int(max_bad_steps))
         self.steps = self.skipped = self.forward_passes = 0
-        self.lr_reason = "waiting for the first batch" if self.auto else "given"
         self.last_record: StepRecord | None = None
         self.unread = ""
-        self._share_origin = ""
-        self._bad_in_a_row = 0
         self._pending: Rounds | None = None
         first = 0.0 if self.auto else float(lr)
-        defaults = {"lr": first, "weight_decay": 0.0, "name": ""}
-        super().__init__([self._group(block, first) for block in blocks], defaults)
+        groups = [group_of(block, first, self.weight_decay) for block in blocks]
+        super().__init__(groups, {"lr": first, "weight_decay": 0.0, "name": ""})
+
+    @property
+    def auto(self) -> bool:
+        """Whether the learning rate is still to be settled by `calibrate`."""
+        return self.pace.auto
+
+    @property
+    def rate(self) -> RunningRate | None:
+        """The running learning rate; None where one was given."""
+        return self.pace.running
+
+    @property
+    def shown(self) -> ShownRate:
+        """What makes the param groups tell the rate of the step."""
+        return self.pace.shown
+
+    @property
+    def lr_reason(self) -> str:
+        """Where the learning rate comes from, in words."""
+        return self.pace.reason
 
     def check(self, lr: float | str) -> None:
         """Checks that a run's settings mean something for the method.
@@ -174,58 +178,7 @@ class ZerothOrder(Bookkeeping):
             InputError: ``lr="auto"`` has no rule for its units, it chooses its directions itself,
                 or it cannot serve these weights.
         """
-        name, estimator = type(self).__name__, self.estimator
-        found = f"directions={estimator.directions}, sides={estimator.sides}"
-        wide, space = (estimator.directions, estimator.sides) != (1, "two"), self.blocks.space
-        decay = self.weight_decay
-        for wrong, where, what, got, do in (
-            (lr == "auto" and not self.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
-            (self.single and wide, "", "chooses its directions itself", found, LEAVE),
-            (bool(decay) and not self.decays, " weight_decay", "must be 0", decay, LEAVE),
-            (space not in self.spaces, "", "cannot serve these weights", space, OTHER),
-        ):
-            if wrong:
-                raise input_error(name + where, what, got, do)
-
-    def keeps(self) -> Mapping[str, Kept]:
-        """Returns what the method keeps beside the weights, by name."""
-        return {}
-
-    def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
-        """Returns the shapes that the method gives to blocks of its own accord, by index."""
-        return {}
-
-    def _group(self, block: Block, lr: float) -> dict[str, Any]:
-        parameter: Tensor = block.parameter
-        if block.columns is not None:
-            view = parameter.data[..., slice(*block.columns)]
-            parameter = nn.Parameter(view, requires_grad=False)
-        decay = 0.0 if block.kind == "vector" else self.weight_decay
-        return {"params": [parameter], "name": block.name, "lr": lr, "weight_decay": decay}
-
-    @abstractmethod
-    def plan(self, step: Step) -> Plan:
-        """Yields the points that a step looks at, is sent their losses, returns its writes.
-
-        Args:
-            step: The step: what the plan may depend on, beside the losses.
-        """
-
-    def _scales(self) -> Tensor | None:
-        """Returns the blocks' scales [N] of the step that begins; None for ones."""
-        return None
-
-    def _looks(self) -> bool:
-        """Returns whether the step that is due also takes the loss that tells the curvature.
-
-        That is the loss at the weights themselves, or, where it is taken anyway, the one on
-        the other side of the first direction.
-        """
-        return self.rate is not None and self.rate.due()
-
-    def _share(self, scales: Tensor | None) -> float:
-        """Returns the signal share that a running learning rate begins with."""
-        return SHARE
+        check_fit(self, lr)
 
     @torch.no_grad()
     def calibrate(self, closure: Closure) -> float:
@@ -243,30 +196,25 @@ class ZerothOrder(Bookkeeping):
             InputError: There is a schedule already, which knows of no learning rate.
             RunError: The loss of the unperturbed model is not finite.
         """
-        if not self.auto:
-            given = float(self.param_groups[0]["lr"])
-            return given if self.rate is None else self.rate.first
-        if any("initial_lr" in group for group in self.param_groups):
-            raise input_error(
-                "lr",
-                "a schedule was made before 'auto' was settled, and would keep it at",
-                0.0,
-                "call calibrate(closure) of the optimizer first, then make the schedule",
-            )
+        settled = self.pace.settled(self.param_groups)
+        if settled is not None:
+            return settled
         self.engine.adopt()
         scales = self._scales()
         look = first_look(self.engine, closure, scales, self.eps, self.seed)
-        share, fallback = self._share(scales), fallback_lr(self.blocks)
-        reach = self.eps * default_reach(self.blocks)
-        self.rate = RunningRate(
-            look.curvature, look.energy, reach, share, fallback, self.eps, self.estimator
-        )
-        self._set_lr(self.rate.first)
-        self.auto = False
         self.forward_passes += look.forward_passes
-        reason = look.reason(f"signal share {share:.2g}{self._share_origin}")
-        self.lr_reason = reason + self.estimator.units
-        return self.rate.first
+        share = self._share(scales), self.share_origin
+        reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
+        return self.pace.start(self.param_groups, look, reach, share, fallback, self.eps)
+
+    def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
+        """Takes up the learning rate of a run that began elsewhere.
+
+        Args:
+            start: What ``rate.start`` was there; None where the rate was not a running one.
+            lr: The learning rate that the run began with.
+        """
+        self.pace.take(self.param_groups, start, lr)
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> Tensor:
@@ -297,26 +245,21 @@ class ZerothOrder(Bookkeeping):
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
                 self.forward_passes += self.probing.look_for_noise(closure, *start)
-            self._pending = self._begin(step_seed(self.seed, self.steps), scales)
+            looks = self._looks(self.rate is not None and self.rate.due())
+            step = Step(self, self.steps, self.due_seed, self.eps, scales, looks)
+            self._pending = begun(step)
         rounds = self._pending
         before = rounds.forward_passes
         losses = rounds.add(closure)
         self.forward_passes += rounds.forward_passes - before
-        self._show_rate(rounds.losses(), rounds.centre(), rounds.step.eps)
+        self.pace.show(self.param_groups, rounds.losses(), rounds.centre(), rounds.step.eps)
         kept = [n for n, probe in enumerate(rounds.probes) if counts(probe)]
         return (losses[kept] if kept else losses[:1]).mean()
 
-    def _begin(self, seed: int, scales: Tensor | None, record: StepRecord | None = None) -> Rounds:
-        """Returns the rounds of the step that is due."""
-        eps, looks = self.eps, record is None and self._looks()
-        if record is not None:
-            eps, aside = record.eps, (record.centre, record.mirror)
-            looks = aside[self.estimator.one_sided] is not None
-        step = Step(self, self.steps, seed, eps, scales, looks, record)
-        return Rounds(step, self.plan(step), self._run)
-
-    def _run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
-        return run_looks(self.engine, self.probing, probes, closure)
+    @property
+    def due_seed(self) -> int:
+        """64-bit key of the step that is due."""
+        return step_seed(self.seed, self.steps)
 
     @torch.no_grad()
     def apply(self) -> None:
@@ -327,28 +270,45 @@ class ZerothOrder(Bookkeeping):
         rounds, self._pending = self._pending, None
         if rounds is None:
             return
-        record = rounds.step.record
-        if record is None:
-            before = rounds.forward_passes
-            writes = rounds.finish()
-            self.forward_passes += rounds.forward_passes - before
-            record = self._record(rounds, skipped=writes is None)
-        else:
-            writes = None if record.skipped else self._repeat(rounds, record)
+        before = rounds.forward_passes
+        record, writes = closed(rounds)
+        self.forward_passes += rounds.forward_passes - before
         self._settle(record)
-        if self.scheduled:
+        if self.pace.scheduled(self.param_groups):
             self.shown.hide(self.param_groups)
-        if writes is None:
-            self._skip(record)
+        if writes is not None:
+            decay = [group["weight_decay"] for group in self.param_groups]
+            write_step(self.engine, self.kept, writes, record, decay)
+        self._close(record, rounds.step, writes is None)
+
+    def _settle(self, record: StepRecord) -> None:
+        """Takes note, in the first step, of the blocks that it has not read."""
+        reads = self.engine.reads
+        if reads.watched is not None or record.unread is None:
             return
-        self._bad_in_a_row = 0
-        lr = torch.tensor(record.lr, dtype=torch.float64).expand(len(self.blocks))
-        decay = torch.tensor([g["weight_decay"] for g in self.param_groups], dtype=torch.float64)
-        decays = 1.0 - lr * decay
-        # The loss does not depend on what was not read, so this would be noise.
-        decays[record.left_alone] = 1.0
-        write_all(self.engine, self.kept, writes, record.seed, lr, decays, record.left_alone)
-        self._close(record, rounds.step)
+        reads.settle(record.left_alone)
+        if record.left_alone:
+            self.unread = unread_line(self.blocks, record.left_alone)
+            logger.warning("%s", self.unread)
+
+    def _close(self, record: StepRecord, step: Step, skipped: bool) -> None:
+        """Closes a step that has been applied, or left out for its loss.
+
+        Raises:
+            RunError: It is one bad step too many in a row.
+        """
+        self.last_record = record
+        self.steps += 1
+        self.skipped += skipped
+        self.bad.note(not skipped)
+        for gradient in () if skipped else step.taken.raw:
+            self.clip.note(gradient)
+        if self.rate is not None:
+            self.rate.note(record)
+        if skipped:
+            self.bad.check(record.losses[0])
+        else:
+            self._finish(record)
 
     def step(self, closure: Closure | None = None) -> Tensor | None:  # type: ignore[override]
         """Estimates with `closure` if there is one, then applies.
@@ -363,7 +323,41 @@ class ZerothOrder(Bookkeeping):
         self.apply()
         return loss
 
+    def recall(self, record: StepRecord) -> Tensor:
+        """Takes a recorded step in place of an estimate; ``apply`` then repeats it bit for bit.
+
+        Args:
+            record: The record of the step that is due.
+
+        Returns:
+            0-dim fp32, the mean of the recorded losses.
+
+        Raises:
+            InputError: The record is of another step, or of a run with another seed or
+                number of directions.
+        """
+        step = recalled(self, record)
+        self.engine.adopt()
+        self._pending = begun(step)
+        if self.auto:
+            self.begin_rate(None, record.lr[0])
+        self.pace.show(self.param_groups, record.losses, record.centre, record.eps)
+        return torch.tensor(record.loss, dtype=torch.float32)
+
     def replay(self, record: StepRecord) -> None:
         """Repeats a recorded step without a forward pass."""
         self.recall(record)
         self.apply()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Returns step counters and the method's own state; never noise."""
+        with self.pace.saved(self.param_groups) as pace:
+            return {**super().state_dict(), "zopeft": state_of(self) | pace}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes what `state_dict` gave; weights must have been loaded already."""
+        state = dict(state_dict)
+        own = state.pop("zopeft")
+        super().load_state_dict(state)
+        self.pace.load(self.param_groups, own)
+        load_state(self, own)

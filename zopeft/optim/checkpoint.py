@@ -1,0 +1,46 @@
+"""What a checkpoint holds of a method beside its param groups and its pace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zopeft.optim.zeroth_order import ZerothOrder
+
+NEAREST = "nearest"
+"""How 16-bit probes were rounded by runs before there was a choice, and stay rounded."""
+
+
+def state_of(method: ZerothOrder) -> dict[str, Any]:
+    """Returns step counters and all state; never noise."""
+    return {
+        "steps": method.steps,
+        "skipped": method.skipped,
+        "bad_in_a_row": method.bad.in_a_row,
+        "forward_passes": method.forward_passes,
+        "engine": method.engine.state_dict(),
+        "rounding": method.engine.rounding,
+        "clip": method.clip.state_dict(),
+        "probing": method.probing.state_dict(),
+        "watched": method.engine.reads.state(),
+        "kept": method.kept.state_dict(),
+        **method._own_state(),
+    }
+
+
+def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:
+    """Takes what `state_of` gave; weights must have been loaded already.
+
+    What checkpoints of earlier versions do not hold is as it was then.
+    """
+    method.steps, method.skipped = state["steps"], state["skipped"]
+    method.bad.in_a_row = state["bad_in_a_row"]
+    method.forward_passes = state["forward_passes"]
+    method.engine.adopt()
+    method.engine.load_state_dict(state["engine"])
+    method.engine.rounding = state.get("rounding", NEAREST)
+    method.clip.load_state_dict(state["clip"])
+    method.probing.load_state_dict(state.get("probing"))
+    method.engine.reads.load(state.get("watched"))
+    method.kept.load_state_dict(state.get("kept", {}))
+    method._load_own_state(state)

@@ -1,0 +1,93 @@
+"""What a method says of itself: all of it has a default but the plan."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from zopeft.blocks import Blocks
+from zopeft.engine import Shape
+from zopeft.optim.declared import Options
+from zopeft.optim.rate import SHARE
+from zopeft.optim.record import StepRecord
+from zopeft.optim.state import Kept
+from zopeft.optim.step import Plan, Step
+
+
+class Method(ABC):
+    """What the driver, `zopeft.optim.zeroth_order.ZerothOrder`, asks of every method.
+
+    A method is a plan and what it keeps; the rest is here for those that need more: scales of
+    their own (`_scales`), what the journal must hold of them (`_memory`, `_finish`), and state
+    that is not declared (`_own_state`).
+    """
+
+    order = 0
+    needs_finetuner = False
+    Options: type[Options] = Options
+    """The dataclass of the options that a method has of its own."""
+    gradient_units = True
+    """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
+    single = False
+    """Whether a step's directions are its own choice, whatever the run asks for."""
+    decays = True
+    """Whether weight decay can go with it."""
+    spaces: tuple[str, ...] = ("full", "adapter", "scales")
+    """The spaces (`zopeft.blocks.Blocks.space`) that it can serve."""
+
+    own: Any
+    """Its options, of the kind `Options`."""
+    share_origin = ""
+    """Where `_share` has its number from, in words that follow it."""
+
+    @abstractmethod
+    def plan(self, step: Step) -> Plan:
+        """Yields the points that a step looks at, is sent their losses, returns its writes.
+
+        Args:
+            step: The step: what the plan may depend on, beside the losses.
+        """
+
+    def keeps(self) -> Mapping[str, Kept]:
+        """Returns what the method keeps beside the weights, by name."""
+        return {}
+
+    def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
+        """Returns the shapes that the method gives to blocks of its own accord, by index."""
+        return {}
+
+    def _scales(self) -> Tensor | None:
+        """Returns the blocks' scales [N] of the step that begins; None for ones."""
+        return None
+
+    def _looks(self, due: bool) -> bool:
+        """Returns whether the step that is due also takes the loss that tells the curvature.
+
+        That is the loss at the weights themselves, or, where it is taken anyway, the one on
+        the other side of the first direction.
+
+        Args:
+            due: Whether the running learning rate asks for it.
+        """
+        return due
+
+    def _share(self, scales: Tensor | None) -> float:
+        """Returns the signal share that a running learning rate begins with."""
+        return SHARE
+
+    def _memory(self) -> Tensor | None:
+        """Returns what the journal must hold of the method's own state for this step."""
+        return None
+
+    def _finish(self, record: StepRecord) -> None:  # noqa: B027 - most have nothing to do
+        """Takes note of a step that has been applied (or replayed)."""
+
+    def _own_state(self) -> dict[str, Any]:
+        """Returns what a checkpoint must hold of the method beside its declared state."""
+        return {}
+
+    def _load_own_state(self, state: dict[str, Any]) -> None:  # noqa: B027 - nor here
+        """Takes what `_own_state` gave."""
