@@ -13,19 +13,23 @@ if not os.path.exists("/dev/nvidiactl"):
 
 import gc
 import json
+import sys
 from pathlib import Path
 
 import pytest
 
+FROZEN = pytest.StashKey[int]()
 
-@pytest.fixture(scope="module", autouse=True)
-def _what_stays():
-    """Takes what is there before a file's tests, modules above all, from the garbage collector.
 
-    Every run of a Trainer collects, and would walk half a million objects of libraries.
+def pytest_runtest_setup(item):
+    """Takes libraries that were imported since the last time from the garbage collector.
+
+    Every run of a Trainer collects, and would walk half a million objects of theirs.
     """
-    gc.collect()
-    gc.freeze()
+    if len(sys.modules) - item.session.stash.get(FROZEN, 0) > 50:
+        item.session.stash[FROZEN] = len(sys.modules)
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
