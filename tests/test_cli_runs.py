@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from safetensors.torch import load_file
+from test_training_resume import killed
+
+from zopeft.journal import Journal
 
 QUICK = ("--batch-size", 2, "--lr", "1e-3")
 
@@ -199,30 +201,25 @@ def test_meta_train_scales_that_move_with_the_state(zopeft_command, base, tmp_pa
     assert "state needs the signal objective" in wrong
 
 
-def test_killed_and_resumed(zopeft_command, base, tmp_path):
-    words = ("tune", *base, *QUICK, "--steps", 300, "training.eval_before=false")
-    words = [str(word) for word in words]
+def test_killed_and_resumed(zopeft_command, base, tmp_path, monkeypatch):
+    words = ("tune", *base, *QUICK, "--steps", 12, "training.eval_before=false")
     straight, out = tmp_path / "straight", tmp_path / "out"
     zopeft_command.json(*words, "--out", straight)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "zopeft.cli.main", *words, "--out", str(out)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL,
-    )
-    journal = out / "journal.bin"
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None:
-        if journal.exists() and journal.stat().st_size > 6000:
-            break
-        time.sleep(0.005)
-    assert process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    append = Journal.append
+
+    def killed_after_a_while(journal, record):
+        append(journal, record)
+        if record.step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "append", killed_after_a_while)
+        killed(lambda: zopeft_command(*words, "--out", out))
     assert not (out / "adapter_model.safetensors").exists()
     assert json.loads((out / "run.json").read_text())["status"] == "running"
     summary = zopeft_command.json("tune", "--resume", "--out", out)
-    assert summary["steps"] == 300
-    assert 0 < summary["forward_passes"] < 600
+    assert summary["steps"] == 12
+    assert 0 < summary["forward_passes"] < 24
     name = "adapter_model.safetensors"
     assert (out / name).read_bytes() == (straight / name).read_bytes()
     # B begins at zero.
