@@ -2,56 +2,36 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from zopeft.meta.options import MetaOptions
+from zopeft.optim.declared import about, choices
+
 from . import options as o
 
-Objective = Annotated[
-    str | None,
-    typer.Option("--objective", metavar="paper|signal", help="What the fine-tuner is judged by."),
-]
-Capacity = Annotated[
-    str | None,
-    typer.Option(
-        "--capacity",
-        metavar="auto|scales|subspace",
-        help="Learn a scale a block, or also the directions that matter (objective signal).",
-    ),
-]
-Rank = Annotated[
-    str | None, typer.Option("--rank", metavar="N", help="Directions a side of a subspace.")
-]
-Sharing = Annotated[
-    str | None,
-    typer.Option(
-        "--sharing", metavar="block|layer|role", help="One PertNN a block, a layer or a role."
-    ),
-]
-Policy = Annotated[
-    str | None,
-    typer.Option(
-        "--policy", metavar="constant|state", help="Whether scales move with the run (signal only)."
-    ),
-]
+
+def _option(flag: str, name: str, metavar: str = "") -> Any:
+    """Returns the flag of a setting of meta-training, which says itself what it is."""
+    words = metavar or "|".join(choices(MetaOptions, name))
+    line = about(MetaOptions, name)
+    return typer.Option(flag, metavar=words, help=f"{line[0].upper()}{line[1:]}.")
+
+
+Objective = Annotated[str | None, _option("--objective", "objective")]
+Capacity = Annotated[str | None, _option("--capacity", "capacity")]
+Rank = Annotated[str | None, _option("--rank", "rank", "N")]
+Sharing = Annotated[str | None, _option("--sharing", "sharing")]
+Policy = Annotated[str | None, _option("--policy", "policy")]
 NoNormalise = Annotated[
     bool, typer.Option("--no-normalise", help="Let the scales change the total noise power.")
 ]
-Hidden = Annotated[str | None, typer.Option("--hidden", metavar="N", help="Units of a PertNN.")]
-LrModel = Annotated[
-    str | None, typer.Option("--lr-model", metavar="NUMBER", help="Step of the watched run.")
-]
-LrPertnn = Annotated[
-    str | None, typer.Option("--lr-pertnn", metavar="NUMBER", help="Step of the PertNNs (eta_2).")
-]
-MetaLr = Annotated[
-    str | None,
-    typer.Option("--lr", metavar="NUMBER", help="Step of the zeroth-order update (eta_1)."),
-]
-ResetEvery = Annotated[
-    str | None, typer.Option("--reset-every", metavar="N", help="Steps between restarts.")
-]
+Hidden = Annotated[str | None, _option("--hidden", "hidden", "N")]
+LrModel = Annotated[str | None, _option("--lr-model", "lr_model", "NUMBER")]
+LrPertnn = Annotated[str | None, _option("--lr-pertnn", "lr_pertnn", "NUMBER")]
+MetaLr = Annotated[str | None, _option("--lr", "lr_zo", "NUMBER")]
+ResetEvery = Annotated[str | None, _option("--reset-every", "reset_every", "N")]
 
 
 def meta_train(

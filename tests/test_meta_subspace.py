@@ -196,9 +196,9 @@ def test_the_rule_none_leaves_all_scales_one():
             {"objective": "signal", "capacity": "subspace", "steps": 7},
             "meta.steps: must be at least 8 for a subspace, got 7",
         ),
-        ({"capacity": "subspce"}, "unknown value, got 'subspce'; did you mean 'subspace'"),
-        ({"rank": 0}, "meta.rank: must be between 1 and 256, got 0"),
-        ({"mix": 2.0}, "meta.mix: must be between 0.0 and 1.0, got 2.0"),
+        ({"capacity": "subspce"}, "must be one of auto, scales, subspace, got 'subspce'"),
+        ({"rank": 0}, "meta.rank: must be >= 1 and <= 256, got 0"),
+        ({"mix": 2.0}, "meta.mix: must be >= 0.0 and <= 1.0, got 2.0"),
     ],
 )
 def test_bad_capacities_are_refused(settings, message):

@@ -1,6 +1,7 @@
 """Recipes: files, overrides and flags into one checked recipe, all problems at once."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import yaml
@@ -8,7 +9,10 @@ import yaml
 from zopeft.errors import InputError
 from zopeft.jobs.bench.bench import entries_of
 from zopeft.jobs.bench.cells import Request, cells_of
+from zopeft.meta import MetaSettings
+from zopeft.meta.options import MetaOptions
 from zopeft.recipe.load import check_recipe, load_recipe, recipe_path, shipped_recipes
+from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.schema import Recipe
 
 
@@ -145,6 +149,17 @@ def test_lists_of_numbers():
     assert load_recipe("bench", None, ["bench.lrs=1e-3"]).bench.lrs == (1e-3,)
     assert "must be a list of numbers" in problem("bench", None, ["bench.lrs=[1, x]"])
     assert "bench.lrs: must be more than 0, got -1" in problem("bench", None, ["bench.lrs=[1, -1]"])
+
+
+def test_meta_trainings_settings_are_declared_once():
+    both = {f.name for f in fields(MetaSection)} & {f.name for f in fields(MetaSettings)}
+    assert both == {f.name for f in fields(MetaOptions)} and len(both) >= 20
+    for words, wrong in (
+        ("meta.features=[mean]", "must be one of depth, loss_share"),
+        ("meta.momentum=1.5", "must be at most 0.999, got 1.5"),
+        ("meta.rows=rare", "must be one of auto, none, frequency"),
+    ):
+        assert wrong in problem("meta-train", None, [words])
 
 
 def test_a_small_twin_is_laid_over_the_task(tmp_path):

@@ -1,7 +1,7 @@
-"""Writes docs/methods.md from the registry: each method's docstring and options.
+"""Writes docs/methods.md from the registry, and docs/meta-training.md from its settings.
 
-python tools/methods_page.py          # writes it
-python tools/methods_page.py --check  # exits with 1 where it is out of date
+python tools/methods_page.py          # writes them
+python tools/methods_page.py --check  # exits with 1 where one is out of date
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from zopeft.methods import METHODS
 from zopeft.optim.declared import settings_of
+from zopeft.recipe.meta_schema import MetaSection
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 HEAD = """# Methods
 
 Made from the registry by `tools/methods_page.py`; every method is one file in `zopeft/methods`.
@@ -29,6 +30,26 @@ All share `--lr`, `--eps`, `method.noise`, `method.clip`, `method.weight_decay` 
 probes, the journal, resume, adapters and offloading. *auto*: whether `--lr auto` is known for it.
 Methods of diffusion chains (RLR) are left out: they need a backward pass.
 """
+META = """# Meta-training
+
+Made from `zopeft.meta.options` by `tools/methods_page.py`.
+
+```bash
+zopeft meta-train MODEL --task copa meta.OPTION=VALUE ... --out FOLDER
+```
+
+In Python they are keywords of `zopeft.meta_train(model, tasks=[...], ...)`; there `meta.rows` is
+`token_rows`, and `noise`, `noise_rank` and `seed` stand beside them.
+"""
+
+
+def meta_page() -> str:
+    """Returns the page of the settings of meta-training."""
+    lines = ["| option | default | range | |", "|---|---|---|---|"]
+    for o in settings_of(MetaSection):
+        words = ", ".join(map(str, o.default)) if isinstance(o.default, tuple) else o.default
+        lines.append(f"| `meta.{o.name}` | {words} | {o.range} | {o.about.replace('`', '')} |")
+    return "\n".join([META, *lines, ""])
 
 
 def page() -> str:
@@ -71,13 +92,15 @@ def _items(text: str) -> str:
 
 
 def main() -> None:
-    """Writes or checks the page."""
-    text = page()
-    if "--check" in sys.argv:
-        same = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
-        sys.exit(0 if same else f"{PAGE} is out of date: run python tools/methods_page.py")
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(text, encoding="utf-8")
+    """Writes or checks the pages."""
+    pages = {"methods.md": page(), "meta-training.md": meta_page()}
+    DOCS.mkdir(exist_ok=True)
+    for name, text in pages.items():
+        file = DOCS / name
+        if "--check" not in sys.argv:
+            file.write_text(text, encoding="utf-8")
+        elif not file.is_file() or file.read_text(encoding="utf-8") != text:
+            sys.exit(f"{file} is out of date: run python tools/methods_page.py")
 
 
 if __name__ == "__main__":

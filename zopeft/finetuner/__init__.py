@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from zopeft.finetuner.bounded import BoundedPertNN
     from zopeft.finetuner.config import FineTunerConfig, Group
     from zopeft.finetuner.course import Course, Reading
-    from zopeft.finetuner.features import FEATURES, PAPER_FEATURES, STATE_FEATURES
+    from zopeft.finetuner.feature_sets import PAPER_FEATURES, STATE_FEATURES
+    from zopeft.finetuner.features import FEATURES
     from zopeft.finetuner.legacy import import_pickle
     from zopeft.finetuner.matching import Match
     from zopeft.finetuner.normalisation import normalise
@@ -39,8 +40,8 @@ __all__ = [
 
 _HOMES = {
     "FEATURES": "zopeft.finetuner.features",
-    "PAPER_FEATURES": "zopeft.finetuner.features",
-    "STATE_FEATURES": "zopeft.finetuner.features",
+    "PAPER_FEATURES": "zopeft.finetuner.feature_sets",
+    "STATE_FEATURES": "zopeft.finetuner.feature_sets",
     "BoundedPertNN": "zopeft.finetuner.bounded",
     "Course": "zopeft.finetuner.course",
     "Reading": "zopeft.finetuner.course",

@@ -18,7 +18,8 @@ from zopeft.finetuner.config import FineTunerConfig, library_versions, public_na
 from zopeft.finetuner.controlled import Controlled
 from zopeft.finetuner.controls import make_constant
 from zopeft.finetuner.course import Reading
-from zopeft.finetuner.features import PAPER_FEATURES, Observed, pool, stack_features
+from zopeft.finetuner.feature_sets import PAPER_FEATURES
+from zopeft.finetuner.features import Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.share import learned_share

@@ -10,7 +10,8 @@ from pathlib import PurePath
 from typing import Any
 
 from zopeft.errors import close_matches, input_error
-from zopeft.finetuner.features import INPUTS, PAPER_FEATURES, check_features
+from zopeft.finetuner.feature_sets import PAPER_FEATURES
+from zopeft.finetuner.features import INPUTS, check_features
 
 FORMAT_VERSION = 3
 READABLE = (1, 2, 3)

@@ -13,7 +13,7 @@ from zopeft.blocks.roles import FAMILIES, role_of
 from zopeft.errors import input_error
 from zopeft.finetuner.artifact import FineTuner
 from zopeft.finetuner.config import FineTunerConfig, Group, library_versions, public_name
-from zopeft.finetuner.features import PAPER_FEATURES
+from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.pertnn import PertNN
 from zopeft.finetuner.pickled import read_pickle
 

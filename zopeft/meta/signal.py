@@ -46,7 +46,7 @@ def closed_form(
         curvature: h, float64 [N].
         rms: Root mean square of each block's weights, [N]; a block of zeros (LoRA B at
             its start) counts with the median of the others.
-        rule: One of `zopeft.meta.settings.RULES`.
+        rule: One of `zopeft.meta.options.RULES`.
 
     Returns:
         float64 [N], positive, with mean square one over blocks.

@@ -7,8 +7,9 @@ constructor, recipes, the Trainer, the journal's header and the documentation re
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from zopeft.errors import close_matches, input_error
 
@@ -19,7 +20,10 @@ class Options:
 
     def __post_init__(self) -> None:
         for each in fields(self):
-            _check(type(self).__name__, each.name, getattr(self, each.name), each.metadata)
+            _check(each.name, getattr(self, each.name), each.metadata)
+
+
+Declared = TypeVar("Declared", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ def option(
     most: float | None = None,
     below: float | None = None,
     choices: tuple[Any, ...] | None = None,
+    registry: str | None = None,
 ) -> Any:
     """Returns a dataclass field that knows what may stand in it.
 
@@ -58,7 +63,9 @@ def option(
         above: A bound that it must be above.
         most: Largest value.
         below: A bound that it must be below.
-        choices: All values that it may have.
+        choices: All values that it may have; of a tuple, that each of its parts may.
+        registry: Kind of the registry that a recipe looks its names up in
+            (`zopeft.recipe.names`).
     """
     metadata = {
         "about": about,
@@ -67,6 +74,7 @@ def option(
         "most": most,
         "below": below,
         "choices": choices,
+        "registry": registry,
         "type": type(default),
     }
     return field(default=default, metadata=metadata)
@@ -88,10 +96,24 @@ def take_options(where: str, kind: type[Options], given: dict[str, Any]) -> Opti
         if name not in known:
             matches = close_matches(name, known) if known else "it has none of its own"
             raise input_error(f"{where} options", "has no such option", name, matches)
+    return made(f"{where} ", kind, given)
+
+
+def made(where: str, kind: type[Declared], given: dict[str, Any]) -> Declared:
+    """Makes declared settings of keyword arguments whose names are known.
+
+    Args:
+        where: What stands before an option's name in messages.
+        kind: The dataclass.
+        given: Names and values.
+
+    Raises:
+        InputError: A value is out of range.
+    """
     try:
         return kind(**given)
     except _WrongError as wrong:
-        raise input_error(f"{where} {wrong.name}", wrong.what, wrong.value) from None
+        raise input_error(f"{where}{wrong.name}", wrong.what, wrong.value) from None
 
 
 def settings_of(kind: type[Options]) -> list[Setting]:
@@ -99,9 +121,21 @@ def settings_of(kind: type[Options]) -> list[Setting]:
     rows = []
     for each in fields(kind):
         assert each.default is not MISSING
-        about, words = each.metadata["about"], _range(each.metadata)
+        about, words = each.metadata["about"], range_of(each.metadata)
         rows.append(Setting(each.name, each.default, about, words))
     return rows
+
+
+def about(kind: type[Options], name: str) -> str:
+    """Returns the line of help of an option."""
+    found = {each.name: each.metadata["about"] for each in fields(kind)}
+    return str(found[name])
+
+
+def choices(kind: type[Options], name: str) -> tuple[Any, ...]:
+    """Returns the values that an option may have; () where there is a range, or nothing."""
+    found = {each.name: each.metadata["choices"] for each in fields(kind)}
+    return tuple(found[name] or ())
 
 
 class _WrongError(ValueError):
@@ -110,7 +144,7 @@ class _WrongError(ValueError):
         self.name, self.what, self.value = name, what, value
 
 
-def _check(owner: str, name: str, value: Any, rule: Any) -> None:
+def _check(name: str, value: Any, rule: Any) -> None:
     kind = rule["type"]
     if kind is bool:
         good = isinstance(value, bool)
@@ -124,21 +158,38 @@ def _check(owner: str, name: str, value: Any, rule: Any) -> None:
     names = {bool: "true or false", int: "a whole number", float: "a number", str: "a word"}
     if not good:
         raise _WrongError(name, f"must be {names.get(kind, kind.__name__)}", value)
-    if rule["choices"] is not None and value not in rule["choices"]:
-        raise _WrongError(name, f"must be {_range(rule)}", value)
-    low, above, high, below = (rule[key] for key in ("least", "above", "most", "below"))
-    inside = (
-        (low is None or value >= low)
-        and (above is None or value > above)
-        and (high is None or value <= high)
-        and (below is None or value < below)
-    )
-    if not inside:
-        raise _WrongError(name, f"must be {_range(rule)}", value)
+    wrong = outside(value, rule)
+    if wrong:
+        raise _WrongError(name, *wrong)
 
 
-def _range(rule: Any) -> str:
-    if rule["choices"] is not None:
+def outside(value: Any, rule: Mapping[str, Any]) -> tuple[str, Any] | None:
+    """Returns what is wrong with a value of the right type, and the part of it that is.
+
+    Args:
+        value: The value; of a tuple each part is looked at.
+        rule: The metadata of its field.
+    """
+    for part in value if isinstance(value, tuple) else (value,):
+        if rule.get("choices") is not None and part not in rule["choices"]:
+            return f"must be {range_of(rule)}", part
+        if isinstance(part, int | float) and not isinstance(part, bool):
+            low, above, high, below = (rule.get(key) for key in ("least", "above", "most", "below"))
+            inside = (
+                (low is None or part >= low)
+                and (above is None or part > above)
+                and (high is None or part <= high)
+                and (below is None or part < below)
+            )
+            if not inside:
+                return f"must be {range_of(rule)}", part
+    return None
+
+
+def range_of(rule: Mapping[str, Any]) -> str:
+    """Returns what may stand in a field, in words; "" for anything."""
+    if rule.get("choices") is not None:
         return "one of " + ", ".join(map(str, rule["choices"]))
     signs = (("least", ">="), ("above", ">"), ("most", "<="), ("below", "<"))
-    return " and ".join(f"{sign} {rule[key]}" for key, sign in signs if rule[key] is not None)
+    found = [f"{sign} {rule[key]}" for key, sign in signs if rule.get(key) is not None]
+    return " and ".join(found)

@@ -39,17 +39,17 @@ class BenchSection:
     spaces: tuple[str, ...] = named((), "peft")
     entries: tuple[str, ...] = ()
     finetuners: tuple[str, ...] = ()
-    forwards: int = number(1000, low=4)
+    forwards: int = number(1000, least=4)
     count_calibration: bool = True
-    grid: int = number(5, low=1)
+    grid: int = number(5, least=1)
     ratio: float = number(2.0, above=1.0)
-    extensions: int = number(3, low=0)
+    extensions: int = number(3, least=0)
     lrs: tuple[float, ...] = number((), above=0.0)
     auto: bool = True
-    tune_seeds: int = number(1, low=1)
-    seeds: int = number(3, low=1)
+    tune_seeds: int = number(1, least=1)
+    seeds: int = number(3, least=1)
     metric: bool = True
-    workers: int = number(1, low=1)
+    workers: int = number(1, least=1)
 
 
 LISTS: dict[str, str] = {

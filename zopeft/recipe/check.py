@@ -101,15 +101,18 @@ def _field(key: str) -> tuple[type, Field[Any]] | None:
 
 def _problem(setting: Setting, value: Any, metadata: Mapping[str, Any]) -> str | None:
     """Returns what is wrong with a value of the right type: its range or its name."""
+    choices = metadata.get("choices")
     for part in value if isinstance(value, tuple) else (value,):
+        if choices and part not in choices:
+            return explain(setting.where, "must be one of " + ", ".join(choices), part)
         if isinstance(part, int | float) and not isinstance(part, bool):
-            low, above, high = (metadata.get(name) for name in ("low", "above", "high"))
-            if low is not None and part < low:
-                return explain(setting.where, f"must be at least {low:g}", part)
+            least, above, most = (metadata.get(name) for name in ("least", "above", "most"))
+            if least is not None and part < least:
+                return explain(setting.where, f"must be at least {least:g}", part)
             if above is not None and part <= above:
                 return explain(setting.where, f"must be more than {above:g}", part)
-            if high is not None and part > high:
-                return explain(setting.where, f"must be at most {high:g}", part)
+            if most is not None and part > most:
+                return explain(setting.where, f"must be at most {most:g}", part)
     kind = metadata.get("registry")
     if kind and value:
         for name in value if isinstance(value, tuple) else (value,):

@@ -8,12 +8,12 @@ from typing import Any
 
 def number(
     default: Any,
-    low: float | None = None,
+    least: float | None = None,
     above: float | None = None,
-    high: float | None = None,
+    most: float | None = None,
 ) -> Any:
-    """Returns a field with a range: at least `low` or more than `above`, at most `high`."""
-    return field(default=default, metadata={"low": low, "above": above, "high": high})
+    """Returns a field with a range: at least `least` or more than `above`, at most `most`."""
+    return field(default=default, metadata={"least": least, "above": above, "most": most})
 
 
 def named(default: Any, registry: str) -> Any:

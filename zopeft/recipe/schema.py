@@ -94,9 +94,9 @@ class TaskSection:
 
     name: str | None = named(None, "task")
     data: str | None = None
-    train_examples: int | None = number(1000, low=1)
-    eval_examples: int | None = number(200, low=1)
-    max_length: int = number(512, low=8)
+    train_examples: int | None = number(1000, least=1)
+    eval_examples: int | None = number(200, least=1)
+    max_length: int = number(512, least=8)
     loss: Literal["answer", "choice"] | None = None
 
 
@@ -131,16 +131,16 @@ class MethodSection:
 
     name: str | None = named(None, "method")
     finetuner: str | None = None
-    lr: float | Literal["auto"] = number("auto", low=0.0)
+    lr: float | Literal["auto"] = number("auto", least=0.0)
     eps: float | None = number(None, above=0.0)
     noise: str = named("gaussian", "noise")
-    rank: int = number(4, low=1, high=64)
+    rank: int = number(4, least=1, most=64)
     rows: Literal["none", "frequency"] | None = None
-    weight_decay: float = number(0.0, low=0.0)
-    clip: float | None = number(None, low=0.0)
-    max_bad_steps: int = number(10, low=1)
+    weight_decay: float = number(0.0, least=0.0)
+    clip: float | None = number(None, least=0.0)
+    max_bad_steps: int = number(10, least=1)
     probes: Literal["auto", "stacked", "separate"] = "auto"
-    directions: int = number(1, low=1, high=64)
+    directions: int = number(1, least=1, most=64)
     sides: Literal["two", "one"] = "two"
     normalise: bool = False
     options: dict[str, Any] = field(default_factory=dict)
@@ -162,14 +162,14 @@ class TrainingSection:
         journal: Write the journal, from which the weights can be rebuilt.
     """
 
-    steps: int = number(1000, low=1)
-    batch_size: int = number(16, low=1)
-    accumulation: int = number(1, low=1)
+    steps: int = number(1000, least=1)
+    batch_size: int = number(16, least=1)
+    accumulation: int = number(1, least=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    seed: int = number(0, low=0)
+    seed: int = number(0, least=0)
     eval_before: bool = True
-    eval_batch_size: int = number(16, low=1)
-    save_steps: int = number(0, low=0)
+    eval_batch_size: int = number(16, least=1)
+    save_steps: int = number(0, least=0)
     journal: bool = True
 
 
