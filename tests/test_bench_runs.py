@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import multiprocessing
 import queue
 from dataclasses import replace
 
@@ -238,7 +239,11 @@ def test_a_run_that_diverges_is_recorded(request_of, tmp_path):
     assert "inf (1/1 diverged)" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_workers_make_the_same_rows(request_of, tmp_path):
+@pytest.mark.parametrize("start", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
+def test_workers_make_the_same_rows(request_of, tmp_path, monkeypatch, start):
+    # Workers are spawned; forked ones need not import everything again.
+    context = multiprocessing.get_context(start)
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: context)
     words = ("bench.auto=false", "bench.seeds=1")
     request = request_of(*words, bench__entries=["mezo clip=1"])
     bench(request, str(tmp_path / "one"))
