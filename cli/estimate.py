@@ -33,6 +33,7 @@ def estimate(
     lora: o.Lora = False,
     prefix: o.Prefix = False,
     peft: o.Peft = None,
+    method: o.Method = None,
     load_in_8bit: o.In8bit = False,
     load_in_4bit: o.In4bit = False,
     batch_size: o.BatchSize = None,
@@ -46,7 +47,8 @@ def estimate(
 
     weights: parameters x bytes; in 4 bit half a byte and 4 bytes a block of 64.
 
-    training: the adapter, Adam's gradient and moments; for zeroth-order a master.
+    training: the adapter, Adam's gradient and moments; for zeroth-order a master and what
+    --method keeps.
 
     passes: the peak of a step, rehearsed on tensors without values, and scratch.
     """
@@ -56,6 +58,9 @@ def estimate(
     flags: o.Flags = {
         **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
         **o.space(lora, prefix, False, peft),
+        "method.name": ("--method", method),
+        # A rate is asked for by methods that have no rule for one, and takes no memory.
+        "method.lr": ("--lr", 1.0),
         "training.batch_size": ("--batch-size", batch_size),
         "task.max_length": ("--length", length),
     }

@@ -6,7 +6,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import zopeft
-from zopeft.models.rehearsal import Ledger
+from zopeft.jobs.rehearsal import Ledger
 from zopeft.noise import NOISES
 
 SCRATCH = 64 * 2**20

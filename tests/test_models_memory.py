@@ -6,11 +6,13 @@ import shutil
 import pytest
 import torch
 
+from zopeft.blocks import discover
 from zopeft.errors import InputError
 from zopeft.jobs.estimate import finetuner_sizes
+from zopeft.jobs.memory import CONTEXT, estimate
+from zopeft.jobs.rehearsal import Ledger, Rehearsal
+from zopeft.methods import METHODS
 from zopeft.models import PEFT, attach, load_model, resolve
-from zopeft.models.memory import CONTEXT, estimate
-from zopeft.models.rehearsal import Ledger, Rehearsal
 from zopeft.models.skeleton import load_config, outline, skeleton
 from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.schema import ModelSection, Recipe
@@ -120,6 +122,47 @@ def test_large_weights_in_16_bit_need_no_master(tmp_path):
     assert needs["Adam, full"].total > 3.9 * needs["inference"].weights
 
 
+def held(value):
+    """Returns the bytes of all tensors in a method's state."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return sum(map(held, parts))
+
+
+@pytest.mark.parametrize("space", ["lora", "full"])
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [
+        ("mezo_adam", {}),
+        ("lozo_m", {"r": 3}),
+        ("hizoo", {"per": "block"}),
+        ("zo_mopi", {"r": 4, "k": 2}),
+    ],
+)
+def test_declared_state_is_counted(name, own, space, tiny_model, config):
+    model, bare = load_model(str(tiny_model))[0], outline(config, "tiny", torch.float32)
+    if space == "lora":
+        model, bare = attach(model, space), attach(bare, space)
+    optimizer = METHODS[name](discover(model), lr=1e-3, **own)
+    tokens = torch.arange(8)[None]
+    for _ in range(2):
+        optimizer.step(lambda: model(input_ids=tokens, labels=tokens).loss)
+    real = sum(held(optimizer.kept[key]) for key in optimizer.kept.declared)
+    blocks = discover(bare)
+    assert {block.parameter.device.type for block in blocks} == {"meta"}
+    assert METHODS[name].state_on(blocks, own).bytes() == real > 0
+
+
+def test_estimates_of_methods_that_have_none():
+    with pytest.raises(InputError, match="--method: takes a zeroth-order method, got 'fo_adam'"):
+        estimate(method="fo_adam")
+    with pytest.raises(InputError, match="unknown method, got 'mezo_adan'; did you mean"):
+        estimate(method="mezo_adan")
+    with pytest.raises(InputError, match="LOZOM r: must be >= 1 and <= 64, got 0"):
+        estimate(method="lozo_m", own={"r": 0})
+
+
 @pytest.mark.parametrize("name", sorted(PEFT))
 def test_every_peft_type_is_estimated(name, tiny_model):
     needs = needs_of(tiny_model, adapter=name, batch_size=1, length=8, dtype=torch.float32)
@@ -164,6 +207,11 @@ def test_the_command(zopeft_command, tiny_model, tmp_path):
     prefix = zopeft_command.json(*words, "--prefix", "peft.options.tokens=7")
     assert prefix["needs"][1]["name"] == "zeroth-order, prefix"
     assert prefix["needs"][1]["adapter"] == 7 * 2 * 2 * 8 * 4
+    rows = zopeft_command.json(*words, "--method", "lozo_m", "method.r=3")["needs"]
+    assert [need["name"] for need in rows[1:3]] == ["lozo_m, lora", "lozo_m, full"]
+    declared = METHODS["lozo_m"].state_on(discover(skeleton(str(tmp_path))), {"r": 3}).bytes()
+    networks = sizes["scales"]["memory_bytes"]
+    assert rows[2]["state"] - found["needs"][2]["state"] == declared - networks
     code, out, err = zopeft_command(*words, "--load-in-4bit")
     assert code == 0, err
     title = " ".join(out.split())  # a long folder name wraps it

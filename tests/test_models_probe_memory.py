@@ -7,9 +7,9 @@ from transformers import AutoModelForCausalLM, LlamaConfig, OPTConfig
 
 import zopeft
 from zopeft.engine import carrying, layers
-from zopeft.models import memory, probe_memory
-from zopeft.models.memory import estimate
-from zopeft.models.rehearsal import Ledger
+from zopeft.jobs import memory, probe_memory
+from zopeft.jobs.memory import estimate
+from zopeft.jobs.rehearsal import Ledger
 
 B, T = 3, 50
 LLAMA = LlamaConfig(

@@ -15,24 +15,25 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     """Returns what each way to use a recipe's model needs, and whether it fits.
 
     Args:
-        recipe: The recipe: model, dtype, adapter, batch size and length of its tuning.
+        recipe: The recipe: model, dtype, adapter, method, batch size and length of its tuning.
         memory: Memory to fit in, in GB of 10^9 bytes; None takes that of the GPU found.
 
     Returns:
         ``model dtype bits batch_size length device memory_bytes context_bytes`` and ``needs``,
-        a dict for each `zopeft.models.memory.Need` with ``total`` and ``fits`` (None where
+        a dict for each `zopeft.jobs.memory.Need` with ``total`` and ``fits`` (None where
         there is no GPU and no `memory`); ``finetuner``, the bytes on disk and in memory of
         a fine-tuner learned on the model, for each capacity.
 
     Raises:
-        InputError: The model's configuration cannot be had, or the adapter does not fit it.
+        InputError: The model's configuration cannot be had, the adapter does not fit it, or
+            the method is no zeroth-order one.
     """
     import torch
 
     from zopeft.jobs.build import model_label
+    from zopeft.jobs.memory import CONTEXT
+    from zopeft.jobs.memory import estimate as needs_of
     from zopeft.models import resolve
-    from zopeft.models.memory import CONTEXT
-    from zopeft.models.memory import estimate as needs_of
     from zopeft.models.skeleton import bits_of, load_config
     from zopeft.noise import NOISES
 
@@ -46,7 +47,9 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     adapter = "lora" if recipe.peft.name in (None, FULL) else str(recipe.peft.name)
     rank = recipe.method.rank if NOISES[recipe.method.noise].low_rank else 0
     stacked = _stacked_tokens(recipe)
-    needs = needs_of(source, adapter, recipe.peft.options, *size, dtype, bits, rank, stacked)
+    method = recipe.method.name, recipe.method.options
+    way = (*size, dtype, bits, rank, stacked, *method)
+    needs = needs_of(source, adapter, recipe.peft.options, *way)
     device, room = (None, memory * GB) if memory is not None else _gpu()
     return {
         "model": model_label(source),

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
-from zopeft.optim.declared import Options
+from zopeft.optim.declared import Options, take_options
 from zopeft.optim.rate import SHARE
 from zopeft.optim.record import StepRecord
-from zopeft.optim.state import Kept
+from zopeft.optim.state import Kept, State
 from zopeft.optim.step import Plan, Step
 
 
@@ -38,6 +38,8 @@ class Method(ABC):
     spaces: tuple[str, ...] = ("full", "adapter", "scales")
     """The spaces (`zopeft.blocks.Blocks.space`) that it can serve."""
 
+    blocks: Blocks
+    """The blocks to train, [N]."""
     own: Any
     """Its options, of the kind `Options`."""
     share_origin = ""
@@ -52,8 +54,26 @@ class Method(ABC):
         """
 
     def keeps(self) -> Mapping[str, Kept]:
-        """Returns what the method keeps beside the weights, by name."""
+        """Returns what the method keeps beside the weights, by name.
+
+        It may ask for `own` and `blocks` alone: estimates of memory ask before there is a run.
+        """
         return {}
+
+    @classmethod
+    def state_on(cls, blocks: Blocks, options: Mapping[str, Any]) -> State:
+        """Returns the state that the method would keep beside some blocks; nothing is made.
+
+        Args:
+            blocks: The blocks, [N]; they need no values.
+            options: The method's own options.
+
+        Raises:
+            InputError: An option is unknown or out of range.
+        """
+        bare = cls.__new__(cls)
+        bare.own, bare.blocks = take_options(cls.__name__, cls.Options, dict(options)), blocks
+        return State(blocks, bare.keeps())
 
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """Returns the shapes that the method gives to blocks of its own accord, by index."""

@@ -104,11 +104,13 @@ class State:
         return Held(self[name])
 
     def bytes(self) -> int:
-        """Returns the memory that all of it takes."""
+        """Returns the memory that all of it takes once it has been made."""
         total = 0
         for kept in self.declared.values():
             if isinstance(kept, PerElement):
                 total += 4 * self.blocks.numel
+            elif isinstance(kept, PerBlock):
+                total += 8 * len(self.blocks)
             elif isinstance(kept, Factor):
                 sizes = [kept.size(*block.shape) for block in self.blocks if is_matrix(block)]
                 total += 4 * sum(int(torch.Size(size).numel()) for size in sizes)

@@ -6,9 +6,9 @@ Counted, with P the model's weights, A the adapter's, b the bytes of a weight:
   half a byte and 4 a block of 64 weights; heads, embeddings and norms stay as they are.
 - adapter: its parameters, in the dtype that PEFT gives them (fp32 over a 16-bit model).
 - state: Adam's gradient and two moments, in the dtype of what is trained, ``3 b P`` or
-  ``3 b A``. Zeroth-order methods have no gradient and no moments: an fp32 master of an
-  adapter, ``4 A``, and none of full weights in 16 bit.
-- scratch: what a zeroth-order step holds beside (`zopeft.models.probe_memory`); for 4-bit
+  ``3 b A``. A zeroth-order method has what it declares (`zopeft.optim.state`), which is nothing
+  for most; and an fp32 master of an adapter, ``4 A``, and none of full weights in 16 bit.
+- scratch: what a zeroth-order step holds beside (`zopeft.jobs.probe_memory`); for 4-bit
   weights one linear layer in 16 bit.
 - activations: the peak of a rehearsed step (see `Rehearsal`) of the whole batch with the loss
   over every token; of two batches where a zeroth-order step stacks its probes. zopeft's own
@@ -21,7 +21,7 @@ the activations, which are gone by then. What the driver takes is `CONTEXT`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,11 +31,13 @@ from zopeft.blocks import discover
 from zopeft.engine.carrying import SMALL
 from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
+from zopeft.jobs.probe_memory import factor_bytes, noise_bytes, scratch_bytes
+from zopeft.jobs.rehearsal import Rehearsal
+from zopeft.methods import METHODS
 from zopeft.models.adapters import attach
-from zopeft.models.probe_memory import factor_bytes, noise_bytes, scratch_bytes
-from zopeft.models.rehearsal import Rehearsal
 from zopeft.models.skeleton import load_config, outline
 from zopeft.models.source import ModelSource, resolve
+from zopeft.optim.zeroth_order import ZerothOrder
 
 CONTEXT = 600_000_000
 """Bytes that a GPU's driver and libraries take before the first tensor, about."""
@@ -77,6 +79,8 @@ def estimate(
     bits: int | None = None,
     rank: int = 0,
     stacked_tokens: int = 0,
+    method: str | None = None,
+    own: Mapping[str, Any] | None = None,
 ) -> list[Need]:
     """Estimates what inference, zeroth-order and first-order training of a model need.
 
@@ -92,16 +96,22 @@ def estimate(
         bits: 8 or 4 for a model that is quantised while loading; None for one that is not.
         rank: Rank of the zeroth-order methods' directions; 0 for those that have none.
         stacked_tokens: Tokens B T up to which both probes run in one forward, where they can.
+        method: Name of the zeroth-order method; None for MeZO or the ZO fine-tuner.
+        own: The method's own options.
 
     Returns:
         Inference, zeroth-order with an adapter and on full weights, adapter with Adam,
         the same with gradient checkpointing, full Adam; without those that cannot be: a
-        quantised model has no full training.
+        quantised model has no full training, and a method may not serve all weights.
 
     Raises:
-        InputError: There is no configuration, the adapter does not fit, or a number is out
-            of range.
+        InputError: There is no configuration, the adapter does not fit, a number is out
+            of range, or the method is unknown or no zeroth-order one.
     """
+    kind = None if method is None else METHODS[method]
+    if kind is not None and kind.order:
+        do = "leave it out: Adam is told in any case"
+        raise input_error("--method", "takes a zeroth-order method", method, do)
     for name, count in (("--batch-size", batch_size), ("--length", length)):
         if count < 1:
             raise input_error(name, "must be 1 or more", count)
@@ -114,9 +124,12 @@ def estimate(
     # On the meta device a prefix cannot start from activations, and has the same shape.
     settings = {**dict(options or {}), **({"real": False} if adapter == "prefix" else {})}
     tuned = Plan(attach(outline(config, name, dtype), adapter, settings), batch_size, length, bits)
-    needs = [plain.inference(), tuned.zeroth_order(adapter, rank, stacked_tokens)]
-    if bits is None:
-        needs.append(plain.zeroth_order("full", rank, stacked_tokens))
+    needs = [plain.inference()]
+    for plan, space in ((tuned, adapter), (plain, "full")):
+        serves = kind is None or ("full" if plan is plain else "adapter") in kind.spaces
+        if serves and (bits is None or plan is tuned):
+            need = plan.zeroth_order(space, rank, stacked_tokens, kind, own or {})
+            needs.append(need if method is None else replace(need, name=f"{method}, {space}"))
     needs += tuned.adam(adapter)
     if bits is None:
         needs += plain.adam()[:1]
@@ -141,7 +154,8 @@ class Plan:
         self.trained = sum(p.numel() for p in trained)
         self.trained_bytes = sum(p.nbytes for p in trained)
         self.in_adapter = base is not model
-        self.stackable = self.in_adapter and not StackedModules(discover(model)).reason
+        self.blocks = discover(model)
+        self.stackable = self.in_adapter and not StackedModules(self.blocks).reason
         self.tensors = len(trained)
         own = {id(p) for p in trained} if self.in_adapter else set()
         kept = [p for p in (*model.parameters(), *model.buffers()) if id(p) not in own]
@@ -161,10 +175,21 @@ class Plan:
             activations=self.rehearsal.forward(*self.size),
         )
 
-    def zeroth_order(self, adapter: str, rank: int, stacked_tokens: int) -> Need:
-        """MeZO, and ZO Fine-tuner, whose networks take 2 kB a tensor."""
+    def zeroth_order(
+        self,
+        adapter: str,
+        rank: int,
+        stacked_tokens: int,
+        kind: type[ZerothOrder] | None,
+        own: Mapping[str, Any],
+    ) -> Need:
+        """A zeroth-order method; a fine-tuner's networks, where it has one, take 2 kB a tensor."""
         held_flat = self.in_adapter or (self.half == 4 and self.trained <= SMALL)
         state = 4 * self.trained if held_flat else 0
+        if kind is None or kind.needs_finetuner:
+            state += 4 * 449 * self.tensors
+        if kind is not None:
+            state += kind.state_on(self.blocks, own).bytes()
         scratch = 0 if held_flat else self.scratch[rank > 0]
         scratch += noise_bytes(self.trained) + factor_bytes(self.parameters, rank)
         batch_size, length = self.size
@@ -177,7 +202,7 @@ class Plan:
             f"zeroth-order, {adapter}",
             self.weights,
             self.trained_bytes if self.in_adapter else 0,
-            state + 4 * 449 * self.tensors,
+            state,
             scratch + self.unpacked,
             self.rehearsal.forward(batch_size, length),
         )
