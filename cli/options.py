@@ -66,6 +66,10 @@ Dtype = Annotated[
     typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")]
+Layout = Annotated[
+    str | None,
+    typer.Option("--layout", metavar="NAME", help="Batches: auto, packed or padded."),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Png = Annotated[

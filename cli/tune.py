@@ -26,6 +26,7 @@ def tune(
     eps: o.Eps = None,
     seed: o.Seed = None,
     dtype: o.Dtype = None,
+    layout: o.Layout = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     debug: o.Debug = False,
@@ -45,6 +46,7 @@ def tune(
         "method.finetuner": ("--finetuner", finetuner),
         "method.lr": ("--lr", lr),
         "method.eps": ("--eps", eps),
+        "training.layout": ("--layout", layout),
     }
     with output(json, debug) as screen:
         from zopeft.jobs.folder import stored_recipe

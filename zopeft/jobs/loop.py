@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from zopeft.blocks.offloaded import device_of
 from zopeft.jobs.progress import Listener, Progress
 from zopeft.models.quiet import quiet
+from zopeft.probing.packed import PADDED
 from zopeft.recipe.schema import Recipe
 from zopeft.training import ZOTrainer, ZOTrainingArguments
 
@@ -36,6 +37,7 @@ class Run:
         lr_last: Learning rate of the last step.
         lr_reason: Where it came from.
         shapes: Which blocks' directions have which shape; "" where none has.
+        layout: How batches were laid out: "joined", "packed" or "padded".
     """
 
     steps: int
@@ -47,6 +49,7 @@ class Run:
     lr_last: float
     lr_reason: str
     shapes: str
+    layout: str
 
 
 class CountedLoss:
@@ -81,6 +84,12 @@ class CountedLoss:
 
         return counted
 
+    @property
+    def needed(self) -> Callable[[Any], Tensor | None]:
+        """The function's own ``needed``; missing where it has none."""
+        needed: Callable[[Any], Tensor | None] = self.function.needed  # type: ignore[attr-defined]
+        return needed
+
 
 class Follower(TrainerCallback):
     """Keeps each step's loss and tells the listener.
@@ -96,6 +105,10 @@ class Follower(TrainerCallback):
         self.losses: dict[int, float] = {}
         self.told = ""
         self.lr: float | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Leaves out the passes that found how to lay out batches; the method counts its own."""
+        self.loss.calls = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes note of the rate of the step that is about to be made."""
@@ -185,6 +198,7 @@ def _told(
         lr_last=float(first["lr"] if last is None else last.lr[0]),
         lr_reason=str(getattr(method, "lr_reason", reason)),
         shapes=_shapes_of(method),
+        layout=trainer.layout.way if trainer.args.order == 0 else PADDED,
     )
 
 
@@ -224,6 +238,7 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         max_steps=training.steps,
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
+        layout=training.layout,
         lr_scheduler_type=training.schedule,
         seed=training.seed,
         save_strategy="steps" if training.save_steps else "no",

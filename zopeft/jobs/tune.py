@@ -121,6 +121,7 @@ def _tuned(
         "lr_last": run.lr_last,
         "lr_reason": run.lr_reason,
         "shapes": run.shapes,
+        "layout": run.layout,
         "peak_bytes": peak_bytes(),
         "status": "done",
     }

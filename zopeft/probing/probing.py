@@ -16,6 +16,7 @@ from zopeft.engine import Engine
 from zopeft.engine.copies import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
+from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import ProbeNoise, measure_noise
 from zopeft.probing.sharing import shared_layers
 
@@ -54,6 +55,7 @@ class Probing:
         probes: "auto", "stacked" wherever the closure allows it, or "separate".
 
     Attributes:
+        layout: How the run's batches are laid out, for who makes its closures.
         noise: What of the differences of losses is rounding; None where it was not measured.
 
     Raises:
@@ -71,6 +73,7 @@ class Probing:
         device = engine.blocks[0].parameter.device
         self.most_tokens = MOST_TOKENS.get(device.type, 0)
         self.sharing = shared_layers(engine.blocks)
+        self.layout = PADDED
         self._refused = bool(engine.unstackable)
         self.noise: ProbeNoise | None = None
 
@@ -165,9 +168,14 @@ class Probing:
 
     def state_dict(self) -> dict[str, Any]:
         """Returns what later steps must be probed by, to have the same bits."""
-        return {"probes": self.probes, "most_tokens": self.most_tokens}
+        return {
+            "probes": self.probes,
+            "most_tokens": self.most_tokens,
+            "layout": self.layout,
+        }
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Takes what `state_dict` gave; None, of a run before there was a choice: apart."""
         state = {"probes": "separate", "most_tokens": 0} if state is None else state
         self.probes, self.most_tokens = state["probes"], state["most_tokens"]
+        self.layout = state.get("layout", PADDED)

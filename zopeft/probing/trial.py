@@ -136,15 +136,20 @@ def _differs(model: nn.Module, loss_function: Any, batch: Mapping[str, Any], pad
     if not bool(padded.isfinite()):
         return "the loss of the first batch is not finite"
     difference = float((loss - padded).abs() / padded.abs().clamp(min=1.0))
-    if difference <= tolerance(model):
+    if difference <= tolerance(model, getattr(loss_function, "dtype", None)):
         return ""
     return f"shared rows change its loss, by {difference:.1g} of it"
 
 
-def tolerance(model: nn.Module) -> float:
-    """Returns the largest difference of losses that is rounding, see `TOLERANCE`."""
+def tolerance(model: nn.Module, dtype: torch.dtype | None = None) -> float:
+    """Returns the largest difference of losses that is rounding, see `TOLERANCE`.
+
+    Args:
+        model: The model.
+        dtype: What a loss has products rounded to; None for the model's own dtype.
+    """
     base: Any = base_of(model)
-    dtype = getattr(base, "dtype", torch.float32)
+    dtype = getattr(base, "dtype", torch.float32) if dtype is None else dtype
     if getattr(base, "is_quantized", False):
         dtype = torch.bfloat16
     return TOLERANCE if dtype == torch.float32 else EPSILONS * torch.finfo(dtype).eps

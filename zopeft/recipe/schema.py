@@ -154,6 +154,9 @@ class TrainingSection:
         steps: Optimizer steps.
         batch_size: Examples a forward pass.
         accumulation: Batches a step; their losses are averaged.
+        layout: "packed" has the texts of a batch share rows, and options their prompt, so that
+            no padding and nothing twice is computed; "padded" gives each text a row; "auto"
+            packs where the first batch has the same loss both ways.
         schedule: Learning rate over the steps.
         seed: Seed of everything random: batches, directions, adapter.
         eval_before: Measure the metric before the first step, too.
@@ -165,6 +168,7 @@ class TrainingSection:
     steps: int = number(1000, least=1)
     batch_size: int = number(16, least=1)
     accumulation: int = number(1, least=1)
+    layout: Literal["auto", "packed", "padded"] = "auto"
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     seed: int = number(0, least=0)
     eval_before: bool = True

@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.optim.estimator import Estimator
+from zopeft.probing.trial import LAYOUTS
 
 
 @dataclass
@@ -39,6 +40,10 @@ class ZOTrainingArguments(TrainingArguments):
             those before; 0 for no clipping; None for 2 with "auto", else 0.
         probes: "stacked" for all probes in one forward, "separate" for a forward each, "auto"
             by the size of the batch, see `zopeft.probing.probing.Probing`.
+        layout: "packed" has the texts of a batch share rows, and what they begin with where the
+            loss allows it; "padded" runs batches as the collator makes them; "auto" packs where
+            the first batch has the same loss both ways, see `zopeft.probing.trial`. A run that is
+            resumed goes on as it began.
         directions: Directions a step, 1 to 64.
         sides: "two" for a pair of forward passes a direction, "one" for one each and one at
             the weights themselves.
@@ -64,6 +69,7 @@ class ZOTrainingArguments(TrainingArguments):
     max_bad_steps: int = 10
     clip: float | None = None
     probes: str = "auto"
+    layout: str = "auto"
     directions: int = 1
     sides: str = "two"
     normalise: bool = False
@@ -86,6 +92,8 @@ class ZOTrainingArguments(TrainingArguments):
         self._check_learning_rate()
         if self.rows not in (None, "none", "frequency"):
             raise input_error("rows", "must be 'none' or 'frequency'", self.rows)
+        if self.layout not in LAYOUTS:
+            raise input_error("layout", "unknown way of laying out batches", self.layout)
         if self.max_bad_steps < 1:
             raise input_error("max_bad_steps", "must be at least 1", self.max_bad_steps)
         if self.journal_sync_steps < 1:

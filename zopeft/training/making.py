@@ -16,7 +16,10 @@ from zopeft.methods import METHODS
 from zopeft.optim.options import options_from
 from zopeft.optim.shown_rate import guard
 from zopeft.probing.batch_loss import BatchLoss
+from zopeft.probing.packed import PADDED, laid_out
+from zopeft.probing.trial import Choice
 from zopeft.tasks.frequency import frequency_options
+from zopeft.training.layout import AS_BEGUN, first_choice
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.resumable import Resumable
 
@@ -31,8 +34,10 @@ class Making(Resumable):
     Attributes:
         finetuner: A `FineTuner`, its folder or hub id; None for that of the arguments.
         loss_function: From model and batch to a loss; None for the model's own.
+        layout: How batches are laid out, and why not packed; settled when training begins.
     """
 
+    layout = Choice(PADDED, "not settled yet")
     finetuner: Any = None
     loss_function: LossFunction | None = None
 
@@ -56,7 +61,7 @@ class Making(Resumable):
         return kind(blocks, **options)
 
     def _settle(self, method: Any) -> None:
-        """Settles what depends on the run: how probes are taken, and ``lr="auto"``.
+        """Settles what depends on the run: layout, how probes are taken, and ``lr="auto"``.
 
         The rate is settled before the schedule is made, which multiplies what is found here.
         A run that is resumed from its journal takes the rate that it began with from there, and
@@ -67,12 +72,36 @@ class Making(Resumable):
             method.engine.reads.agree = self._read_anywhere
         if journal is not None:
             method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
+        if self.args.order == 0:
+            self._settle_layout(method)
         if not getattr(method, "auto", False):
             return
         if journal is not None:
             method.begin_rate(journal.header.rate, journal.header.learning_rate)
         elif checkpoint is None:
             self._calibrate(method)
+
+    def _settle_layout(self, method: Any) -> None:
+        """Settles how batches are laid out: tried out for a new run, and else as it began."""
+        journal = self.recording.journal
+        if journal is not None:
+            way = str(journal.header.settings.get("layout", PADDED))
+            self.layout = Choice(way, AS_BEGUN)
+        elif self._resumed is not None:
+            # What the checkpoint holds is about to be loaded.
+            self.layout = Choice(method.probing.layout, AS_BEGUN)
+        else:
+            self.model.eval()
+            self.layout = first_choice(self, self._process_loss(), self._first_on_device)
+        method.probing.layout = self.layout.way
+
+    def _first_on_device(self) -> Any:
+        return self._prepare_inputs(self._first_batch())
+
+    def _closure(self, model: Any, batch: Any, way: str) -> BatchLoss:
+        """Returns the loss of a batch, laid out."""
+        loss = self._process_loss()
+        return BatchLoss(model, laid_out(model, batch, loss, way), loss)
 
     def _read_anywhere(self, read: Tensor) -> Tensor:
         """Returns which blocks any process of the run has read, from what this one has."""
@@ -106,9 +135,9 @@ class Making(Resumable):
 
     def _calibrate(self, method: Any) -> None:
         """Has the learning rate proposed from the first training batch."""
-        batch = self._prepare_inputs(self._first_batch())
+        batch = self._first_on_device()
         self.model.eval()
-        rate = method.calibrate(BatchLoss(self.model, batch, self._process_loss()))
+        rate = method.calibrate(self._closure(self.model, batch, method.probing.layout))
         logger.info("learning rate %g: %s", rate, method.lr_reason)
 
     def _first_batch(self) -> dict[str, Any]:

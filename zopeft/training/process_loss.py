@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from zopeft.engine.copies import UnstackableError
-from zopeft.probing.batch_loss import ModelLoss
+from zopeft.probing.batch_loss import ModelLoss, as_inputs
 
 
 class ProcessLoss:
@@ -25,11 +25,27 @@ class ProcessLoss:
     def __init__(self, trainer: Any, own: type) -> None:
         self.trainer, self.own = trainer, own
 
-    def __call__(self, model: nn.Module, batch: dict[str, Any]) -> Tensor:
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch, 0-dim."""
-        with self.trainer.accelerator.autocast():
-            loss: Tensor = self.trainer.compute_loss(model, batch)
-        return self._everywhere(loss)
+        return self._everywhere(self.alone(model, batch))
+
+    @property
+    def alone(self) -> LocalLoss:
+        """The loss of this process, which asks for nothing from the others."""
+        return LocalLoss(self)
+
+    @property
+    def needed(self) -> Callable[[Mapping[str, Any]], Tensor | None]:
+        """What the loss reads of a batch, see `BatchLoss`.
+
+        Raises:
+            AttributeError: The trainer's loss does not say.
+        """
+        found = self._own()
+        if not hasattr(found, "needed"):
+            raise AttributeError("the trainer's loss does not say what it needs of a batch")
+        needed: Callable[[Mapping[str, Any]], Tensor | None] = found.needed
+        return needed
 
     def stacked(self, model: nn.Module, batch: dict[str, Any], count: int) -> Tensor:
         """Returns the losses [count] of copies of a batch, from one forward.
@@ -45,20 +61,56 @@ class ProcessLoss:
 
     def _stackable(self) -> Callable[..., Tensor]:
         """The function that does in one forward what `compute_loss` does."""
-        trainer = self.trainer
-        kinds = [kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind)]
-        found, as_written = None, kinds[0] is self.own and "compute_loss" not in vars(trainer)
-        if as_written and trainer.loss_function is not None:
-            found = getattr(trainer.loss_function, "stacked", None)
-        elif as_written and kinds[1] is Trainer and trainer.compute_loss_func is None:
-            found = ModelLoss().stacked
+        found = getattr(self._own(), "stacked", None)
         if found is None:
             raise UnstackableError("the trainer's loss is for one batch at a time", True)
         function: Callable[..., Tensor] = found
         return function
+
+    def _own(self) -> Any:
+        """The loss function that `compute_loss` comes to; None where that is not known."""
+        trainer = self.trainer
+        kinds = [kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind)]
+        if kinds[0] is not self.own or "compute_loss" in vars(trainer):
+            return None
+        if trainer.loss_function is not None:
+            return trainer.loss_function
+        plain = kinds[1] is Trainer and trainer.compute_loss_func is None
+        return ModelLoss() if plain else None
 
     def _everywhere(self, loss: Tensor) -> Tensor:
         if self.trainer.args.world_size > 1:
             # Gathered and then averaged by each, so that all have the same bits.
             loss = self.trainer.accelerator.gather(loss.detach().float().reshape(1)).mean()
         return loss
+
+
+class LocalLoss:
+    """The loss of one process.
+
+    Args:
+        shared: The loss of all of them.
+    """
+
+    def __init__(self, shared: ProcessLoss) -> None:
+        self.shared, self.trainer = shared, shared.trainer
+
+    def __call__(self, model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        """Returns the loss of a batch, 0-dim."""
+        with self.trainer.accelerator.autocast():
+            if self.trainer.loss_function is None:
+                with as_inputs(model, batch) as inputs:
+                    loss: Tensor = self.trainer.compute_loss(model, inputs)
+            else:
+                loss = self.trainer.compute_loss(model, batch)
+        return loss
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What products are rounded to beyond the model's own dtype; None for nothing."""
+        return torch.bfloat16 if self.trainer.args.bf16 else None
+
+    @property
+    def needed(self) -> Callable[[Mapping[str, Any]], Tensor | None]:
+        """As of `ProcessLoss`."""
+        return self.shared.needed

@@ -16,6 +16,7 @@ from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error, run_error
 from zopeft.finetuner.digest import digest_like
 from zopeft.journal.start import fingerprint
+from zopeft.probing.packed import PADDED
 from zopeft.staging import unveil
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
@@ -223,6 +224,7 @@ class Resumable(Loading):
         settings["clip"] = self.method.clip.factor
         settings["probes"] = args.probes
         settings["stacked_tokens"] = self.method.probing.most_tokens
+        settings["layout"] = PADDED if args.layout == PADDED else self.method.probing.layout
         journal, finetuner = self.recording.journal, getattr(self.method, "finetuner", None)
         before = "" if journal is None else str(journal.header.settings.get("finetuner", ""))
         settings["finetuner"] = digest_like(finetuner, before)

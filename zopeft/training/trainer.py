@@ -15,7 +15,6 @@ from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
 from zopeft.optim.estimator import Estimator
-from zopeft.probing.batch_loss import BatchLoss
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.making import LossFunction, Making
 
@@ -58,7 +57,8 @@ class ZOTrainerMixin(Making):
             `args.finetuner`.
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``. With a method ``stacked``, as
-            `zopeft.probing.batch_loss.BatchLoss` describes it, its probes can be stacked.
+            `zopeft.probing.batch_loss.BatchLoss` describes it, its probes can be stacked, and
+            with a method ``needed`` its batches packed.
         **options: Further arguments of the trainer beneath.
 
     Raises:
@@ -147,7 +147,7 @@ class ZOTrainerMixin(Making):
             loss = method.recall(record)
         else:
             batch = self._prepare_inputs(inputs)
-            loss = method.estimate(BatchLoss(model, batch, self._process_loss()))
+            loss = method.estimate(self._closure(model, batch, method.probing.layout))
         loss = loss.to(self.args.device)
         # A bad step is skipped by the method; in the running mean the last good loss stands in.
         self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
