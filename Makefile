@@ -20,12 +20,13 @@ AVX2 ?= tests/test_golden.py tests/test_engine.py tests/test_methods_directions.
 	tests/test_methods_rate.py tests/test_journal_rebuild.py tests/test_training_trainer.py \
 	tests/test_training_mixin.py tests/test_peft_matrix.py tests/test_finetuner_learned.py
 
-.PHONY: help setup test test-isa demo lint types format clean
+.PHONY: help setup test test-isa demo docs lint types format clean
 
 help:
 	@echo "make test    set up .venv, run the tests"
 	@echo "make test-isa  the tests that compute, as other processors would run them"
 	@echo "make demo    set up .venv, run the main job on the embedded model (under 5 minutes)"
+	@echo "make docs    the pages of docs/, with strict links, into build/site"
 	@echo "make lint    ruff;  make types  mypy;  make format  ruff format;  make clean"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -50,6 +51,10 @@ test-isa: $(STAMP)
 
 demo: $(STAMP)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=2 $(BIN)/zopeft demo --out demo --overwrite
+
+docs: $(STAMP)
+	$(BIN)/pip install --quiet --constraint constraints.txt "mkdocs-material>=9"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict --site-dir build/site
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
