@@ -121,7 +121,7 @@ class OracleEngine:
             new = new + float(own[0]) * self.values(direction)
         self.theta.copy_(new)
 
-    def map(self, function, vectors, buffers, seed, decays, alone=()):
+    def map(self, function, vectors, buffers, seed, decays, alone=(), together=False):
         if not all(vector.touches(0) for vector in vectors):
             return
         (part,) = self.elements.parts(0, self.theta)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -52,9 +52,13 @@ class Direction(Vector):
         """See `Vector.seeds`."""
         return (self.seed,)
 
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`."""
+        return True
+
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
-        return part.elements.noise(self, part)
+        return part.noise(self)
 
 
 Probe = tuple[Vector, float]

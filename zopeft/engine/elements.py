@@ -6,7 +6,7 @@ on in pieces of whole rows that pass through the cache.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -158,6 +158,18 @@ class Part:
     def of(self, tensor: Tensor) -> Tensor:
         """Returns `view` on the part's device."""
         return self.view(tensor).to(self.device)
+
+    def noise(self, direction: Direction) -> Tensor:
+        """Returns ``scale * z`` of a direction, fp32 [n, W]."""
+        return self.elements.noise(direction, self)
+
+    def held(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Returns the part's numbers of tensors that are kept a block, [n, W], a copy."""
+        return self.of(tensors[self.index]).clone()
+
+    def each(self, numbers: Sequence[float]) -> Tensor:
+        """Returns a number that is kept a block, fp32 [n, W]."""
+        return self.zeros().add_(float(numbers[self.index]))
 
     def zeros(self) -> Tensor:
         """Returns zeros, fp32 [n, W]."""

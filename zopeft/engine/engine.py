@@ -24,7 +24,7 @@ from zopeft.engine.replaced import refuse_replaced
 from zopeft.engine.shapes import Shape
 from zopeft.engine.stacked import StackedModules
 from zopeft.engine.tangents import slope_along
-from zopeft.engine.vector import Vector
+from zopeft.engine.vector import Vector, terms_of
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.kernels.plain import ROUNDINGS
@@ -235,10 +235,19 @@ class Engine:
         seed: int,
         decays: Tensor | float = 1.0,
         alone: Collection[int] = (),
+        together: bool = False,
     ) -> None:
         """Writes what a function makes of weights and state, piece by piece (`map_weights`)."""
         decay = torch.as_tensor(decays, dtype=torch.float64).expand(len(self.blocks))
-        map_weights(self.carriers, self.elements, function, vectors, buffers, seed, decay, alone)
+        self.forms.kept = max(1, len(self._shaped_seeds(vectors)))
+        given = (function, vectors, buffers, seed, decay, alone, together)
+        map_weights(self.carriers, self.elements, *given)
+
+    def _shaped_seeds(self, vectors: Sequence[Vector]) -> set[int]:
+        """Seeds of the directions in some vectors that shaped blocks take their numbers from."""
+        terms = [term for vector in vectors for _, term in terms_of(vector)]
+        shaped = [term for term in terms if any(map(term.touches, self.forms.shapes))]
+        return {seed for term in shaped for seed in term.seeds}
 
     def weights(self, index: int) -> Tensor:
         """Returns a block's weights, to be read alone, in its shape (of scales: ones)."""

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Block
+from zopeft.engine.bundles import groups_of
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.elements import Elements, as_matrix
 from zopeft.engine.sums import terms_of, update_matrix
@@ -63,6 +65,8 @@ class FlatBuffer:
         if len(isotropic) < len(self.parameters):
             self.isotropic = self._lay_out(isotropic, plain)
         self._statistics: Statistics | None = None
+        self.groups = groups_of(elements, self.indices)
+        self._stored: dict[int, Tensor] = {}
         self._parameter_of = {
             self.indices[member]: (number, self.blocks[member])
             for number, members in enumerate(self._members)
@@ -196,8 +200,15 @@ class FlatBuffer:
     def _add(self, vector: Vector, step: float, out: Tensor) -> None:
         """Does `_shift` for a vector that is more than one direction, or less than a whole one."""
         out.copy_(self.master)
+        done: set[int] = set()
+        for group in self.groups if out.dtype == torch.float32 else ():
+            if group.takes((vector,)):
+                bundle = group.bundle(self.stored)
+                shown = vector.values(bundle).mul_(step).add_(bundle.stored)
+                bundle.put(shown, partial(self._view, buffer=out))
+                done.update(group.indices)
         for index in self.indices:
-            if vector.touches(index):
+            if vector.touches(index) and index not in done:
                 shown = as_matrix(self._view(index, out))
                 for part in self.elements.parts(index, self._view(index, self.master)):
                     shown[part.rows] = self.elements.shifted(vector, step, part, out)
@@ -211,7 +222,9 @@ class FlatBuffer:
 
     def stored(self, index: int) -> Tensor:
         """Returns a block's weights, fp32, in its shape."""
-        return self._view(index, self.master)
+        if index not in self._stored:
+            self._stored[index] = self._view(index, self.master)
+        return self._stored[index]
 
     @contextmanager
     def edited(self, index: int, seed: int) -> Iterator[Tensor]:

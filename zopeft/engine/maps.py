@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Sequence
 import torch
 from torch import Tensor
 
+from zopeft.engine.bundles import Group
 from zopeft.engine.carrying import Carrier
 from zopeft.engine.elements import Elements
 from zopeft.engine.vector import Vector
@@ -27,6 +28,7 @@ def map_weights(
     seed: int,
     decays: Tensor,
     alone: Collection[int] = (),
+    together: bool = False,
 ) -> None:
     """Writes what a function makes of the weights and of state beside them.
 
@@ -40,11 +42,17 @@ def map_weights(
         seed: 64-bit key of the step: it addresses the rounding.
         decays: What the weights are multiplied by first, float64 [N].
         alone: Indices of blocks that are left as they are.
+        together: Whether the function is the same for all blocks: small ones are then bundled.
     """
     with torch.no_grad():
         for carrier in carriers:
+            done: set[int] = set(alone)
+            for group in carrier.groups if together else ():
+                if done.isdisjoint(group.indices) and group.takes(vectors):
+                    _map_group(carrier, group, function, vectors, buffers, decays)
+                    done.update(group.indices)
             for index in carrier.indices:
-                if index in alone or not all(vector.touches(index) for vector in vectors):
+                if index in done or not all(vector.touches(index) for vector in vectors):
                     continue
                 decay, address = float(decays[index]), elements.blocks[index].address
                 with carrier.edited(index, seed) as weight:
@@ -62,6 +70,28 @@ def map_weights(
             carrier.finish()
 
 
+def _map_group(
+    carrier: Carrier,
+    group: Group,
+    function: Callable[..., tuple[Tensor, ...]],
+    vectors: Sequence[Vector],
+    buffers: Sequence[Sequence[Tensor]],
+    decays: Tensor,
+) -> None:
+    """Does a map for the blocks of a group at once, whose weights are fp32."""
+    bundle = group.bundle(carrier.stored)
+    # Vectors may be functions of the weights as they are, before their decay.
+    values = [vector.values(bundle) for vector in vectors]
+    own = decays[list(group.indices)]
+    even = bool((own == own[0]).all())
+    weight = bundle.stored.mul_(float(own[0]) if even else bundle.each(decays.tolist()))
+    kept_before = [bundle.held(buffer) for buffer in buffers]
+    new, *kept = function(bundle.index, weight, *values, *kept_before)
+    bundle.put(new, carrier.stored)
+    for buffer, value in zip(buffers, kept, strict=True):
+        bundle.put(value, buffer.__getitem__)
+
+
 def inner_products(
     carriers: Sequence[Carrier], elements: Elements, first: Vector, second: Vector
 ) -> Tensor:
@@ -69,8 +99,15 @@ def inner_products(
     found = torch.zeros(len(elements.blocks), dtype=torch.float64)
     with torch.no_grad():
         for carrier in carriers:
+            done: set[int] = set()
+            for group in carrier.groups:
+                if group.takes((first, second)):
+                    bundle = group.bundle(carrier.stored)
+                    row = first.values(bundle).double().mul_(second.values(bundle))
+                    found[list(group.indices)] = bundle.sums(row).cpu()
+                    done.update(group.indices)
             for index in carrier.indices:
-                if not (first.touches(index) and second.touches(index)):
+                if index in done or not (first.touches(index) and second.touches(index)):
                     continue
                 for part in elements.parts(index, carrier.stored(index)):
                     product = first.values(part).double().mul_(second.values(part))

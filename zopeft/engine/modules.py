@@ -28,6 +28,7 @@ from zopeft.blocks import Block
 from zopeft.blocks.offloaded import Offload
 from zopeft.engine import layers
 from zopeft.engine.arena import returns_new_memory
+from zopeft.engine.bundles import Group
 from zopeft.engine.copies import Copies, UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.engine.elements import Elements
@@ -69,6 +70,8 @@ class ModuleWeights(OwnWeights):
     Attributes:
         whole: Whether all weights are perturbed at once, see `show_whole`.
     """
+
+    groups: Sequence[Group] = ()
 
     def __init__(
         self,

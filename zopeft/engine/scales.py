@@ -16,6 +16,7 @@ from torch import Tensor
 
 from zopeft.blocks import Block
 from zopeft.blocks.scales import ScaleHolder
+from zopeft.engine.bundles import Group
 from zopeft.engine.direction import Direction
 from zopeft.engine.elements import Elements
 from zopeft.engine.sums import terms_of
@@ -39,6 +40,8 @@ class ScaleTensors:
         Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et
         al. 2025), section 3.
     """
+
+    groups: Sequence[Group] = ()
 
     def __init__(self, indices: Sequence[int], blocks: Sequence[Block], elements: Elements) -> None:
         self.indices = list(indices)

@@ -31,6 +31,14 @@ class Vector(ABC):
         """Whether a block is part of the vector; elsewhere it is zero and costs nothing."""
         return True
 
+    def spans(self, indices: Sequence[int]) -> bool:
+        """Whether `values` can be asked for some whole blocks at once.
+
+        Args:
+            indices: The blocks' indices; none of them has a shape.
+        """
+        return False
+
     @abstractmethod
     def values(self, part: Part) -> Tensor:
         """Returns the vector's numbers on a part of a block, fp32 [n, W], free to be changed."""
@@ -54,7 +62,7 @@ class Vector(ABC):
 
     def __add__(self, other: Vector) -> Vector:
         """Returns the sum."""
-        return Sum((*_terms(self), *_terms(other)))
+        return Sum((*terms_of(self), *terms_of(other)))
 
     def __sub__(self, other: Vector) -> Vector:
         """Returns the difference."""
@@ -62,7 +70,7 @@ class Vector(ABC):
 
     def __rmul__(self, factor: float) -> Vector:
         """Returns the vector times a number."""
-        return Sum(tuple((factor * own, vector) for own, vector in _terms(self)))
+        return Sum(tuple((factor * own, vector) for own, vector in terms_of(self)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +91,14 @@ class Sum(Vector):
     def seeds(self) -> tuple[int, ...]:
         """See `Vector.seeds`."""
         return tuple(seed for _, vector in self.terms for seed in vector.seeds)
+
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`: where each term touches all of the blocks, or none."""
+        for _, vector in self.terms:
+            touched = [vector.touches(index) for index in indices]
+            if any(touched) and not (all(touched) and vector.spans(indices)):
+                return False
+        return True
 
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
@@ -115,6 +131,10 @@ class Restricted(Vector):
         """See `Vector.seeds`."""
         return self.vector.seeds
 
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`."""
+        return self.indices.issuperset(indices) and self.vector.spans(indices)
+
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
         return self.vector.values(part)
@@ -130,9 +150,13 @@ class Held(Vector):
 
     tensors: Sequence[Tensor]
 
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`."""
+        return True
+
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
-        return part.of(self.tensors[part.index]).clone()
+        return part.held(self.tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,6 +180,10 @@ class Elementwise(Vector):
     def seeds(self) -> tuple[int, ...]:
         """See `Vector.seeds`."""
         return tuple(seed for vector in self.vectors for seed in vector.seeds)
+
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`."""
+        return all(vector.spans(indices) for vector in self.vectors)
 
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
@@ -219,9 +247,13 @@ class Each(Vector):
 
     numbers: Sequence[float]
 
+    def spans(self, indices: Sequence[int]) -> bool:
+        """See `Vector.spans`."""
+        return True
+
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
-        return part.zeros().add_(float(self.numbers[part.index]))
+        return part.each(self.numbers)
 
 
 def first_seed(vector: Vector) -> int:
@@ -230,7 +262,8 @@ def first_seed(vector: Vector) -> int:
     return seeds[0] if seeds else 0
 
 
-def _terms(vector: Vector) -> tuple[tuple[float, Vector], ...]:
+def terms_of(vector: Vector) -> tuple[tuple[float, Vector], ...]:
+    """Returns the coefficients and vectors that a vector is the sum of."""
     return vector.terms if isinstance(vector, Sum) else ((1.0, vector),)
 
 

@@ -13,7 +13,7 @@ from zopeft.engine import Shape
 from zopeft.engine.kept import Rotated, orthonormal
 from zopeft.engine.vector import HERE
 from zopeft.optim.declared import Options, option
-from zopeft.optim.factors import along, on_matrices, rest
+from zopeft.optim.factors import along, mean_rights, on_matrices, rest
 from zopeft.optim.state import Factor, Kept
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
@@ -65,13 +65,9 @@ class ZOMuon(ZerothOrder):
         directions = [step.direction(number, kept) for number in range(options.queries)]
         here, *losses = yield [HERE, *(u.at(step.eps) for u in directions)]
         slopes = [(loss - here) / step.eps for loss in losses]
-        lefts: dict[int, Tensor] = {}
-        rights: dict[int, Tensor] = {}
-        for index in forms.shapes:
-            pairs = zip(slopes, directions, strict=True)
-            found = [slope * forms.pair(index, u)[1] for slope, u in pairs]
-            lefts[index] = forms.kept_of(index, kept)
-            rights[index] = orthogonalised(torch.stack(found).mean(0), options.exact)
+        means = mean_rights(forms, slopes, directions)
+        lefts = {index: forms.kept_of(index, kept) for index in means}
+        rights = {i: orthogonalised(mean, options.exact) for i, mean in means.items()}
         vectors = rest(step.estimate(directions, slopes), self.blocks, lefts)
         return [step.descend(along(lefts, rights) + options.vectors * vectors, 1.0)]
 
@@ -156,9 +152,7 @@ class ZOMOPI(ZerothOrder):
         rights: dict[int, Tensor] = {}
         momenta: dict[int, Tensor] = {}
         bases: dict[int, Tensor] = {}
-        for index in forms.shapes:
-            both = zip(slopes, directions, strict=True)
-            estimate = torch.stack([g * forms.pair(index, u)[1] for g, u in both]).mean(0)
+        for index, estimate in mean_rights(forms, slopes, directions).items():
             before = step.state["momentum"][index]
             if step.renews(options.renew):
                 old = forms.kept_of(index, step.slow_before(options.renew))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 from zopeft.blocks import Blocks
+from zopeft.engine.direction import Direction
+from zopeft.engine.forms import Forms
 from zopeft.engine.shapes import Shape
 from zopeft.engine.vector import Computed, Elementwise, Vector
 from zopeft.kernels.form import Form
@@ -16,6 +19,27 @@ from zopeft.optim.state import is_matrix
 def on_matrices(blocks: Blocks, shape: Shape) -> dict[int, Shape]:
     """Returns one shape for every whole matrix, by the block's index."""
     return {index: shape for index, block in enumerate(blocks) if is_matrix(block)}
+
+
+def mean_rights(
+    forms: Forms, slopes: Sequence[float], directions: Sequence[Direction]
+) -> dict[int, Tensor]:
+    """Returns ``1 / K sum_k slope_k right_k`` of shaped blocks, [r, I] by index.
+
+    Direction by direction, since the factors of one are drawn for all blocks at once, and are
+    held until the next.
+
+    Args:
+        forms: What shaped blocks' directions are made of.
+        slopes: One a direction, [K].
+        directions: The directions, [K].
+    """
+    sums: dict[int, Tensor] = {}
+    for slope, direction in zip(slopes, directions, strict=True):
+        for index in forms.shapes:
+            right = forms.pair(index, direction)[1]
+            sums[index] = sums.get(index, torch.zeros_like(right)).add_(right, alpha=slope)
+    return {index: total.div_(len(slopes)) for index, total in sums.items()}
 
 
 def along(lefts: Mapping[int, Tensor], rights: Mapping[int, Tensor]) -> Vector:

@@ -66,7 +66,7 @@ def write_all(
         if isinstance(write, Map):
             function = _with_rate(write.function, lr)
             buffers = [state[name] for name in write.state]
-            engine.map(function, write.vectors, buffers, seed, decays, alone)
+            engine.map(function, write.vectors, buffers, seed, decays, alone, _even(lr))
         else:
             _descend(engine, write, seed, lr, decays, alone)
         decays = torch.ones_like(decays)
@@ -94,7 +94,12 @@ def _descend(
     def descended(index: int, weight: Tensor, step: Tensor) -> tuple[Tensor, ...]:
         return (weight.sub_(step, alpha=float(lr[index])),)
 
-    engine.map(descended, [total], [], seed, decays, alone)
+    engine.map(descended, [total], [], seed, decays, alone, _even(lr))
+
+
+def _even(lr: Tensor) -> bool:
+    """Whether all blocks have one learning rate."""
+    return bool((lr == lr[0]).all())
 
 
 def _with_rate(function: Callable[..., Any], lr: Tensor) -> Callable[..., Any]:
