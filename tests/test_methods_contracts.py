@@ -11,9 +11,11 @@ import math
 
 import pytest
 import torch
-from test_methods import Quadratic, equal, weights
+from test_methods import Quadratic as Whole
+from test_methods import equal, weights
 
 import zopeft
+from zopeft.engine.copies import UnstackableError
 from zopeft.errors import InputError, RunError
 from zopeft.journal.codec import decode, encode
 from zopeft.methods import METHODS
@@ -35,6 +37,7 @@ SMALL = {
     "hizoo": {"smooth": 1e-3},
     "lezo": {"skip": 0.5},
     "mezo_svrg": {"inner": 0.5},
+    "grzo": {"groups": 3},
 }
 """Options with which a few steps show all that a method does."""
 RATES = {
@@ -49,8 +52,47 @@ RATES = {
     "zo_mopi": 0.3,
     "kerzoo": 1e-3,
     "bszo": 0.06,
+    "grzo": 1e-4,
 }
 """Learning rates that suit the quadratic, of methods whose steps have a length of their own."""
+
+
+class Rows:
+    """A closure whose loss is the sum over some examples, and can be had of groups of them."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self):
+        return self.function(torch.arange(6)).sum()
+
+    def grouped(self, count, only):
+        if only is None:
+            raise UnstackableError("groups run by themselves", True)
+        return count * self.function(torch.arange(6)[only::count]).sum()
+
+    def __rmul__(self, factor):
+        return Rows(lambda rows: factor * self.function(rows))
+
+    def __add__(self, other):
+        return Rows(lambda rows: self.function(rows) + other.function(rows))
+
+
+class Quadratic(Whole):
+    """The quadratic of all methods' tests, as a sum over six examples."""
+
+    @property
+    def loss(self):
+        return Rows(self.of_rows)
+
+    def of_rows(self, rows):
+        inputs = torch.eye(6, dtype=self.first.weight.dtype)[rows]
+        found = self.first(inputs).float().square().sum(1)
+        found = found + 0.3 * self.second(inputs).float().square().sum(1)
+        return found + self.norm(inputs).float().square().sum(1) / 36
+
+    def of_columns(self, rows):
+        return self.first.weight[:, rows].square().sum(0)
 
 
 def make(name, model, **options):
@@ -166,15 +208,17 @@ def test_a_closure_that_raises_changes_no_bit(name, carrier):
     method, start = make(name, model, carrier=carrier), weights(model)
     calls, last = [], math.inf
 
-    def closure():
+    def counted(rows):
         calls.append(1)
         if len(calls) == last:
             raise KeyboardInterrupt
-        return model.loss()
+        return model.of_rows(rows)
+
+    closure = Rows(counted)
 
     method.step(closure)
     assert moved(model, start)
-    before, last = weights(model), 2 * len(calls)
+    before, last = weights(model), len(calls) + min(2, len(calls))
     with pytest.raises(KeyboardInterrupt):
         method.step(closure)
     assert equal(weights(model), before)
@@ -211,9 +255,10 @@ def test_micro_batches_are_one_batch(name):
     start = weights(model)
     whole, parts = make(name, model), make(name, twin)
     for _ in range(4):
-        whole.step(lambda: 0.5 * model.loss() + 0.5 * model.first.weight.square().sum())
+        ours, its = Rows(model.of_columns), Rows(twin.of_columns)
+        whole.step(0.5 * model.loss + 0.5 * ours)
         parts.estimate(twin.loss)
-        parts.estimate(lambda: twin.first.weight.square().sum())
+        parts.estimate(its)
         parts.apply()
     assert moved(model, start)
     assert parts.forward_passes == 2 * whole.forward_passes
@@ -230,13 +275,13 @@ def test_losses_that_are_not_finite_are_skipped_and_then_stop_the_run(name):
     method.step(model.loss)
     assert moved(model, start)
     before = weights(model)
-    method.step(lambda: model.loss() * math.nan)
+    method.step(math.nan * model.loss)
     assert equal(weights(model), before) and method.skipped == 1
     record = decode(encode(method.last_record, None), None)
     assert record.skipped and math.isnan(record.losses[0])
     with pytest.raises(RunError, match="not finite for 3 steps in a row"):
         for _ in range(3):
-            method.step(lambda: model.loss() * math.nan)
+            method.step(math.nan * model.loss)
     assert equal(weights(model), before)
 
 

@@ -230,6 +230,33 @@ def test_fzoo_is_the_mean_over_the_spread():
     close(path[0], torch.tensor(PROBLEM["theta0"], dtype=torch.float64) - 0.01 / 2 * sum(terms))
 
 
+def test_a_direction_for_each_example(monkeypatch):
+    """Pattern 2 of the vector over its pattern 1, for here the first is ones."""
+    first = torch.tensor([1.0, -1.0, -0.5, -2.0], dtype=torch.float64)
+    signs = matrix([1.0, 1.0], [1.0, -1.0]), matrix([1.0, 1.0], [-1.0, 1.0])
+    monkeypatch.setattr("zopeft.engine.flips.Signs.of", lambda *_: signs)
+    method, plain = oracle("grzo", PROBLEM, {seed(0): first}, shape=(2, 2), groups=2)
+    a, b = (torch.tensor(PROBLEM[key], dtype=torch.float64) for key in ("a", "b"))
+
+    class Examples:
+        def __call__(self):
+            return plain()
+
+        def grouped(self, count, only):
+            t = method.engine.shown.reshape(-1)
+            parts = (plain(), (a / 2 * t * t).sum() / 2 - (b * t).sum())
+            return parts[only]
+
+    method.probing.engine, method.probing.groups_together = method.engine, False
+    method.engine.settle = lambda: False
+    method.step(Examples())
+    close(
+        method.engine.theta.reshape(-1),
+        [1.0399999999280898, -0.5195505617626057, 0.24022471911869714, 1.9200000001438202],
+    )
+    assert method.forward_passes == 2
+
+
 def matrix(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 

@@ -132,12 +132,20 @@ class Engine:
     @property
     def unstackable(self) -> str:
         """Why `stacked` cannot be used for these blocks; "" if it can."""
+        return self._first_reason(lambda carrier: carrier.unstackable)
+
+    @property
+    def ungroupable(self) -> str:
+        """Why `stacked` cannot be used for `Flips` of one direction; "" if it can."""
+        return self._first_reason(lambda carrier: carrier.ungroupable)
+
+    def _first_reason(self, reason_of: Callable[[ModuleWeights], str]) -> str:
         if all(isinstance(carrier, FlatBuffer) for carrier in self.carriers):
             return self.stacking.reason
         modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
         if len(modular) < len(self.carriers):
             return "the weights are not all held in one way"
-        return next((carrier.unstackable for carrier in modular if carrier.unstackable), "")
+        return next((reason for carrier in modular if (reason := reason_of(carrier))), "")
 
     @contextmanager
     def stacked(self, probes: Sequence[Probe]) -> Iterator[None]:
@@ -145,7 +153,9 @@ class Engine:
 
         The batch must be repeated once a probe along its rows: copy p sees probe p. Only for
         blocks for which `unstackable` is empty: LoRA, prompts and prefixes (`StackedModules`),
-        and full weights along directions of low rank (`ModuleWeights.stacked`).
+        and full weights along directions of low rank (`ModuleWeights.stacked`). Probes that are
+        patterns of one direction (`zopeft.engine.flips`) can where `ungroupable` is empty; then
+        part p of a batch sees probe p.
 
         Args:
             probes: Directions and finite-difference steps with their signs, [P].

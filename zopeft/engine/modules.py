@@ -33,6 +33,8 @@ from zopeft.engine.copies import Copies, UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.engine.elements import Elements
 from zopeft.engine.exact import ExactVectors
+from zopeft.engine.flip_path import add_flips
+from zopeft.engine.flips import flips_of
 from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.scratch import Scratch, remade
@@ -190,15 +192,22 @@ class ModuleWeights(OwnWeights):
         return self._twins.touches(place.number)
 
     @property
+    def ungroupable(self) -> str:
+        """Why the patterns of a direction (`Flips`) cannot share a forward; "" if they can."""
+        if self.whole:
+            return "the model is compiled"
+        if self.offload or self._resident:
+            return "the model's weights are not all where its layers are"
+        return ""
+
+    @property
     def unstackable(self) -> str:
         """Why the probes of several directions cannot share a forward; "" if they can.
 
         They can where each reads the weights of linear layers as they are: low rank.
         """
-        if self.whole:
-            return "the model is compiled"
-        if self.offload or self._resident:
-            return "the model's weights are not all where its layers are"
+        if self.ungroupable:
+            return self.ungroupable
         for module, places in self._places.items():
             beside = has_side_path(module, module.forward)
             for number in (p.number for p in places if not isinstance(module, nn.Embedding)):
@@ -223,7 +232,7 @@ class ModuleWeights(OwnWeights):
         """
         if self.whole:
             raise UnstackableError(self.unstackable, True)
-        if any(vector.plain is None for vector, _ in probes):
+        if flips_of(probes) is None and any(vector.plain is None for vector, _ in probes):
             raise UnstackableError("a probe is along more than one direction", False)
         seeds = {seed for vector, _ in probes for seed in vector.seeds}
         self.forms.kept = max(self.forms.kept, len(seeds))
@@ -340,6 +349,9 @@ class ModuleWeights(OwnWeights):
         changed = [
             p for p in places if p is not main or not product_beside or twins.noisy(p.number)
         ]
+        bias = next((place.number for place in places if place.leaf == "bias"), None)
+        known = main is not None and len(places) == 1 + (bias is not None)
+        flips_beside = known and straight and has_side_path(module, forward)
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
         by_chunks = wide and alone and bool(changed)
 
@@ -363,6 +375,11 @@ class ModuleWeights(OwnWeights):
             assert self._stack is not None
             probes, copies = self._stack
             dim = copies.dimension(module, inputs, len(probes))
+            flips = flips_of(probes) if flips_beside else None
+            if flips is not None and main is not None:
+                whole, numbers = forward(inputs), (main.number, bias)
+                seen = (whole, inputs, dim, flips, probes[0][1])
+                return add_flips(twins, module, *seen, numbers)
             once = product_beside and not changed
             whole = forward(inputs) if once else inputs
             parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))

@@ -90,6 +90,20 @@ class CountedLoss:
         needed: Callable[[Any], Tensor | None] = self.function.needed  # type: ignore[attr-defined]
         return needed
 
+    @property
+    def grouped(self) -> Callable[[nn.Module, Any, int, int | None], Tensor]:
+        """The function's own ``grouped``, counted as forwards; missing where it has none."""
+        grouped: Callable[..., Tensor] = self.function.grouped  # type: ignore[attr-defined]
+
+        def counted(model: nn.Module, batch: Any, count: int, only: int | None) -> Tensor:
+            losses = grouped(model, batch, count, only)
+            # Of groups that run by themselves, all together are one pass over the batch.
+            self.calls += only in (None, 0)
+            self.last = losses.detach().mean()
+            return losses
+
+        return counted
+
 
 class Follower(TrainerCallback):
     """Keeps each step's loss and tells the listener.

@@ -73,7 +73,9 @@ def directions_of(
     )
 
 
-def engine_of(blocks: Blocks, drawn_from: Directions, carrier: str, probes: str) -> Engine:
+def engine_of(
+    blocks: Blocks, drawn_from: Directions, carrier: str, probes: str, groups: bool = False
+) -> Engine:
     """Returns the engine of a run.
 
     Args:
@@ -81,8 +83,9 @@ def engine_of(blocks: Blocks, drawn_from: Directions, carrier: str, probes: str)
         drawn_from: What its directions are made of.
         carrier: How weights are held, see `zopeft.engine.Engine`.
         probes: How probes run: "stacked", "separate" or "auto".
+        groups: Whether groups of a batch see weights of their own (`zopeft.probing.groups`).
     """
-    if carrier == "auto" and probes == "stacked" and blocks.space == "full":
+    if carrier == "auto" and blocks.space == "full" and (probes == "stacked" or groups):
         # Flat weights would be written for each probe.
         carrier = "modules"
     return Engine(blocks, drawn_from.family, carrier, shapes=drawn_from.shapes)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.engine.vector import HERE, Vector
+from zopeft.probing.groups import Group, run_groups
 
 if TYPE_CHECKING:
     from zopeft.engine import Engine
@@ -70,6 +71,9 @@ def run_looks(
     Returns:
         fp32 [P], the losses; and the number of forward passes.
     """
+    groups = [probe for probe in probes if isinstance(probe, Group)]
+    if groups:
+        return run_groups(probing, groups, closure)
     if any(isinstance(probe, Tangent) for probe in probes):
         return torch.stack(engine.slope(probes[-1][0], closure)), 1
     losses: list[Tensor] = []

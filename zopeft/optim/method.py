@@ -33,6 +33,8 @@ class Method(ABC):
     """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
     single = False
     """Whether a step's directions are its own choice, whatever the run asks for."""
+    groups = False
+    """Whether groups of a batch see weights of their own (`zopeft.probing.groups`)."""
     decays = True
     """Whether weight decay can go with it."""
     spaces: tuple[str, ...] = ("full", "adapter", "scales")

@@ -135,7 +135,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self.kept = State(blocks, self.keeps())
         shapes = {**self.shapes(blocks), **(shapes or {})}
         self.drawn_from = directions_of(type(self).__name__, blocks, noise, rank, shapes)
-        self.engine = engine_of(blocks, self.drawn_from, carrier, probes)
+        self.engine = engine_of(blocks, self.drawn_from, carrier, probes, self.groups)
         self.probing = Probing(self.engine, probes)
         self.eps, self.seed, self.weight_decay = float(eps), int(seed), float(weight_decay)
         self.check(lr)

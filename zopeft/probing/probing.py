@@ -57,6 +57,7 @@ class Probing:
     Attributes:
         layout: How the run's batches are laid out, for who makes its closures.
         noise: What of the differences of losses is rounding; None where it was not measured.
+        groups_together: Whether groups of a batch (`zopeft.probing.groups`) share a forward.
 
     Raises:
         InputError: `probes` is unknown, or "stacked" for blocks that cannot be stacked.
@@ -75,6 +76,7 @@ class Probing:
         self.sharing = shared_layers(engine.blocks)
         self.layout = PADDED
         self._refused = bool(engine.unstackable)
+        self.groups_together = probes != "separate" and not engine.ungroupable
         self.noise: ProbeNoise | None = None
 
     def run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
@@ -101,7 +103,7 @@ class Probing:
         stacked = len(losses)
         if stacked == len(probes):
             return torch.stack(losses), stacked
-        apart, count = self._apart(probes[stacked:], closure)
+        apart, count = self.apart(probes[stacked:], closure)
         return torch.stack([*losses, *apart]), stacked + count
 
     def look_for_noise(
@@ -143,7 +145,8 @@ class Probing:
             return False
         return 0 < int(getattr(closure, "tokens", 0)) <= self.most_tokens
 
-    def _apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
+    def apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
+        """Runs each probe in a forward of its own; see `run`."""
         sharing, count = self.sharing, 0
         losses: list[Tensor] = []
         if sharing is not None and (sharing.compiled or self.engine.reads.compiled):

@@ -55,17 +55,25 @@ class TaskLoss:
         logits = narrow_logits(model, batch, places, count)
         copies = logits.unflatten(0, (count, len(places)))
         if not choice:
-            return torch.stack([_token_losses(copy, batch).mean() for copy in copies])
+            return torch.stack([token_losses(copy, batch).mean() for copy in copies])
         right = batch["option_label"]
-        scores = (_scores(copy, batch) for copy in copies)
+        scores = (scores_of(copy, batch) for copy in copies)
         return torch.stack([torch.nn.functional.cross_entropy(one, right) for one in scores])
 
     def needed(self, batch: Mapping[str, Any]) -> Tensor:
         """Returns the flat places [U] whose logits are read, see `zopeft.BatchLoss`."""
         if "option_table" not in batch:
-            return _answer_places(batch)[0]
+            return answer_places(batch)[0]
         places: Tensor = batch["predictors"]
         return places
+
+    def grouped(
+        self, model: Any, batch: Mapping[str, Tensor], count: int, only: int | None
+    ) -> Tensor:
+        """Returns the losses of groups of a batch's examples (`zopeft.tasks.groups`)."""
+        from zopeft.tasks.groups import group_losses
+
+        return group_losses(model, batch, count, only)
 
 
 task_loss = TaskLoss()
@@ -82,10 +90,11 @@ def option_scores(model: Any, batch: Mapping[str, Any]) -> Tensor:
     Returns:
         float32 [B, C]; -inf where an example has fewer than C options.
     """
-    return _scores(narrow_logits(model, batch, batch["predictors"]), batch)
+    return scores_of(narrow_logits(model, batch, batch["predictors"]), batch)
 
 
-def _scores(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def scores_of(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Returns the scores of options [B, C] from logits [U, V] at a "choice" batch's places."""
     slot, option = batch["target_predictor"], batch["target_option"]
     picked = logits[slot, batch["target_token"]] - logits.logsumexp(-1)[slot]
     table = batch["option_table"]
@@ -108,18 +117,19 @@ def answer_losses(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]
     Returns:
         float32 [M] and row numbers [M], in reading order.
     """
-    places, rows = _answer_places(batch)
-    return _token_losses(narrow_logits(model, batch, places), batch), rows
+    places, rows = answer_places(batch)
+    return token_losses(narrow_logits(model, batch, places), batch), rows
 
 
-def _answer_places(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
-    """The flat places [M] that predict the answer tokens, and their rows [M]."""
+def answer_places(batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns the flat places [M] that predict the answer tokens, and their rows [M]."""
     labels = batch["labels"]
     rows, positions = (labels[:, 1:] != IGNORED).nonzero(as_tuple=True)
     return rows * labels.shape[1] + positions, rows
 
 
-def _token_losses(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+def token_losses(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Returns ``-log p(token)`` [M] of the answer tokens from logits [M, V] at their places."""
     following = batch["labels"][:, 1:]
     targets = following[following != IGNORED]
     return torch.nn.functional.cross_entropy(logits, targets, reduction="none")

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import Trainer
 
 from zopeft.engine.copies import UnstackableError
-from zopeft.probing.batch_loss import ModelLoss, as_inputs
+from zopeft.errors import input_error
+from zopeft.probing.model_loss import ModelLoss, as_inputs
 
 
 class ProcessLoss:
@@ -53,19 +54,33 @@ class ProcessLoss:
         Raises:
             UnstackableError: The trainer's loss is for one batch at a time.
         """
-        function = self._stackable()
+        function = getattr(self._own(), "stacked", None)
+        if function is None:
+            raise UnstackableError("the trainer's loss is for one batch at a time", True)
         with self.trainer.accelerator.autocast():
             losses = function(model, batch, count)
+        return self._each(losses)
+
+    def grouped(
+        self, model: nn.Module, batch: dict[str, Any], count: int, only: int | None
+    ) -> Tensor:
+        """Returns the losses of groups of the batch's examples, see `BatchLoss.grouped`.
+
+        Raises:
+            InputError: The trainer's loss is for whole batches.
+            UnstackableError: The groups of this batch cannot be run in one forward.
+        """
+        function = getattr(self._own(), "grouped", None)
+        if function is None:
+            do = "give the trainer a loss_function with a method grouped, or choose another method"
+            raise input_error("compute_loss", "gives no losses of single examples", None, do)
+        with self.trainer.accelerator.autocast():
+            losses: Tensor = function(model, batch, count, only)
+        return self._each(losses) if only is None else self._everywhere(losses)
+
+    def _each(self, losses: Tensor) -> Tensor:
         # One by one, as many exchanges as apart: another process may not stack its batch.
         return torch.stack([self._everywhere(loss) for loss in losses])
-
-    def _stackable(self) -> Callable[..., Tensor]:
-        """The function that does in one forward what `compute_loss` does."""
-        found = getattr(self._own(), "stacked", None)
-        if found is None:
-            raise UnstackableError("the trainer's loss is for one batch at a time", True)
-        function: Callable[..., Tensor] = found
-        return function
 
     def _own(self) -> Any:
         """The loss function that `compute_loss` comes to; None where that is not known."""
