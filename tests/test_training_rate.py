@@ -11,7 +11,7 @@ from zopeft.finetuner import FineTuner
 from zopeft.finetuner.digest import digest_of
 from zopeft.journal import Journal
 from zopeft.methods.mezo import MeZO
-from zopeft.training import resumable
+from zopeft.training import identity
 
 STEPS = 12
 AUTO = {"learning_rate": "auto", "logging_steps": 1}
@@ -119,7 +119,7 @@ def test_a_fine_tuner_with_another_configuration_is_another_one(tmp_path, field)
 def test_a_journal_with_the_digest_of_before_is_gone_on_with(tmp_path, monkeypatch):
     finetuner = FineTuner.initial(zopeft.discover(tiny_model()), seed=1)
     with monkeypatch.context() as old:
-        old.setattr(resumable, "digest_like", lambda found, _: digest_of(found, 1))
+        old.setattr(identity, "digest_like", lambda found, _: digest_of(found, 1))
         with_finetuner(tmp_path, finetuner, last=4).train()
     told = Journal.open(tmp_path / "journal.bin").header.settings["finetuner"]
     assert told == digest_of(finetuner, 1) and not told.startswith("v")

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.journal.header import header_of
 from zopeft.journal.journal import Journal
 from zopeft.journal.replay import to_start
 from zopeft.journal.start import fingerprint, save_start
 from zopeft.optim.record import StepRecord
+from zopeft.optim.zeroth_order import ZerothOrder
+from zopeft.training.identity import check_processes, settings_of
+
+if TYPE_CHECKING:
+    from zopeft.training.trainer import ZOTrainerMixin
 
 JOURNAL = "journal.bin"
 START = "journal_start.safetensors"
@@ -60,7 +66,7 @@ class Recording:
             self.run = self.journal.header.run
         return self.journal
 
-    def to_start(self, blocks: Any) -> None:
+    def to_start(self, blocks: Blocks) -> None:
         """Brings the blocks to the start of the journal that has been opened."""
         assert self.journal is not None
         if self.journal.first_step > 0:
@@ -72,7 +78,7 @@ class Recording:
             )
         to_start(self.journal, blocks)
 
-    def begin(self, method: Any, settings: dict[str, Any], resumed_run: str) -> None:
+    def begin(self, method: ZerothOrder, settings: dict[str, Any], resumed_run: str) -> None:
         """Makes the journal ready for the step that is due: checked, or new.
 
         Args:
@@ -102,7 +108,7 @@ class Recording:
             save_start(method.blocks, self.path.with_name(START))
         self.journal = Journal.create(self.path, header, True, self.sync_steps)
 
-    def _continue(self, journal: Journal, method: Any, settings: dict[str, Any]) -> None:
+    def _continue(self, journal: Journal, method: ZerothOrder, settings: dict[str, Any]) -> None:
         method.engine.rounding = journal.header.rounding
         journal.header.check(header_of(method, settings=settings), str(self.path))
         if not journal.first_step <= method.steps <= journal.next_step:
@@ -144,15 +150,39 @@ class Recording:
 
 
 class RecordingCallback(TrainerCallback):
-    """Tells a `ZOTrainer` when to begin its recording, and when a step has been applied."""
+    """Begins a trainer's recording, and writes each step that has been applied.
 
-    def __init__(self, trainer: Any) -> None:
+    Args:
+        trainer: The trainer.
+    """
+
+    def __init__(self, trainer: ZOTrainerMixin) -> None:
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Opens the journal, with model and optimizer where training begins."""
-        self.trainer.begin_recording()
+        """Checks that all processes and the journal are where training begins.
+
+        Raises:
+            InputError: Checkpoint, optimizer and journal are not of one step of one run.
+            RunError: The processes of a distributed run hold different weights.
+        """
+        trainer, method = self.trainer, self.trainer.method
+        if trainer.resumed is not None and method.steps != state.global_step:
+            raise input_error(
+                "resume",
+                f"the checkpoint is at step {state.global_step}, its optimizer at another",
+                method.steps,
+                "resume from a checkpoint that was saved with save_only_model=False",
+            )
+        if args.world_size > 1:
+            check_processes(trainer.accelerator, method.blocks, args.device)
+        if args.journal:
+            data, recording = trainer.train_dataset, trainer.recording
+            examples = len(data) if hasattr(data, "__len__") else None
+            settings = settings_of(args, method, state.max_steps, examples, recording.journal)
+            run = "" if trainer.resumed is None else trainer.resumed.run
+            recording.begin(method, settings, run)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Writes the step that has just been applied."""
-        self.trainer.record_step()
+        self.trainer.recording.append(self.trainer.method.last_record)

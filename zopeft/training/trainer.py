@@ -5,23 +5,49 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import IterableDataset
 from transformers import PrinterCallback, Trainer
+from transformers.trainer_utils import TrainOutput
 
-from zopeft.blocks import Blocks
+from zopeft.blocks import Blocks, discover
 from zopeft.blocks.offloaded import Offload
-from zopeft.errors import input_error
+from zopeft.blocks.packing import keep_unpacked
+from zopeft.errors import RunError, input_error
+from zopeft.methods import METHODS
 from zopeft.optim.estimator import Estimator
+from zopeft.optim.shown_rate import guard
+from zopeft.probing.packed import PADDED
+from zopeft.probing.trial import Choice
+from zopeft.staging import unveil
+from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
-from zopeft.training.making import LossFunction, Making
+from zopeft.training.loading import load_weights
+from zopeft.training.making import finetuner_of, method_of
+from zopeft.training.process_loss import ProcessLoss
+from zopeft.training.recording import Recording, RecordingCallback
+from zopeft.training.resuming import Resumed, finished, keep_last_good, where_from
+from zopeft.training.scales import admitted
+from zopeft.training.settling import closure, settle
+
+if TYPE_CHECKING:
+    from zopeft.finetuner import FineTuner
+
+    Beneath = Trainer
+else:
+    Beneath = object
 
 logger = logging.getLogger(__name__)
 
+LossFunction = Callable[[nn.Module, dict[str, Any]], Tensor]
 
-class ZOTrainerMixin(Making):
+
+class ZOTrainerMixin(Beneath):
     """Makes a trainer one for zeroth-order methods.
 
     Stands first among the bases, before `transformers.Trainer` or a class made from it; the
@@ -65,6 +91,15 @@ class ZOTrainerMixin(Making):
         InputError: An argument is missing or makes no sense with the others.
     """
 
+    args: ZOTrainingArguments
+    model: Any
+    blocks: Blocks | None = None
+    optimizer: Any
+    lr_scheduler: Any
+    train_dataset: Any
+    finetuner: FineTuner | str | Path | None = None
+    loss_function: LossFunction | None = None
+
     def __init__(
         self,
         model: Any = None,
@@ -97,9 +132,20 @@ class ZOTrainerMixin(Making):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
         )
-        super().__init__(args, blocks, options)
-        self.finetuner = finetuner
-        self.loss_function = loss_function
+        with admitted(model, blocks):
+            super().__init__(args=args, **options)
+        # Also where it is evaluated or saved before training looks for blocks.
+        keep_unpacked(self.model)
+        self.blocks = blocks
+        self.finetuner, self.loss_function = finetuner, loss_function
+        self.layout = Choice(PADDED, "not settled yet")
+        self.resumed: Resumed | None = None
+        self.recording = Recording(
+            str(args.output_dir), self.is_world_process_zero(), args.journal_sync_steps
+        )
+        if args.order == 0:
+            self.add_callback(RecordingCallback(self))
+        self._given_optimizer = self.optimizer
         self._last_loss = torch.zeros((), device=args.device)
         self._logged: tuple[int, float] | None = None
         # What the Trainer would print goes to the log: printing is left to the terminal.
@@ -131,6 +177,101 @@ class ZOTrainerMixin(Making):
         if not Offload(model):
             super()._move_model_to_device(model, device)
 
+    @property
+    def method(self) -> Any:
+        """The optimizer itself, without accelerate's wrapper; None before training."""
+        return getattr(self.optimizer, "optimizer", self.optimizer)
+
+    def find_blocks(self) -> Blocks:
+        """Returns what is trained, looked for where it was not given."""
+        if self.blocks is None:
+            self.blocks = discover(self.model)
+        return self.blocks
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Makes the method over the blocks; ``learning_rate="auto"`` is settled here."""
+        if self.optimizer is None:
+            given = None
+            if METHODS[self.args.method].needs_finetuner:
+                self.finetuner = given = finetuner_of(self.finetuner, self.args)
+            self.optimizer = method_of(self.args, self.find_blocks(), given, self.train_dataset)
+        settle(self, self.optimizer)
+        found: torch.optim.Optimizer = self.optimizer
+        return found
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """As the Trainer; a running learning rate stays a factor on what the schedule makes."""
+        if self.args.order:
+            return super().create_scheduler(num_training_steps, optimizer)
+        method = self.method
+        # A run that went before may have left the rate of its last step.
+        method.shown.hide(method.param_groups)
+        return guard(super().create_scheduler(num_training_steps, optimizer))
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """Returns `loss_function`'s loss if there is one, else the model's own."""
+        if self.loss_function is None:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = self.loss_function(model, inputs)
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+    @property
+    def process_loss(self) -> ProcessLoss:
+        """`compute_loss` as what all processes of the run share."""
+        return ProcessLoss(self, ZOTrainerMixin)
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any
+    ) -> TrainOutput:
+        """Trains, or goes on with a run that broke off.
+
+        Args:
+            resume_from_checkpoint: True to go on with the run in the output folder, from
+                its newest whole checkpoint and its journal; a folder to go on from that
+                checkpoint; None to start anew.
+            *args: As in `transformers.Trainer.train`.
+            **kwargs: As in `transformers.Trainer.train`.
+
+        Returns:
+            Steps, mean training loss and metrics.
+
+        Raises:
+            InputError: There are no examples; there is nothing to resume from, or it is of
+                another run; or the output folder holds a journal and is not to be overwritten.
+            RunError: The loss was not finite for too many steps in a row. The last good
+                state has been saved as a checkpoint.
+        """
+        if not self.train_dataset and not isinstance(self.train_dataset, IterableDataset):
+            raise input_error("train_dataset", "is empty", None, "give at least one example")
+        where = (self.args, self.recording, resume_from_checkpoint, self.find_blocks)
+        self.resumed = where_from(*where)
+        if self.resumed is None and self.optimizer is not self._given_optimizer:
+            self.optimizer = self._given_optimizer
+        checkpoint = self.resumed.checkpoint if self.resumed else None
+        try:
+            if checkpoint is not None:
+                done = finished(self, checkpoint)
+                if done is not None:
+                    return done
+            name = None if checkpoint is None else str(checkpoint)
+            if self.args.order == 0:
+                # A walk over all modules at every step, to clear gradients that never are.
+                self.model.zero_grad = _nothing
+            return super().train(name, *args, **kwargs)
+        except RunError:
+            keep_last_good(self)
+            raise
+        finally:
+            self.model.__dict__.pop("zero_grad", None)
+            self.is_in_train = False
+            self.recording.close()
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None
     ) -> Tensor:
@@ -147,7 +288,7 @@ class ZOTrainerMixin(Making):
             loss = method.recall(record)
         else:
             batch = self._prepare_inputs(inputs)
-            loss = method.estimate(self._closure(model, batch, method.probing.layout))
+            loss = method.estimate(closure(self, model, batch))
         loss = loss.to(self.args.device)
         # A bad step is skipped by the method; in the running mean the last good loss stands in.
         self._last_loss = torch.where(loss.isfinite(), loss, self._last_loss)
@@ -202,6 +343,38 @@ class ZOTrainerMixin(Making):
     def _weights(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """As the Trainer, with what it would lose or pass over (`load_weights`)."""
+        load = functools.partial(super()._load_from_checkpoint, resume_from_checkpoint, model)
+        read = self.model if model is None else model
+        load_weights(read, self.find_blocks(), resume_from_checkpoint, load)
+
+    def _load_best_model(self) -> None:
+        folder, load = str(self.state.best_model_checkpoint), super()._load_best_model
+        load_weights(self.model, self.find_blocks(), folder, load)
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """As the Trainer, for all who may read the folder."""
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            unveil(Path(output_dir or str(self.args.output_dir)))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """As the Trainer, with the journal on the disk first and a mark of wholeness last."""
+        name = f"checkpoint-{self.state.global_step}"
+        folder = Path(self._get_output_dir(trial=trial)) / name
+        self.recording.sync()
+        if self.is_world_process_zero():
+            checkpoints.unseal(folder)
+        super()._save_checkpoint(model, trial)
+        self.accelerator.wait_for_everyone()
+        if self.is_world_process_zero():
+            checkpoints.seal(folder, self.state.global_step, self.recording.run)
+
 
 class ZOTrainer(ZOTrainerMixin, Trainer):
     """A `transformers.Trainer` for zeroth-order methods; see `ZOTrainerMixin`."""
+
+
+def _nothing(set_to_none: bool = True) -> None:
+    """Stands in for ``model.zero_grad`` where there are no gradients."""

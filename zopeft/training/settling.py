@@ -1,0 +1,80 @@
+"""What depends on a run and is settled as it begins: layout, how probes are taken, the rate."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from zopeft.probing.batch_loss import BatchLoss
+from zopeft.probing.packed import PADDED, laid_out
+from zopeft.probing.trial import Choice
+from zopeft.training.layout import AS_BEGUN, first_choice
+from zopeft.training.making import first_batch
+
+if TYPE_CHECKING:
+    from zopeft.training.trainer import ZOTrainerMixin
+
+logger = logging.getLogger(__name__)
+
+
+def settle(trainer: ZOTrainerMixin, method: Any) -> None:
+    """Settles what a method's steps depend on, before the schedule is made.
+
+    A schedule multiplies the rate that it finds. A run that is resumed from its journal takes
+    layout and rate from there, and from a checkpoint alone all of it.
+
+    Args:
+        trainer: The trainer.
+        method: Its method, of any order.
+    """
+    journal, resumed = trainer.recording.journal, trainer.resumed
+    if trainer.args.order == 0:
+        if trainer.args.world_size > 1:
+            method.engine.reads.agree = _read_by_any(trainer)
+        if journal is not None:
+            method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
+        trainer.layout = _layout(trainer, method)
+        method.probing.layout = trainer.layout.way
+    if not getattr(method, "auto", False):
+        return
+    if journal is not None:
+        method.begin_rate(journal.header.rate, journal.header.learning_rate)
+    elif resumed is None or resumed.checkpoint is None:
+        trainer.model.eval()
+        rate = method.calibrate(closure(trainer, trainer.model, _first(trainer)))
+        logger.info("learning rate %g: %s", rate, method.lr_reason)
+
+
+def closure(trainer: ZOTrainerMixin, model: Any, batch: Any) -> BatchLoss:
+    """Returns the loss of a batch, laid out as the run's are."""
+    loss, way = trainer.process_loss, trainer.method.probing.layout
+    return BatchLoss(model, laid_out(model, batch, loss, way), loss)
+
+
+def _layout(trainer: ZOTrainerMixin, method: Any) -> Choice:
+    """Returns how batches are laid out: tried out for a new run, and else as it began."""
+    journal = trainer.recording.journal
+    if journal is not None:
+        return Choice(str(journal.header.settings.get("layout", PADDED)), AS_BEGUN)
+    if trainer.resumed is not None:
+        # What the checkpoint holds is about to be loaded.
+        return Choice(method.probing.layout, AS_BEGUN)
+    trainer.model.eval()
+    return first_choice(trainer, trainer.process_loss, lambda: _first(trainer))
+
+
+def _first(trainer: ZOTrainerMixin) -> Any:
+    """Returns the first batch, on its device."""
+    return trainer._prepare_inputs(first_batch(trainer))
+
+
+def _read_by_any(trainer: ZOTrainerMixin) -> Any:
+    """Returns what tells which blocks any process of the run has read, from what one has."""
+
+    def agree(read: Tensor) -> Tensor:
+        every: Tensor = trainer.accelerator.gather(read.to(trainer.args.device).unsqueeze(0))
+        return every.amax(0).cpu()
+
+    return agree
