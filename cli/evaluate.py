@@ -30,6 +30,7 @@ def evaluate(
     batch_size: o.BatchSize = None,
     seed: o.Seed = None,
     dtype: o.Dtype = None,
+    layout: o.Layout = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     debug: o.Debug = False,
@@ -45,6 +46,7 @@ def evaluate(
         "task.eval_examples": ("--examples", examples),
         "training.eval_batch_size": ("--batch-size", batch_size),
         "training.seed": ("--seed", seed),
+        "training.layout": ("--layout", layout),
     }
     with output(json, debug) as screen:
         from zopeft.recipe.load import load_recipe

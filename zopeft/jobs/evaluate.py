@@ -108,6 +108,7 @@ def measure(
             batch_size=section.eval_batch_size,
             max_length=recipe.task.max_length,
             max_examples=recipe.task.eval_examples,
+            layout=section.layout,
             progress=lambda done, total: listener(Progress(stage, done, total)),
         )
     return metrics

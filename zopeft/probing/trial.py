@@ -22,7 +22,8 @@ from zopeft.errors import input_error
 from zopeft.probing.mask import UnshownError, virtual_tokens
 from zopeft.probing.packed import JOINED, PACKED, PADDED, with_layout
 
-LAYOUTS = ("auto", "packed", "padded")
+AUTO = "auto"
+LAYOUTS = (AUTO, PACKED, PADDED)
 """What can be asked for."""
 TOLERANCE, EPSILONS = 1e-5, 2
 """Largest difference of two losses that is rounding, as a part of the loss (of 1 where it is
@@ -47,7 +48,7 @@ class Choice:
     reason: str = ""
 
 
-_KNOWN: WeakKeyDictionary[Any, dict[tuple[str, str, str], Choice]] = WeakKeyDictionary()
+_KNOWN: WeakKeyDictionary[Any, dict[tuple[str, str], Choice]] = WeakKeyDictionary()
 
 
 def choose(model: nn.Module, batch: Mapping[str, Any], loss_function: Any, asked: str) -> Choice:
@@ -69,6 +70,10 @@ def choose(model: nn.Module, batch: Mapping[str, Any], loss_function: Any, asked
         return Choice(PADDED, "asked for")
     reason = unfit(model, loss_function)
     choice = Choice(PADDED, reason) if reason else _tried(model, batch, loss_function)
+    return _granted(choice, asked)
+
+
+def _granted(choice: Choice, asked: str) -> Choice:
     if asked == PACKED and choice.way == PADDED:
         raise input_error("layout", f"cannot be packed: {choice.reason}", asked, "use auto")
     return choice
@@ -78,13 +83,14 @@ def known_choice(
     model: nn.Module, batch: Mapping[str, Any], loss_function: Any, asked: str
 ) -> Choice:
     """As `choose`, but tries a model out once for a kind of loss, and remembers what was found."""
-    if asked == PADDED:
-        return Choice(PADDED, "asked for")
-    known = _KNOWN.setdefault(model, {})
-    key = (type(loss_function).__qualname__, asked, repr(getattr(model, "active_adapter", "")))
+    if asked not in (AUTO, PACKED):
+        return choose(model, batch, loss_function, asked)
+    # Each adapter of a model is another model.
+    adapter = repr(model.active_adapter) if hasattr(model, "peft_config") else ""
+    known, key = _KNOWN.setdefault(model, {}), (type(loss_function).__qualname__, adapter)
     if key not in known:
-        known[key] = choose(model, batch, loss_function, asked)
-    return known[key]
+        known[key] = choose(model, batch, loss_function, AUTO)
+    return _granted(known[key], asked)
 
 
 def unfit(model: nn.Module, loss_function: Any) -> str:

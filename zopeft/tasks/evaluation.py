@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from zopeft.blocks.offloaded import device_of
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import input_error
 from zopeft.tasks.answers import exact_match, f1
-from zopeft.tasks.dataset import Collator, TaskDataset
-from zopeft.tasks.encoding import Encoded, encode_prompts
+from zopeft.tasks.dataset import TaskDataset
+from zopeft.tasks.encoding import encode_prompts
+from zopeft.tasks.feed import Feed
 from zopeft.tasks.generation import generate
-from zopeft.tasks.logits import try_padding
 from zopeft.tasks.loss import answer_losses, option_scores
 from zopeft.tasks.table import check_ids, table_rows
 from zopeft.tasks.task import Task
@@ -32,6 +30,7 @@ def evaluate(
     max_length: int = 2048,
     max_examples: int | None = None,
     progress: Progress | None = None,
+    layout: str = "auto",
 ) -> dict[str, float]:
     """Scores the model: accuracy by comparing options, or F1 and exact match of answers.
 
@@ -47,6 +46,9 @@ def evaluate(
         max_length: Most tokens of a text; lowered to what the model can read.
         max_examples: Take the first so many rows; None takes all.
         progress: Called with (examples done, examples in all) after each batch.
+        layout: "packed" has the texts of a batch share rows, and options their prompt, so that
+            nothing is computed twice; "padded" gives each text a row; "auto" packs where the
+            model gives the same loss both ways.
 
     Returns:
         ``accuracy``, or ``f1`` and ``exact_match``, all 0 to 1; ``loss``; ``examples``.
@@ -64,9 +66,11 @@ def evaluate(
     report = progress or (lambda done, total: None)
     try:
         if task.kind == "choice":
-            result = _choices(model, tokenizer, task, rows, batch_size, length, report)
+            feed = Feed(model, tokenizer, task, rows, length, "choice", layout)
+            result = _choices(model, task, feed, batch_size, report)
         else:
-            result = _answers(model, tokenizer, task, rows, batch_size, length, report)
+            feed = Feed(model, tokenizer, task, rows, length, layout=layout)
+            result = _answers(model, tokenizer, task, rows, feed, batch_size, length, report)
     finally:
         model.train(training)
     return {**result, "examples": len(rows)}
@@ -79,6 +83,7 @@ def mean_loss(
     rows: Sequence[Mapping[str, Any]],
     batch_size: int = 16,
     max_length: int = 2048,
+    layout: str = "auto",
 ) -> float:
     """Returns the ``loss`` of `evaluate` alone: one forward a row, nothing is generated.
 
@@ -89,6 +94,7 @@ def mean_loss(
         rows: Rows in the hub's columns.
         batch_size: Examples in one forward.
         max_length: Most tokens of a text; lowered to what the model can read.
+        layout: As of `evaluate`.
 
     Raises:
         InputError: No rows, or a row that can't be encoded.
@@ -96,13 +102,13 @@ def mean_loss(
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
     keep_unpacked(model)
-    data, collate = _encoded(model, tokenizer, task, rows, fit_length(model, max_length))
     training = model.training
     total, weight = 0.0, 0
     model.eval()
     try:
-        for _, group in _batches(data, [len(e) for e in data], batch_size):
-            batch = _to(collate(group), model)
+        length = fit_length(model, max_length)
+        feed = Feed(model, tokenizer, task, rows, length, layout=layout)
+        for _, _, batch in feed.batches(batch_size):
             with torch.inference_mode():
                 if task.loss == "choice":
                     scores = option_scores(model, batch).double()
@@ -129,22 +135,6 @@ def check_rows(
     TaskDataset(task, rows, tokenizer, fit_length(model, max_length), loss, table_rows(model))
 
 
-def _encoded(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    rows: Sequence[Mapping[str, Any]],
-    length: int,
-    loss: str | None = None,
-) -> tuple[list[Encoded], Collator]:
-    """The rows as token ids, and what makes batches of them; the model has been tried on them."""
-    known = table_rows(model)
-    data = TaskDataset(task, rows, tokenizer, length, loss, known).encoded
-    collate = Collator(tokenizer, known)
-    try_padding(model, data, collate.pad)
-    return data, collate
-
-
 def fit_length(model: Any, max_length: int) -> int:
     """Returns `max_length`, lowered to the places that the model has for text.
 
@@ -159,35 +149,12 @@ def fit_length(model: Any, max_length: int) -> int:
     return max(1, min(max_length, places - virtual))
 
 
-def _batches(
-    examples: Sequence[Any], sizes: Sequence[int], batch_size: int
-) -> Iterator[tuple[list[int], list[Any]]]:
-    """Batches of examples of like size, the longest first, with their indices."""
-    order = sorted(range(len(examples)), key=lambda index: -sizes[index])
-    for first in range(0, len(order), max(1, batch_size)):
-        chosen = order[first : first + max(1, batch_size)]
-        yield chosen, [examples[index] for index in chosen]
-
-
-def _to(batch: dict[str, Tensor], model: Any) -> dict[str, Tensor]:
-    device = device_of(model)
-    return {name: tensor.to(device) for name, tensor in batch.items()}
-
-
 def _choices(
-    model: Any,
-    tokenizer: Any,
-    task: Task,
-    rows: Sequence[Mapping[str, Any]],
-    batch_size: int,
-    length: int,
-    report: Progress,
+    model: Any, task: Task, feed: Feed, batch_size: int, report: Progress
 ) -> dict[str, float]:
-    data, collate = _encoded(model, tokenizer, task, rows, length, "choice")
     right = done = 0
     loss = weight = 0.0
-    for _, group in _batches(data, [len(e) for e in data], batch_size):
-        batch = _to(collate(group), model)
+    for _, group, batch in feed.batches(batch_size):
         with torch.inference_mode():
             scores = option_scores(model, batch)
         label = batch["option_label"]
@@ -201,8 +168,8 @@ def _choices(
             loss -= float((correct * correct.new_tensor(tokens)).sum())
             weight += sum(tokens)
         done += len(group)
-        report(done, len(rows))
-    return {"accuracy": right / len(rows), "loss": loss / weight}
+        report(done, len(feed.data))
+    return {"accuracy": right / len(feed.data), "loss": loss / weight}
 
 
 def _answers(
@@ -210,11 +177,11 @@ def _answers(
     tokenizer: Any,
     task: Task,
     rows: Sequence[Mapping[str, Any]],
+    feed: Feed,
     batch_size: int,
     length: int,
     report: Progress,
 ) -> dict[str, float]:
-    data, collate = _encoded(model, tokenizer, task, rows, length)
     examples = [task.example(row) for row in rows]
     prompts = encode_prompts(
         tokenizer, [e.prompt for e in examples], max(1, length - task.max_new_tokens)
@@ -222,9 +189,9 @@ def _answers(
     check_ids(tokenizer, prompts, table_rows(model), task.name)
     loss = tokens = total_f1 = total_match = 0.0
     done = 0
-    for chosen, group in _batches(data, [len(e) for e in data], batch_size):
+    for chosen, group, batch in feed.batches(batch_size):
         with torch.inference_mode():
-            losses, _ = answer_losses(model, _to(collate(group), model))
+            losses, _ = answer_losses(model, batch)
         loss += float(losses.double().sum())
         tokens += losses.numel()
         given = generate(model, tokenizer, [prompts[i] for i in chosen], task.max_new_tokens)
