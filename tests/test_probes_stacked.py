@@ -316,7 +316,7 @@ def test_the_choice_is_part_of_the_state():
 
 
 def test_the_trainer_stacks_and_resumes_bit_for_bit(tmp_path):
-    options = {"gradient_accumulation_steps": 2, "max_steps": 6}
+    options = {"gradient_accumulation_steps": 2, "max_steps": 6, "layout": "padded"}
     model = with_lora(tiny_model())
     rows = forwards(model)
     whole = trainer(model, tmp_path / "whole", **options)
@@ -340,7 +340,8 @@ def test_a_trainer_resumed_from_its_journal_probes_as_it_began(tmp_path):
     first = trainer(with_lora(tiny_model()), tmp_path, max_steps=2)
     first.train()
     settings = first.method.probing.state_dict()
-    assert settings == {"probes": "auto", "most_tokens": MOST_TOKENS["cpu"]}
+    most = MOST_TOKENS["cpu"]
+    assert settings == {"probes": "auto", "most_tokens": most, "layout": first.layout.way}
     again = trainer(with_lora(tiny_model()), tmp_path, max_steps=3, probes="separate")
     with pytest.raises(InputError, match="probes 'separate' instead of 'auto'"):
         again.train(resume_from_checkpoint=True)

@@ -128,14 +128,14 @@ def broken_off(out, step=8, make=lora, **options):
         raise LeftError
 
     made = trainer(make(), out, **options)
-    start, record_step = digest(made.model), made.record_step
+    start, append = digest(made.model), made.recording.append
 
-    def record_and_leave():
-        record_step()
+    def append_and_leave(record):
+        append(record)
         if made.method.steps == step:
             leave()
 
-    made.record_step = record_and_leave
+    made.recording.append = append_and_leave
     with pytest.raises(LeftError):
         made.train()
     assert digest(made.model) != start
