@@ -76,7 +76,21 @@ def test_limit_draws_by_seed(tmp_path):
 
 def test_missing_folder_is_no_hub_lookup(tmp_path):
     fails("no such folder.*data/nope", data="data/nope")
-    fails("a folder is needed", data=write(tmp_path / "train.jsonl"))
+    fails("a format that is not read", data=write(tmp_path / "train.txt"))
+
+
+def test_one_file_is_split_by_a_seeded_draw(tmp_path):
+    path = write(tmp_path / "films.jsonl")
+    train, held = (load_rows(SST2, split, data=path) for split in ("train", "validation"))
+    assert (len(train), len(held), train.available, held.available) == (18, 2, 18, 2)
+    assert sorted([*train, *held], key=LINES.index) == LINES
+    assert list(train) == [row for row in LINES if row not in held]
+    assert held == load_rows(SST2, "validation", data=path, seed=7)
+    assert [held.place(k) for k in (0, 1)] == [
+        f"{path}, line {LINES.index(row) + 1}" for row in held
+    ]
+    fails("unknown split, got 'test'", split="test", data=path)
+    fails("too few rows", data=write(tmp_path / "one.jsonl", LINES[:1]))
 
 
 def test_folder_without_files_and_folder_above(tmp_path):

@@ -14,25 +14,27 @@ r"""Custom tasks: a YAML file instead of code.
     answer: capital                       # a column with a text or a list of texts
     metric: f1                            # or accuracy: exact match
     max_new_tokens: 10
-    data: capitals                        # a folder, seen from the YAML file
+    stop: "###"                           # what ends an answer; null: the end token alone
+    data: capitals                        # a folder or file, seen from the YAML file
 
 Either ``choices`` and ``label`` (a classification), or ``answer`` (free text, taught with
-a newline at its end). A choice or answer is joined to the prompt by one space, unless the
-prompt ends in a newline. ``metric`` is accuracy for choices and f1 for answers if left
-out; ``loss`` is answer (teach the right text) unless it says choice (teach to prefer it).
-``splits`` renames splits: ``{validation: dev}``. A brace in the text is written twice: ``{{``.
+what ends it: a newline, where there is no ``stop``). A choice or answer is joined to the
+prompt by one space, unless the prompt ends in a newline. ``metric`` is accuracy for choices
+and f1 for answers if left out; ``loss`` is answer (teach the right text) unless it says
+choice (teach to prefer it). ``splits`` renames splits: ``{validation: dev}``. A brace in the
+text is written twice: ``{{``.
 
 Labels, numbers and holes mean the same in every file format: see `zopeft.tasks.values`.
 """
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
+from zopeft.tasks.filling import fields, fill, fill_prompt, joined
 from zopeft.tasks.task import Example, HubSource, Row, RowError, Task
 from zopeft.tasks.values import choice, words
 
@@ -46,6 +48,7 @@ KEYS: tuple[str, ...] = (
     "metric",
     "loss",
     "max_new_tokens",
+    "stop",
     "hub",
     "data",
     "splits",
@@ -95,8 +98,8 @@ def check_settings(settings: dict[str, Any]) -> list[str]:
         if key in settings and not (isinstance(settings[key], str) and settings[key].strip()):
             problems.append(f"{key}: text is needed, got {settings[key]!r}")
     if isinstance(settings.get("prompt"), str):
-        problems += [f"prompt: {problem}" for problem in _fields(settings["prompt"])[1]]
-        if not problems and not _fields(settings["prompt"])[0]:
+        problems += [f"prompt: {problem}" for problem in fields(settings["prompt"])[1]]
+        if not problems and not fields(settings["prompt"])[0]:
             problems.append("prompt: no {column} in it")
     problems += _check_kind(settings) + _check_values(settings)
     return problems
@@ -116,7 +119,7 @@ def _check_kind(settings: dict[str, Any]) -> list[str]:
                     # Unquoted Yes and No are true and false in YAML.
                     problems.append(f"choices: text is needed, got {choice!r}; put it in quotes")
                 else:
-                    problems += [f"choices: {problem}" for problem in _fields(choice)[1]]
+                    problems += [f"choices: {problem}" for problem in fields(choice)[1]]
         if "label" not in settings:
             problems.append("label: missing, choices need the column with the right one")
     else:
@@ -138,6 +141,11 @@ def _check_values(settings: dict[str, Any]) -> list[str]:
     tokens = settings.get("max_new_tokens", 50)
     if isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1:
         problems.append(f"max_new_tokens: a whole number from 1 is needed, got {tokens!r}")
+    stop = settings.get("stop", "\n")
+    if not (stop is None or (isinstance(stop, str) and stop)):
+        problems.append(f"stop: text or null is needed, got {stop!r}")
+    if "stop" in settings and "choices" in settings:
+        problems.append("stop: goes with answer")
     hub = settings.get("hub", "")
     if isinstance(hub, dict):
         parts = ("path", "config", "revision")
@@ -156,68 +164,33 @@ def _check_values(settings: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _fields(template: str) -> tuple[list[str], list[str]]:
-    """The columns that a template names, and what is wrong with it."""
-    columns: list[str] = []
-    try:
-        for _, field, spec, conversion in string.Formatter().parse(template):
-            if field is None:
-                continue
-            if not field or field.isdigit() or spec or conversion or set(field) & set(".["):
-                return [], [f"{{column}} is needed, got {{{field}}} in {template!r}"]
-            columns.append(field)
-    except ValueError as error:
-        return [], [f"{error} in {template!r}; a brace in the text is written twice"]
-    return columns, []
-
-
-def _fill(template: str, row: Row) -> str:
-    """The template with its columns' text; braces inside the text stay as they are."""
-    parts = []
-    for before, field, _, _ in string.Formatter().parse(template):
-        parts.append(before)
-        if field is not None:
-            parts.append(words(row[field], field))
-    return "".join(parts)
-
-
-def _joined(prompt: str, option: str) -> str:
-    return option if prompt.endswith("\n") or option[:1].isspace() else " " + option
-
-
-def _prompt(template: str, row: Row) -> str:
-    prompt = _fill(template, row).rstrip(" ")
-    if not prompt.strip():
-        raise RowError("the prompt is empty")
-    return prompt
-
-
 def _choice_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
     templates, column, by = settings["choices"], settings["label"], settings.get("label_by")
 
     def build(row: Row) -> Example:
-        prompt = _prompt(settings["prompt"], row)
-        choices = [_fill(template, row).rstrip(" ") for template in templates]
+        prompt = fill_prompt(settings["prompt"], row)
+        choices = [fill(template, row).rstrip(" ") for template in templates]
         for number, text in enumerate(choices):
             if not text.strip():
                 raise RowError(f"choice {number}, {templates[number]!r}, is empty")
         right = choice(row[column], choices, column, by)
-        return Example(prompt, tuple(_joined(prompt, text) for text in choices), right)
+        return Example(prompt, tuple(joined(prompt, text) for text in choices), right)
 
     return build
 
 
 def _answer_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
-    column = settings["answer"]
+    column, stop = settings["answer"], settings.get("stop", "\n")
 
     def build(row: Row) -> Example:
-        prompt = _prompt(settings["prompt"], row)
+        prompt = fill_prompt(settings["prompt"], row)
         value = row[column]
         values = value if isinstance(value, list | tuple) else [value]
         texts = [one for one in (words(one, column).strip() for one in values) if one]
         if not texts:
             raise RowError(f"column {column!r} holds no answer")
-        return Example(prompt, answers=tuple(_joined(prompt, one) + "\n" for one in texts))
+        answers = tuple(joined(prompt, one) + (stop or "") for one in texts)
+        return Example(prompt, answers=answers, ends=stop is None)
 
     return build
 
@@ -225,7 +198,7 @@ def _answer_builder(settings: dict[str, Any]) -> Callable[[Row], Example]:
 def _task(path: Path, settings: dict[str, Any]) -> Task:
     choice = "choices" in settings
     templates = [settings["prompt"], *(settings["choices"] if choice else ())]
-    used = [column for template in templates for column in _fields(template)[0]]
+    used = [column for template in templates for column in fields(template)[0]]
     used.append(settings["label"] if choice else settings["answer"])
     hub = settings.get("hub")
     source = None
@@ -243,5 +216,6 @@ def _task(path: Path, settings: dict[str, Any]) -> Task:
         hub=source,
         data=path.parent / settings["data"] if "data" in settings else None,
         max_new_tokens=settings.get("max_new_tokens", 50),
+        stop=settings.get("stop", "\n"),
         about=settings.get("about", ""),
     )

@@ -18,7 +18,7 @@ option in it, instead of one a choice. The scores are the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from zopeft.errors import InputError, input_error
-from zopeft.tasks.encoding import Encoded, encode
+from zopeft.tasks.encoding import Encoded
+from zopeft.tasks.own_encoding import encode_all
 from zopeft.tasks.table import check_ids, padding_id
 from zopeft.tasks.task import RowError, Task
 
@@ -45,6 +46,8 @@ class TaskDataset(Dataset[Encoded]):
         loss: "choice" or "answer"; None takes the task's own.
         table_rows: Rows of the model's embedding, `zopeft.tasks.table.table_rows`; None
             doesn't check that it has the tokens.
+
+    A row of running text that is longer than `max_length` becomes several examples.
 
     Raises:
         InputError: A faulty row, an answer that doesn't fit, a token that the embedding does
@@ -66,13 +69,14 @@ class TaskDataset(Dataset[Encoded]):
             raise input_error("loss", "must be 'choice' or 'answer'", self.loss)
         if self.loss == "choice" and task.kind != "choice":
             raise input_error("loss", f"{task.name} has no choices", "choice", "use 'answer'")
+        place = place_of(task, rows)
         examples = []
         for index, row in enumerate(rows):
             try:
                 examples.append(task.example(row))
             except RowError as error:
-                raise InputError(f"{task.name}, row {index + 1}: {error}") from error
-        self.encoded = encode(tokenizer, examples, self.loss, max_length)
+                raise InputError(f"{place(index)}: {error}") from error
+        self.encoded = encode_all(tokenizer, examples, self.loss, max_length, place)
         check_ids(tokenizer, (_every_id(one) for one in self.encoded), table_rows, task.name)
 
     def __len__(self) -> int:
@@ -80,6 +84,11 @@ class TaskDataset(Dataset[Encoded]):
 
     def __getitem__(self, index: int) -> Encoded:
         return self.encoded[index]
+
+
+def place_of(task: Task, rows: Sequence[Mapping[str, Any]]) -> Callable[[int], str]:
+    """Returns what tells where a row stands: its file and line, or its number in the task."""
+    return getattr(rows, "place", lambda index: f"{task.name}, row {index + 1}")
 
 
 class Collator:
@@ -99,18 +108,24 @@ class Collator:
         """Returns the batch of `examples`; all must be of one kind."""
         if examples[0].label is None:
             rows = [(e.prompts[0], e.options[0]) for e in examples]
-            return self._pad(rows)
+            return self._pad(rows, [e.taught for e in examples])
         return self._choices(examples)
 
-    def _pad(self, rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]]) -> dict[str, Tensor]:
+    def _pad(
+        self,
+        rows: Sequence[tuple[tuple[int, ...], tuple[int, ...]]],
+        taught: Sequence[tuple[bool, ...] | None],
+    ) -> dict[str, Tensor]:
         length = max(len(prompt) + len(option) for prompt, option in rows)
         ids, mask, labels = [], [], []
-        for prompt, option in rows:
+        for (prompt, option), marks in zip(rows, taught, strict=True):
             size = len(prompt) + len(option)
             rest = length - size
             ids.append([*prompt, *option, *[self.pad] * rest])
             mask.append([1] * size + [0] * rest)
-            labels.append([IGNORED] * len(prompt) + [*option] + [IGNORED] * rest)
+            kept = marks or (True,) * len(option)
+            targets = [t if m else IGNORED for t, m in zip(option, kept, strict=True)]
+            labels.append([IGNORED] * len(prompt) + targets + [IGNORED] * rest)
         return {
             "input_ids": torch.tensor(ids),
             "attention_mask": torch.tensor(mask),
@@ -131,7 +146,7 @@ class Collator:
                 for offset, token in enumerate(tokens):
                     targets.append(((place, len(prompt) - 1 + offset), token, option))
                 option += 1
-        batch = self._pad(rows)
+        batch = self._pad(rows, [None] * len(rows))
         length = batch["input_ids"].shape[1]
         slots: dict[tuple[int, int], int] = {}
         for where, _, _ in targets:

@@ -10,7 +10,7 @@ text stands before the prompt, once; what it puts behind a text is left out
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from zopeft.errors import input_error
@@ -27,11 +27,15 @@ class Encoded:
             across the border.
         options: The tokens of each option; one option for an "answer" example.
         label: Index of the right option; None for an "answer" example.
+        taught: Which tokens of an "answer" example's option are taught; None for all.
+        cut: Tokens of the text that were left out, for want of room.
     """
 
     prompts: tuple[Ids, ...]
     options: tuple[Ids, ...]
     label: int | None = None
+    taught: tuple[bool, ...] | None = None
+    cut: int = field(default=0, compare=False)
 
     @property
     def shared(self) -> bool:
@@ -52,14 +56,21 @@ def start_tokens(tokenizer: Any) -> Ids:
     return Template.of(tokenizer).before
 
 
+def unwarned(tokenizer: Any) -> Any:
+    """Returns the tokenizer, which says no more that a text is too long for the model.
+
+    Texts are cut after they are tokenised; the warning would mislead.
+    """
+    warned = getattr(tokenizer, "deprecation_warnings", {})
+    warned["sequence-length-is-longer-than-the-specified-maximum"] = True
+    return tokenizer
+
+
 def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special tokens."""
     if not texts:
         return []
-    # Texts longer than the model are cut below; the tokenizer's warning would mislead.
-    warned = getattr(tokenizer, "deprecation_warnings", {})
-    warned["sequence-length-is-longer-than-the-specified-maximum"] = True
-    return tokenizer(list(texts), add_special_tokens=False).input_ids
+    return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
 
 
 def encode(
@@ -92,8 +103,8 @@ def encode(
     for index, (example, group, before) in enumerate(
         zip(examples, options, prompt_ids, strict=True)
     ):
-        split = [_split(before, next(whole_ids)) for _ in group]
-        pairs = [(template.begun(prompt), answer) for prompt, answer in split]
+        halves = [split(before, next(whole_ids)) for _ in group]
+        pairs = [(template.begun(prompt), answer) for prompt, answer in halves]
         longest = max(len(answer) for _, answer in pairs)
         for (_, answer), option in zip(pairs, group, strict=True):
             if not answer:
@@ -110,7 +121,9 @@ def encode(
         if not all(cut):
             raise input_error(f"row {index + 1}", "an empty prompt, and the tokenizer has no start")
         label = example.label if loss == "choice" else None
-        encoded.append(Encoded(cut, tuple(tuple(answer) for _, answer in pairs), label))
+        lost = max(len(start) + len(p) - len(c) for (p, _), c in zip(pairs, cut, strict=True))
+        answers = tuple(tuple(answer) for _, answer in pairs)
+        encoded.append(Encoded(cut, answers, label, cut=lost))
     return encoded
 
 
@@ -131,8 +144,8 @@ def _options(example: Example, loss: str) -> tuple[str, ...]:
     return example.answers[:1]
 
 
-def _split(prompt: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
-    """The tokens of the whole that are the prompt's, and the rest."""
+def split(prompt: list[int], whole: list[int]) -> tuple[list[int], list[int]]:
+    """Returns the tokens of the whole that are the prompt's, and the rest."""
     common = 0
     for one, other in zip(prompt, whole, strict=False):
         if one != other:

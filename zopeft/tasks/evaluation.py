@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,11 +11,11 @@ import torch
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import input_error
 from zopeft.tasks.answers import exact_match, f1
-from zopeft.tasks.dataset import TaskDataset
-from zopeft.tasks.encoding import encode_prompts
+from zopeft.tasks.dataset import TaskDataset, place_of
 from zopeft.tasks.feed import Feed
 from zopeft.tasks.generation import generate
 from zopeft.tasks.loss import answer_losses, option_scores
+from zopeft.tasks.own_encoding import encode_openings, last_tokens
 from zopeft.tasks.table import check_ids, table_rows
 from zopeft.tasks.task import Task
 
@@ -32,7 +33,7 @@ def evaluate(
     progress: Progress | None = None,
     layout: str = "auto",
 ) -> dict[str, float]:
-    """Scores the model: accuracy by comparing options, or F1 and exact match of answers.
+    """Scores the model: accuracy by comparing options, F1 and exact match of answers, perplexity.
 
     The result does not depend on `batch_size`: the loss is weighted by tokens ("answer")
     or by examples ("choice") over all rows, not over batches.
@@ -51,12 +52,13 @@ def evaluate(
             model gives the same loss both ways.
 
     Returns:
-        ``accuracy``, or ``f1`` and ``exact_match``, all 0 to 1; ``loss``; ``examples``.
+        ``accuracy``, or ``f1`` and ``exact_match``, all 0 to 1, or ``perplexity``; ``loss``;
+        ``examples``.
 
     Raises:
         InputError: No rows, or a row that can't be encoded.
     """
-    rows = rows[:max_examples]
+    rows = rows if max_examples is None else rows[:max_examples]
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
     keep_unpacked(model)
@@ -70,7 +72,10 @@ def evaluate(
             result = _choices(model, task, feed, batch_size, report)
         else:
             feed = Feed(model, tokenizer, task, rows, length, layout=layout)
-            result = _answers(model, tokenizer, task, rows, feed, batch_size, length, report)
+            if task.kind == "answer":
+                result = _answers(model, tokenizer, task, rows, feed, batch_size, length, report)
+            else:
+                result = _texts(model, feed, batch_size, report)
     finally:
         model.train(training)
     return {**result, "examples": len(rows)}
@@ -183,9 +188,9 @@ def _answers(
     report: Progress,
 ) -> dict[str, float]:
     examples = [task.example(row) for row in rows]
-    prompts = encode_prompts(
-        tokenizer, [e.prompt for e in examples], max(1, length - task.max_new_tokens)
-    )
+    room = max(1, length - task.max_new_tokens)
+    prompts = encode_openings(tokenizer, examples, room, place_of(task, rows))
+    ends = last_tokens(tokenizer, feed.data)
     check_ids(tokenizer, prompts, table_rows(model), task.name)
     loss = tokens = total_f1 = total_match = 0.0
     done = 0
@@ -194,7 +199,9 @@ def _answers(
             losses, _ = answer_losses(model, batch)
         loss += float(losses.double().sum())
         tokens += losses.numel()
-        given = generate(model, tokenizer, [prompts[i] for i in chosen], task.max_new_tokens)
+        given = generate(
+            model, tokenizer, [prompts[i] for i in chosen], task.max_new_tokens, task.stop, ends
+        )
         for index, answer in zip(chosen, given, strict=True):
             total_f1 += f1(answer, examples[index].answers)
             total_match += exact_match(answer, examples[index].answers)
@@ -205,3 +212,18 @@ def _answers(
     if task.metric == "accuracy":
         scores = {"accuracy": match}
     return {**scores, "loss": loss / tokens}
+
+
+def _texts(model: Any, feed: Feed, batch_size: int, report: Progress) -> dict[str, float]:
+    loss = tokens = 0.0
+    done = 0
+    for _, group, batch in feed.batches(batch_size):
+        with torch.inference_mode():
+            losses, _ = answer_losses(model, batch)
+        loss += float(losses.double().sum())
+        tokens += losses.numel()
+        done += len(group)
+        report(done, len(feed.data))
+    mean = loss / tokens
+    # Beyond what a float can hold it is infinite.
+    return {"perplexity": math.exp(mean) if mean < 700 else math.inf, "loss": mean}

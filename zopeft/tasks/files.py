@@ -7,8 +7,8 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,9 @@ class Source:
         lines: Each row's line in the file, or None where rows have no lines.
         columns: The names of the columns.
         parts: The files that the rows were put together from, if there are several.
+        labels: Names of the classes of columns that hold them by number, where the data has
+            them: column to names.
+        taken: Where the rows are some of another source's: which.
     """
 
     name: str
@@ -34,9 +37,18 @@ class Source:
     lines: list[int] | None
     columns: tuple[str, ...]
     parts: tuple[Source, ...] = ()
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    taken: tuple[Source, Sequence[int]] | None = None
+
+    def part(self, name: str, chosen: Sequence[int]) -> Source:
+        """Returns some of the rows as a source of their own."""
+        rows = [self.rows[index] for index in chosen]
+        return Source(name, rows, None, self.columns, (), self.labels, (self, chosen))
 
     def place(self, index: int) -> str:
         """Returns where row `index` stands, for messages."""
+        if self.taken is not None:
+            return self.taken[0].place(self.taken[1][index])
         for part in self.parts:
             if index < len(part.rows):
                 return part.place(index)
@@ -50,7 +62,8 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
     """Returns the rows of several files, one after the other."""
     rows = [row for source in sources for row in source.rows]
     columns = dict.fromkeys(column for source in sources for column in source.columns)
-    return Source(name, rows, None, tuple(columns), tuple(sources))
+    labels = {column: names for source in sources for column, names in source.labels.items()}
+    return Source(name, rows, None, tuple(columns), tuple(sources), labels)
 
 
 def _source(path: Path, rows: list[Any], lines: list[int] | None) -> Source:
@@ -184,7 +197,22 @@ def _parquet(path: Path) -> Source:
             table = parquet.read_table(io.BytesIO(file.read()))
     except Exception as error:
         raise input_error(str(path), f"unreadable parquet ({str(error)[:120]})") from error
-    return Source(str(path), table.to_pylist(), None, tuple(table.column_names))
+    labels = _class_names((table.schema.metadata or {}).get(b"huggingface"))
+    columns = tuple(table.column_names)
+    return Source(str(path), table.to_pylist(), None, columns, labels=labels)
+
+
+def _class_names(note: bytes | None) -> dict[str, tuple[str, ...]]:
+    """The names of classes in what ``datasets`` writes into a parquet file of its columns."""
+    try:
+        features = json.loads(note or b"{}")["info"]["features"]
+        return {
+            column: tuple(feature["names"])
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return {}
 
 
 READERS: dict[str, Callable[[Path], Source]] = {

@@ -1,4 +1,4 @@
-"""Generation: greedy answers in batches, up to the first newline."""
+"""Generation: greedy answers in batches, up to a text that ends them or an end token."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ from zopeft.tasks.table import padding_id, table_rows
 
 
 def generate(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    stop: str | None = "\n",
+    end_tokens: Sequence[int] = (),
 ) -> list[str]:
-    """Continues prompts greedily, each up to a newline or the end token.
+    """Continues prompts greedily, each up to a newline (or other text) or an end token.
 
     An answer does not depend on the batch: a model that looks at padding, which is tried out
     once, is given prompts of one length at a time (`zopeft.tasks.neighbours`).
@@ -29,13 +34,16 @@ def generate(
         tokenizer: Its tokenizer.
         prompts: Token ids, one sequence a prompt; padded on the left here.
         max_new_tokens: Most tokens of an answer.
+        stop: Text that ends an answer; None where only an end token does.
+        end_tokens: End tokens beside the model's and the tokenizer's.
 
     Returns:
-        The answers without their newline and surrounding spaces.
+        The answers without what ended them and surrounding spaces.
     """
     if not prompts:
         return []
-    pad, ends = padding_id(tokenizer, table_rows(model)), _end_tokens(model, tokenizer)
+    pad = padding_id(tokenizer, table_rows(model))
+    ends = sorted({*_end_tokens(model, tokenizer), *end_tokens})
     lengths = [len(prompt) for prompt in prompts]
     longest = max(range(len(prompts)), key=lambda index: lengths[index])
 
@@ -49,20 +57,21 @@ def generate(
             model, "left", prompts[longest], most, first_logits
         )
         for group in by_length(lengths) if alone else [range(len(prompts))]:
-            rows, stops = [prompts[index] for index in group], [_Newline(tokenizer)]
+            rows = [prompts[index] for index in group]
+            stops = [] if stop is None else [_stopping(tokenizer, stop)]
             found, _ = _continued(
                 model, rows, pad, max_new_tokens, stops, eos_token_id=ends or None
             )
             for index, ids in zip(group, found.tolist(), strict=True):
-                answers[index] = _text(tokenizer, ids, ends)
+                answers[index] = _text(tokenizer, ids, ends, stop)
     return answers
 
 
-def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int]) -> str:
+def _text(tokenizer: Any, ids: Sequence[int], ends: Sequence[int], stop: str | None) -> str:
     """The answer of new tokens: what comes after an end token is filling."""
     size = next((place for place, one in enumerate(ids) if one in ends), len(ids))
     text: str = tokenizer.decode(ids[:size], skip_special_tokens=True)
-    return text.split("\n", 1)[0].strip()
+    return (text if stop is None else text.split(stop, 1)[0]).strip()
 
 
 def _continued(
@@ -137,6 +146,27 @@ def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
     own = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
     ends = own if isinstance(own, list) else [own]
     return sorted({int(end) for end in [*ends, tokenizer.eos_token_id] if end is not None})
+
+
+def _stopping(tokenizer: Any, stop: str) -> Any:
+    return _Newline(tokenizer) if stop == "\n" else _StopText(tokenizer, stop)
+
+
+class _StopText:
+    """Stops a row once its new tokens hold a text; the last ones are read together."""
+
+    def __init__(self, tokenizer: Any, stop: str) -> None:
+        self.tokenizer, self.stop = tokenizer, stop
+        # A token holds one byte of text at least.
+        self.length = len(stop.encode()) + 1
+        self.begin: int | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
+        size = input_ids.shape[1]
+        self.begin = size - 1 if self.begin is None else self.begin
+        ends = self.tokenizer.batch_decode(input_ids[:, max(self.begin, size - self.length) :])
+        done = [self.stop in end for end in ends]
+        return torch.tensor(done, dtype=torch.bool, device=input_ids.device)
 
 
 class _Newline:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from zopeft.errors import ZopeftError
+
+if TYPE_CHECKING:
+    from zopeft.tasks.own_task import Own
 
 Row = Mapping[str, Any]
 
@@ -29,12 +32,60 @@ class Example:
         label: Index of the right choice; None for a free answer.
         answers: The accepted free answers, the first is the one that is taught; each
             with its leading space and its final newline. Empty for a classification.
+        ends: Whether the tokenizer's end token follows the answer and is taught with it; such
+            an answer stands behind its prompt as it is, and may be cut at its end.
     """
 
     prompt: str
     choices: tuple[str, ...] | None = None
     label: int | None = None
     answers: tuple[str, ...] = ()
+    ends: bool = False
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One row of running text; all of it is taught, and the end token after it.
+
+    Attributes:
+        text: The text.
+    """
+
+    text: str
+    answers: ClassVar[tuple[str, ...]] = ()
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """One row of turns, put into text by the tokenizer's chat template.
+
+    Taught are the assistant's turns, each with the token that ends it.
+
+    Attributes:
+        messages: Turns with ``role`` and ``content``, in order; at least one assistant's.
+        tools: What the template is told of tools, if the row has any.
+        options: Further variables for the template.
+        plain: The same row as a prompt and its answer, for tokenizers without a template.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    tools: Any = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    plain: Example | None = None
+
+    @property
+    def last(self) -> int:
+        """The place of the last turn of the assistant's."""
+        return max(k for k, turn in enumerate(self.messages) if turn["role"] == "assistant")
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What the assistant says last."""
+        return (str(self.messages[self.last].get("content") or ""),)
+
+
+AnyExample = Example | Passage | Conversation
+"""What a row can become."""
 
 
 @dataclass(frozen=True)
@@ -64,34 +115,39 @@ class Task:
         name: Its name in the registry, or in its YAML file.
         columns: The columns that a row must have. Where several are accepted they stand
             in one string, as in "label|answer".
-        kind: "choice" is scored by comparing options, "answer" by generating text.
-        metric: "accuracy", or "f1" (with exact match beside it).
+        kind: "choice" is scored by comparing options, "answer" by generating text, "text" by
+            the loss alone.
+        metric: "accuracy", "f1" (with exact match beside it), or "perplexity".
         loss: "answer" trains on the tokens of the right text; "choice" on the scores of
             all options, as MeZO does for classification.
-        build: Row to `Example`; raises `RowError`.
+        build: Row to `Example`, `Passage` or `Conversation`; raises `RowError`.
         hub: Where the data is on the hub; None for local data alone.
         data: A folder with the data, if the task brings its own.
         max_new_tokens: Longest generated answer in tokens.
+        stop: Text that ends a generated answer; None where only an end token does.
+        own: The user's own data that the task was made of, if it was.
         about: A line for lists.
     """
 
     name: str
     columns: tuple[str, ...]
-    kind: Literal["choice", "answer"]
-    metric: Literal["accuracy", "f1"]
+    kind: Literal["choice", "answer", "text"]
+    metric: Literal["accuracy", "f1", "perplexity"]
     loss: Literal["choice", "answer"]
-    build: Callable[[Row], Example]
+    build: Callable[[Row], AnyExample]
     hub: HubSource | None = None
     data: Path | None = None
     max_new_tokens: int = 50
+    stop: str | None = "\n"
+    own: Own | None = None
     about: str = ""
 
     def missing(self, columns: Any) -> list[str]:
         """Returns the required columns that are not among `columns`."""
         return [c for c in self.columns if not any(name in columns for name in c.split("|"))]
 
-    def example(self, row: Row) -> Example:
-        """Returns the row's prompt and answers.
+    def example(self, row: Row) -> AnyExample:
+        """Returns the row as text: its prompt and answers, its turns, or its passage.
 
         Raises:
             RowError: A column is missing, has the wrong type, or a label is out of range.

@@ -1,0 +1,82 @@
+"""Kinds: what rows of the user's own data are, told by their columns. One kind, one file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from zopeft.errors import close_matches, input_error
+from zopeft.registry import Registry
+from zopeft.tasks.kinds.kind import Kind, Wishes
+
+KINDS = Registry(
+    "kind of data",
+    {
+        "messages": "zopeft.tasks.kinds.messages:KIND",
+        "completion": "zopeft.tasks.kinds.completion:KIND",
+        "instruction": "zopeft.tasks.kinds.instruction:KIND",
+        "question": "zopeft.tasks.kinds.question:KIND",
+        "label": "zopeft.tasks.kinds.label:KIND",
+        "text": "zopeft.tasks.kinds.text:KIND",
+    },
+    about={
+        "messages": "conversations; the assistant's turns are taught",
+        "completion": "a prompt and what follows it",
+        "instruction": "an instruction, perhaps an input, and the output",
+        "question": "a question, perhaps a context, and its answers; F1",
+        "label": "a text and its class; accuracy",
+        "text": "running text, all of it taught",
+    },
+)
+"""Kind name to `Kind`."""
+
+__all__ = ["KINDS", "Kind", "Wishes", "recognise", "understood"]
+
+
+def understood() -> str:
+    """Returns the columns that would be understood, for messages."""
+    return "; ".join(kind.shape for kind in KINDS.values())
+
+
+def recognise(columns: Collection[str], where: str, name: str | None = None) -> Kind:
+    """Returns the kind of data that columns tell.
+
+    Where the columns of one kind are among those of another, the other is meant: text with a
+    label is no running text. So is every other kind, where there is a ``text`` beside it.
+
+    Args:
+        columns: The names of the columns.
+        where: The file or data set, for messages.
+        name: The kind's name, where the user says it.
+
+    Raises:
+        InputError: None fits, or several do, or the one that is named does not.
+    """
+    seen = ", ".join(columns)
+    if name is not None:
+        if name not in KINDS:
+            raise input_error("data.kind", "unknown kind of data", name, close_matches(name, KINDS))
+        kind: Kind = KINDS[name]
+        missing = kind.missing(columns)
+        if missing:
+            what = f"{kind.name} needs a column {missing[0].replace('|', ' or ')}"
+            raise input_error(where, what, seen, RENAME)
+        return kind
+    fitting = [kind for kind in KINDS.values() if not kind.missing(columns)]
+    if len(fitting) > 1:
+        fitting = [kind for kind in fitting if kind.name != "text"]
+    if not fitting:
+        do = f"understood: {understood()}. {RENAME}"
+        raise input_error(where, "columns that tell of no known kind of data", seen, do)
+    if len(fitting) > 1:
+        names = [kind.name for kind in fitting]
+        do = "say which with " + " or ".join(f"data.kind={name}" for name in names)
+        what = f"columns that may be {' or '.join(names)}"
+        raise input_error(where, what, seen, do)
+    return fitting[0]
+
+
+RENAME = (
+    'Other names: "data.columns={text: review, label: stars}"; '
+    "other data: a task of your own, --task FILE.yaml"
+)
+"""What to do about columns of other names."""

@@ -1,0 +1,77 @@
+"""Own task: a task made of the user's own data, by what its columns tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from zopeft.tasks.files import GZIP, Source
+from zopeft.tasks.kinds import recognise
+from zopeft.tasks.kinds.kind import Kind, Wishes, column_of
+from zopeft.tasks.own import OwnData
+from zopeft.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a task was made of.
+
+    Attributes:
+        data: The rows.
+        kind: What they are.
+        labels: The options of a classification.
+        told: What the user should know beside that; "" for nothing.
+    """
+
+    data: OwnData
+    kind: Kind
+    labels: tuple[str, ...] = ()
+    told: str = ""
+
+    def source(self, split: str) -> Source:
+        """Returns the rows of "train" or "validation"."""
+        return self.data.source(split)
+
+
+def own_task(
+    data: OwnData,
+    kind: str | None = None,
+    columns: Mapping[str, str] | None = None,
+    wishes: Wishes | None = None,
+) -> Task:
+    """Returns the task of own data.
+
+    Args:
+        data: The rows.
+        kind: What they are, an entry of `zopeft.tasks.kinds.KINDS`; None asks the columns.
+        columns: Known name to the name in the data, for columns of other names.
+        wishes: What else the user wants.
+
+    Raises:
+        InputError: The columns tell of no kind or of several, a wish is not for this kind, or
+            the labels are no classes.
+    """
+    wishes = wishes or Wishes()
+    data = data.renamed(columns or {})
+    found = recognise(data.train.columns, data.name, kind)
+    found.check(wishes)
+    made = found.make(data.train.columns, (data.train, data.validation), wishes)
+    return Task(
+        name=name_of(data.name),
+        columns=tuple(str(column_of(c, data.train.columns)) for c in found.columns),
+        kind=made.kind,
+        metric=made.metric,
+        loss="answer",
+        build=made.build,
+        max_new_tokens=made.max_new_tokens,
+        stop=made.stop,
+        own=Own(data, found, made.labels, made.told),
+    )
+
+
+def name_of(data: str) -> str:
+    """Returns what own data is called: its file, folder or data set, without what is around."""
+    path = Path(data).expanduser()
+    name = path.resolve().name if path.exists() else data.rpartition("/")[2].replace(":", "-")
+    return name.removesuffix(GZIP).partition(".")[0] or "data"
