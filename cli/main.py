@@ -16,14 +16,18 @@ import typer
 
 from .bench import bench
 from .blocks import blocks
+from .chat import chat
 from .demo import demo
+from .doctor import doctor
 from .estimate import estimate
 from .evaluate import evaluate
 from .finetuner import finetuner_app
 from .import_finetuner import import_finetuner
 from .interrupts import TYPERS_INTERRUPT, InterruptError, ended_by_signals
 from .lists import list_names
+from .merge import merge
 from .meta_train import meta_train
+from .push import push
 from .recipes import recipe_app
 from .tune import tune
 
@@ -38,6 +42,9 @@ app = typer.Typer(
 app.command("meta-train")(meta_train)
 app.command("tune")(tune)
 app.command("eval")(evaluate)
+app.command("chat")(chat)
+app.command("merge")(merge)
+app.command("push")(push)
 app.command("bench")(bench)
 app.command("blocks")(blocks)
 app.command("estimate")(estimate)
@@ -46,6 +53,7 @@ app.command("import-finetuner")(import_finetuner)
 app.command("list")(list_names)
 app.add_typer(recipe_app, name="recipe")
 app.command("demo")(demo)
+app.command("doctor")(doctor)
 
 
 @app.callback(invoke_without_command=True)

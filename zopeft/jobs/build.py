@@ -21,8 +21,15 @@ BIASES = r"(^|\.)bias$"
 EMBEDDED_NOTE = "no MODEL given: using the embedded model (small, made for trying things out)"
 
 
-def load_base(recipe: Recipe, listener: Listener) -> tuple[Any, Any, ModelSource]:
+def load_base(
+    recipe: Recipe, listener: Listener, note: str = EMBEDDED_NOTE
+) -> tuple[Any, Any, ModelSource]:
     """Returns the recipe's model, its tokenizer and where they came from.
+
+    Args:
+        recipe: Names the model.
+        listener: Called with reports.
+        note: What is told where that is the embedded one.
 
     Raises:
         InputError: The model cannot be found or read.
@@ -31,8 +38,8 @@ def load_base(recipe: Recipe, listener: Listener) -> tuple[Any, Any, ModelSource
 
     section = recipe.model
     source = resolve(section.name)
-    note = EMBEDDED_NOTE if source.embedded else f"loading {source.path}"
-    listener(Progress("load", note=note))
+    told = note if source.embedded else f"loading {source.path}"
+    listener(Progress("load", note=told))
     model, tokenizer = load_model(
         source,
         section.dtype,

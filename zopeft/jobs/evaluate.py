@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from zopeft.errors import input_error
-from zopeft.jobs.build import load_base, load_rows, load_task, model_label, on_embedded
+from zopeft.jobs.build import load_rows, load_task, model_label, on_embedded
 from zopeft.jobs.folder import Folder
 from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.jobs.served import load_served
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
 
@@ -52,16 +49,7 @@ def _evaluated(
     """Measures, and writes the record where there is a folder for it."""
     started = time.monotonic()
     task = load_task(recipe.task.name, recipe.task.loss)
-    if adapter is not None and recipe.model.name is None:
-        recipe = replace(recipe, model=replace(recipe.model, name=_base_of(adapter)))
-    model, tokenizer, source = load_base(recipe, listener)
-    if adapter is not None:
-        from zopeft.models.adapters import load_adapter, needs_task_ids
-
-        model = load_adapter(model, adapter)
-        if needs_task_ids(model):
-            what = "a prompt of several tasks asks for task_ids, which no task here has"
-            raise input_error("--adapter", what, adapter, "use it from Python")
+    model, tokenizer, source = load_served(recipe, adapter, listener)
     rows = load_rows(recipe, task, "validation", on_embedded(source))
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
     summary: dict[str, Any] = {
@@ -112,20 +100,3 @@ def measure(
             progress=lambda done, total: listener(Progress(stage, done, total)),
         )
     return metrics
-
-
-def _base_of(adapter: str) -> str | None:
-    """Returns the base model that a local adapter names, where it can still be found."""
-    try:
-        text = (Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")
-        base = json.loads(text).get("base_model_name_or_path")
-    except (OSError, ValueError):
-        return None
-    if not isinstance(base, str) or not base:
-        return None
-    from zopeft.models import resolve
-
-    embedded = resolve(None)
-    if base == embedded.path or (not Path(base).exists() and "/zopeft/embedded/" in base):
-        return None
-    return base
