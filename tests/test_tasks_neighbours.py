@@ -245,3 +245,16 @@ def test_what_is_known_is_known_by_length():
 def test_a_diverged_model_is_not_taken_for_a_mixing_one():
     model = torch.nn.Linear(1, 1)
     assert not try_out(model, "left", [7], 10, lambda rows: [torch.full((len(rows), 3), torch.nan)])
+
+
+def test_what_follows_a_tie_that_rounding_decides_is_not_compared():
+    model = torch.nn.Linear(1, 1)
+
+    def run(rows):
+        """Two best tokens but for the last bits; what comes after them differs."""
+        other = len(rows) > 1
+        first = torch.tensor([[3.0, 3.0 + (1e-6 if other else -1e-6), 0.0]] * len(rows))
+        return [first, torch.tensor([[1.0, 2.0 + other, 4.0]] * len(rows))]
+
+    assert not try_out(model, "left", [7], 10, run)
+    assert try_out(model, "left", [7], 20, lambda rows: run(rows)[1:])
