@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from zopeft.blocks.bare import is_compiled
 from zopeft.blocks.peft import base_of
 from zopeft.errors import input_error
-from zopeft.probing.mask import UnshownError, virtual_tokens
+from zopeft.probing.mask import FLASH, UnshownError, attention_of, virtual_tokens
 from zopeft.probing.packed import JOINED, PACKED, PADDED, with_layout
 
 AUTO = "auto"
@@ -105,12 +105,15 @@ def unfit(model: nn.Module, loss_function: Any) -> str:
             return f"an adapter of type {kind} asks something of each row as a whole"
     if virtual_tokens(model) and _by_row(model):
         return "it counts places along the row, where virtual tokens stand, too"
+    if virtual_tokens(model) and _in_line(model):
+        return "virtual tokens would stand before the first text of a line alone"
     return ""
 
 
 def _tried(model: nn.Module, batch: Mapping[str, Any], loss_function: Any) -> Choice:
     needed, reason = loss_function.needed(batch), ""
-    ways = [PACKED] if needed is None or _by_row(model) else [JOINED, PACKED]
+    whole = needed is None or _by_row(model) or _in_line(model)
+    ways = [PACKED] if whole else [JOINED, PACKED]
     training = model.training
     model.eval()
     try:
@@ -164,3 +167,7 @@ def tolerance(model: nn.Module, dtype: torch.dtype | None = None) -> float:
 def _by_row(model: nn.Module) -> bool:
     config = getattr(base_of(model), "config", None)
     return getattr(config, "model_type", "") in BY_ROW or bool(getattr(config, "alibi", False))
+
+
+def _in_line(model: nn.Module) -> bool:
+    return attention_of(model).startswith(FLASH)
