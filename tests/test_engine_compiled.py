@@ -10,7 +10,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import zopeft
 from zopeft.blocks.bare import is_compiled
 from zopeft.engine import Direction, Engine
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
+from zopeft.probing.stacking import Stacking
 
 IDS = (torch.arange(16).view(2, 8) * 7 + 5) % 61
 
@@ -102,8 +103,8 @@ def test_compiled_code_sees_the_probe_and_leaves_the_weights():
         raise RuntimeError("boom")
     assert float(model(IDS)) == base and graphs.calls == 3
     assert all(torch.equal(own[name], p) for name, p in model._orig_mod.named_parameters())
-    assert engine.unstackable == "the model is compiled"
-    with pytest.raises(UnstackableError), engine.stacked([(Direction(1), 0.05)]):
+    assert Stacking(engine).unstackable == "the model is compiled"
+    with pytest.raises(UnstackableError), Stacking(engine).shown([(Direction(1), 0.05)]):
         pass
 
 

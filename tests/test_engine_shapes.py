@@ -264,7 +264,7 @@ def test_gradients_at_the_perturbed_weights_reach_the_parameters(space, carrier,
 
 @pytest.mark.parametrize("kind", sorted(SHAPES))
 def test_project_is_the_inner_product_with_the_direction(kind, monkeypatch):
-    from zopeft.engine import engine as module
+    from zopeft.engine import projection as module
 
     engine = engine_of(full(), kind)
     monkeypatch.setattr(module, "CHUNK", 200)
@@ -303,7 +303,7 @@ def test_a_state_does_not_depend_on_where_shaped_blocks_lie():
     shaped = Engine(blocks, shapes=some)
     shaped.load_state_dict(state)
     assert torch.equal(shaped.state_dict()["master.0"], state["master.0"])
-    assert shaped.carriers[0].offsets != plain.carriers[0].offsets
+    assert shaped.carriers[0].places.offsets != plain.carriers[0].places.offsets
     masters = [c.master[o : o + b.numel] for c, b, o in _places(shaped)]
     expected = [c.master[o : o + b.numel] for c, b, o in _places(plain)]
     assert all(torch.equal(a, b) for a, b in zip(masters, expected, strict=True))
@@ -311,7 +311,7 @@ def test_a_state_does_not_depend_on_where_shaped_blocks_lie():
 
 def _places(engine):
     carrier = engine.carriers[0]
-    return [(carrier, b, o) for b, o in zip(carrier.blocks, carrier.offsets, strict=True)]
+    return [(carrier, b, o) for b, o in zip(carrier.blocks, carrier.places.offsets, strict=True)]
 
 
 class Doubled(torch.nn.Linear):

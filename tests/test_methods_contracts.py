@@ -15,7 +15,7 @@ from test_methods import Quadratic as Whole
 from test_methods import equal, weights
 
 import zopeft
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import InputError, RunError
 from zopeft.journal.codec import decode, encode
 from zopeft.methods import METHODS

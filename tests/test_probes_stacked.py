@@ -15,10 +15,11 @@ import zopeft
 from zopeft.blocks import keep_trainable
 from zopeft.embedded import MODEL_DIR
 from zopeft.engine import Direction, Engine
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import InputError
 from zopeft.models import PEFT, attach
 from zopeft.probing.probing import MOST_TOKENS
+from zopeft.probing.stacking import Stacking
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
 
 IDS = (torch.arange(3 * 8).view(3, 8) * 7 + 5) % 61
@@ -199,7 +200,7 @@ def test_other_adapters_run_apart(name):
     assert set(PEFT) > STACKED
     model = attach(build("llama"), name, {"r": 4} if name == "vera" else {}, seed=1)
     blocks = zopeft.discover(model)
-    assert (Engine(blocks).unstackable == "") == (name in STACKED)
+    assert (Stacking(Engine(blocks)).unstackable == "") == (name in STACKED)
     if name in STACKED:
         return
     rows = forwards(model)
@@ -221,15 +222,20 @@ def test_other_adapters_run_apart(name):
 )
 def test_lora_that_reaches_further_runs_apart(options):
     model = attach(build("llama"), "lora", options, seed=1)
-    assert Engine(zopeft.discover(model)).unstackable
+    assert Stacking(Engine(zopeft.discover(model))).unstackable
 
 
 def test_full_weights_and_other_carriers_run_apart():
     model = build("llama")
     keep_trainable(model, "q_proj")
-    assert Engine(zopeft.discover(model)).unstackable.startswith("full weights that are held flat")
+    assert Stacking(Engine(zopeft.discover(model))).unstackable.startswith(
+        "full weights that are held flat"
+    )
     blocks = zopeft.discover(adapted())
-    assert Engine(blocks, carrier="modules").unstackable == "the directions are not of low rank"
+    assert (
+        Stacking(Engine(blocks, carrier="modules")).unstackable
+        == "the directions are not of low rank"
+    )
     with pytest.raises(InputError, match="probes: unknown way of probing, got 'twice'"):
         zopeft.MeZO(blocks, probes="twice")
 
@@ -258,7 +264,7 @@ def test_a_layer_that_does_not_see_the_rows_is_refused(shape):
     model = adapted()
     engine = Engine(zopeft.discover(model))
     layer = model.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
-    with torch.no_grad(), engine.stacked([(Direction(1), 0.1), (Direction(1), -0.1)]):
+    with torch.no_grad(), Stacking(engine).shown([(Direction(1), 0.1), (Direction(1), -0.1)]):
         with pytest.raises(UnstackableError, match="row by row"):
             layer(torch.zeros(6, 8, 32))
         model(input_ids=IDS.repeat(2, 1))

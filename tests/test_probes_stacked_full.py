@@ -9,9 +9,10 @@ from test_probes_stacked import bits, dressed, forwards, padded, same_bits
 
 import zopeft
 from zopeft.engine import Direction, Engine
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import InputError
 from zopeft.optim.directions import directions_of
+from zopeft.probing.stacking import Stacking
 from zopeft.tasks import task_loss
 
 APART = {"gpt2", "opt"}
@@ -96,7 +97,7 @@ def test_many_steps_are_those_of_two_forwards():
 def test_an_exception_inside_changes_no_bit():
     model = build("llama")
     engine, before, dress = engine_of(model), bits(model), dressed(model)
-    with pytest.raises(ZeroDivisionError), engine.stacked([(Direction(1), 0.1)] * 2):
+    with pytest.raises(ZeroDivisionError), Stacking(engine).shown([(Direction(1), 0.1)] * 2):
         raise ZeroDivisionError
     assert same_bits(model, before) and dressed(model) == dress
 
@@ -105,7 +106,7 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
     model = build("llama")
     engine, ids = engine_of(model), torch.zeros(6, 8, dtype=torch.long)
     layer = model.get_submodule("model.layers.0.input_layernorm")
-    with torch.no_grad(), engine.stacked([(Direction(1), 0.1), (Direction(1), -0.1)]):
+    with torch.no_grad(), Stacking(engine).shown([(Direction(1), 0.1), (Direction(1), -0.1)]):
         model(input_ids=ids)
         for shape in ((3, 8, 32), (1, 48, 32), (8, 6, 32), (24, 32)):
             with pytest.raises(UnstackableError, match="row by row"):
@@ -118,8 +119,10 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
 
 def test_noise_in_the_weights_runs_apart():
     model = build("llama")
-    assert engine_of(model).unstackable == ""
-    assert engine_of(model, "gaussian").unstackable == "the directions are not of low rank"
+    assert Stacking(engine_of(model)).unstackable == ""
+    assert (
+        Stacking(engine_of(model, "gaussian")).unstackable == "the directions are not of low rank"
+    )
     with pytest.raises(InputError, match="probes: cannot be stacked: the directions are not"):
         zopeft.MeZO(zopeft.discover(model), carrier="modules", probes="stacked")
 
@@ -131,7 +134,7 @@ def test_a_small_model_is_not_held_flat_where_probes_are_to_be_stacked():
     rows = forwards(model)
     method.step(zopeft.BatchLoss(model, padded()))
     assert rows == [6]
-    assert zopeft.MeZO(blocks, lr=1e-3, noise="low_rank").engine.unstackable
+    assert zopeft.MeZO(blocks, lr=1e-3, noise="low_rank").probing.stacking.unstackable
 
 
 def test_weights_that_a_parent_reads_run_apart(monkeypatch):
@@ -145,7 +148,7 @@ def test_weights_that_a_parent_reads_run_apart(monkeypatch):
     monkeypatch.setattr(mlp, "forward", forward)
     with pytest.raises(UnstackableError, match="outside of their layer"):
         closure = zopeft.BatchLoss(model, padded())
-        with torch.no_grad(), engine_of(model).stacked([(Direction(1), 0.1)] * 2):
+        with torch.no_grad(), Stacking(engine_of(model)).shown([(Direction(1), 0.1)] * 2):
             closure.stacked(2)
     apart = estimated(model, padded(), "separate", None)
     assert torch.equal(estimated(model, padded(), "stacked", None), apart)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from zopeft.engine.direction import Direction
 from zopeft.engine.elements import PIECE, Elements, Part
+from zopeft.engine.flat_places import ALIGNMENT
 from zopeft.engine.vector import Vector
 from zopeft.kernels.runs import Layout, cut
 
 SMALL = PIECE // 4
 """Elements of the largest block that is bundled."""
-ALIGNMENT = 128
-"""Elements that every block of a bundle starts at a multiple of: the widest span of a counter."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,6 +6,7 @@ import torch
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.engine.carrier import Carrier
 from zopeft.engine.elements import Elements
 from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import ModuleWeights
@@ -18,8 +19,6 @@ SMALL = 1 << 23
 CARRIERS = ("auto", "flat", "modules")
 WHY = "the model is offloaded"
 DO = "keep the model on one device, or the carrier on auto"
-
-Carrier = FlatBuffer | ModuleWeights | ScaleTensors
 
 
 def check_carrier(name: str) -> None:

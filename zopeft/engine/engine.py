@@ -11,27 +11,19 @@ from torch import Tensor
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.offloaded import Offload
 from zopeft.engine.carrying import carriers_of, check_carrier
-from zopeft.engine.copies import Copies
-from zopeft.engine.direction import Direction, Probe
+from zopeft.engine.direction import Direction
 from zopeft.engine.elements import Elements
-from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.forms import Forms
-from zopeft.engine.layers import CHUNK
 from zopeft.engine.maps import inner_products, map_weights
-from zopeft.engine.modules import ModuleWeights
+from zopeft.engine.projection import project
 from zopeft.engine.reads import Reads
-from zopeft.engine.replaced import refuse_replaced
 from zopeft.engine.shapes import Shape
-from zopeft.engine.stacked import StackedModules
 from zopeft.engine.tangents import slope_along
 from zopeft.engine.vector import Vector, terms_of
 from zopeft.errors import input_error
 from zopeft.kernels.choice import kernels_for
 from zopeft.kernels.plain import ROUNDINGS
 from zopeft.noise import Noise
-
-FOLDED = 4096
-"""Sums in fp32 that a projection on a direction is added up from."""
 
 
 class Engine:
@@ -74,7 +66,6 @@ class Engine:
         devices = {self.offload.device(owner) for block in blocks for owner in block.owners}
         self.device = self.offload.device(blocks[0].owners[0])
         self.kernels = kernels_for(backend, self.noise, devices)
-        self.stacking = StackedModules(blocks)
         self.shapes = dict(shapes or {})
         if self.shapes and blocks.space == "scales":
             raise input_error("shapes", "the scales of quantised layers have none", None)
@@ -114,70 +105,21 @@ class Engine:
             direction: The direction, or another vector.
             step: Finite-difference step with its sign, in the units of the weights.
         """
-        watching = self._watching()
+        watching = self.watching()
         with ExitStack() as stack:
             for carrier in self.carriers:
                 stack.enter_context(carrier.perturbed(direction, step))
             stack.enter_context(watching)
             yield
         if not self._in_place:
-            refuse_replaced([c for c in self.carriers if isinstance(c, FlatBuffer)])
+            wrong = [error for carrier in self.carriers if (error := carrier.replaced())]
+            if wrong:
+                raise wrong[0]
             self._in_place = True
 
-    def _watching(self) -> AbstractContextManager[None]:
+    def watching(self) -> AbstractContextManager[None]:
         """Watches a probe's forward passes; to be made before the weights are perturbed."""
-        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
-        return self.reads.watching(not all(c.settled for c in modular))
-
-    @property
-    def unstackable(self) -> str:
-        """Why `stacked` cannot be used for these blocks; "" if it can."""
-        return self._first_reason(lambda carrier: carrier.unstackable)
-
-    @property
-    def ungroupable(self) -> str:
-        """Why `stacked` cannot be used for `Flips` of one direction; "" if it can."""
-        return self._first_reason(lambda carrier: carrier.ungroupable)
-
-    def _first_reason(self, reason_of: Callable[[ModuleWeights], str]) -> str:
-        if all(isinstance(carrier, FlatBuffer) for carrier in self.carriers):
-            return self.stacking.reason
-        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
-        if len(modular) < len(self.carriers):
-            return "the weights are not all held in one way"
-        return next((reason for carrier in modular if (reason := reason_of(carrier))), "")
-
-    @contextmanager
-    def stacked(self, probes: Sequence[Probe]) -> Iterator[None]:
-        """Shows ``theta + step * u`` of several probes at once to the forwards inside.
-
-        The batch must be repeated once a probe along its rows: copy p sees probe p. Only for
-        blocks for which `unstackable` is empty: LoRA, prompts and prefixes (`StackedModules`),
-        and full weights along directions of low rank (`ModuleWeights.stacked`). Probes that are
-        patterns of one direction (`zopeft.engine.flips`) can where `ungroupable` is empty; then
-        part p of a batch sees probe p.
-
-        Args:
-            probes: Directions and finite-difference steps with their signs, [P].
-
-        Raises:
-            UnstackableError: By a forward inside, if a trained layer does not see the batch so.
-        """
-        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
-        if modular:
-            head = getattr(self.blocks.model, "get_output_embeddings", lambda: None)()
-            copies, watching = Copies(self.blocks.model, head), self._watching()
-            with copies.watched(), ExitStack() as stack:
-                for carrier in modular:
-                    stack.enter_context(carrier.stacked(probes, copies))
-                with watching:
-                    yield
-            return
-        flats = [carrier for carrier in self.carriers if isinstance(carrier, FlatBuffer)]
-        stacks = [flat.stacks(probes) for flat in flats]
-        shown = self.stacking.shown({key: s for found in stacks for key, s in found.items()})
-        with shown, self._watching():
-            yield
+        return self.reads.watching(not all(carrier.settled for carrier in self.carriers))
 
     def settle(self) -> bool:
         """Looks after a probe for weights that were read outside of their modules' forward.
@@ -185,8 +127,7 @@ class Engine:
         Returns:
             True if the probe just done missed some and has to be done again.
         """
-        modular = [c for c in self.carriers if isinstance(c, ModuleWeights)]
-        found = [carrier.settle() for carrier in modular]
+        found = [carrier.settle() for carrier in self.carriers]
         if self.reads.compiled:
             self.is_compiled()
         return any(found)
@@ -198,14 +139,12 @@ class Engine:
         """
         self.reads.compiled = True
         for carrier in self.carriers:
-            if isinstance(carrier, ModuleWeights) and not carrier.whole:
-                carrier.show_whole()
+            carrier.show_whole()
 
     def adopt(self) -> None:
         """Takes over weights that were changed outside since the last step."""
         for carrier in self.carriers:
-            if isinstance(carrier, FlatBuffer):
-                carrier.adopt()
+            carrier.adopt()
 
     def update(
         self,
@@ -301,46 +240,14 @@ class Engine:
             0-dim float64.
         """
         index = self._numbers[block.name]
-        form = None
-        if index in self.forms:
-            form = self.forms.of(index, Direction(seed), gradient.device)
-        elif block.columns is None and self.forms.noisy(index):
-            folded, _ = self.kernels.fold(seed, block.address, 0, gradient, FOLDED)
-            return folded.sum(dtype=torch.float64)
-        total = torch.zeros((), dtype=torch.float64, device=gradient.device)
-        width = gradient.shape[-1] if gradient.ndim else 1
-        matrix = gradient.reshape(-1, width)
-        most = max(1, CHUNK // width)
-        for first in range(0, len(matrix), most):
-            rows = slice(first, first + most)
-            piece = matrix[rows]
-            if self.forms.noisy(index):
-                noise = self.noise.at_elements(
-                    seed, block.address, first * width, piece.numel(), gradient.device
-                )
-                product = noise.view(piece.shape).mul_(piece)
-                if form is not None and form.scale is not None:
-                    product.mul_(form.scale[rows].unsqueeze(1))
-                if block.columns is not None:
-                    product = product[:, slice(*block.columns)]
-                total += product.sum(dtype=torch.float64)
-            if form is not None and form.factors is not None:
-                left, right = form.factors
-                total += (piece.float() @ right.t()).mul_(left[rows]).sum(dtype=torch.float64)
-        return total
+        return project(self.elements, index, seed, gradient)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Returns what the weights themselves cannot hold: fp32 masters of 16-bit adapters."""
-        states = {
-            f"master.{i}": c.state()
-            for i, c in enumerate(self.carriers)
-            if isinstance(c, FlatBuffer)
-        }
+        states = {f"master.{i}": carrier.state() for i, carrier in enumerate(self.carriers)}
         return {name: state for name, state in states.items() if state is not None}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Takes what `state_dict` gave."""
         for name, master in state.items():
-            carrier = self.carriers[int(name.split(".")[1])]
-            assert isinstance(carrier, FlatBuffer)
-            carrier.load_state(master)
+            self.carriers[int(name.split(".")[1])].load_state(master)

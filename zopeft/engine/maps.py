@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from zopeft.engine.bundles import Group
-from zopeft.engine.carrying import Carrier
+from zopeft.engine.carrier import Carrier
 from zopeft.engine.elements import Elements
 from zopeft.engine.vector import Vector
 

@@ -69,7 +69,7 @@ class OwnWeights:
         return self.offload.value(self.blocks[self.indices.index(index)])
 
     @contextmanager
-    def edited(self, index: int, seed: int) -> Iterator[Tensor]:
+    def edited(self, index: int) -> Iterator[Tensor]:
         """Gives a block's weights as stored, to be changed in place."""
         number = self.indices.index(index)
         weight, *copies = self.offload.writable(self.blocks[number])
@@ -77,9 +77,6 @@ class OwnWeights:
         for copy in copies:
             copy.copy_(weight)
         self._known[number] = None
-
-    def finish(self) -> None:
-        """Ends a round of `edited`."""
 
     def statistics(self) -> Statistics:
         """Returns mean and unbiased variance of each block, float64 [n].

@@ -8,16 +8,16 @@ the learning rate mean the same for any quantisation.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 
 import torch
 from torch import Tensor
 
 from zopeft.blocks import Block
 from zopeft.blocks.scales import ScaleHolder
-from zopeft.engine.bundles import Group
-from zopeft.engine.direction import Direction
+from zopeft.engine.carrier import Carrier, CopiedBatch, UnstackableError
+from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.elements import Elements
 from zopeft.engine.sums import terms_of
 from zopeft.engine.vector import Vector, first_seed
@@ -26,7 +26,7 @@ from zopeft.kernels.plain_backend import Statistics
 from zopeft.noise.address import rounding_words
 
 
-class ScaleTensors:
+class ScaleTensors(Carrier):
     """The scales of some quantised layers.
 
     The paper adds ``step * z`` to the scales as they are; here z is in units of the scales.
@@ -40,8 +40,6 @@ class ScaleTensors:
         Fine-tuning Quantized Neural Networks with Zeroth-order Optimization (QZO, Zhou et
         al. 2025), section 3.
     """
-
-    groups: Sequence[Group] = ()
 
     def __init__(self, indices: Sequence[int], blocks: Sequence[Block], elements: Elements) -> None:
         self.indices = list(indices)
@@ -68,6 +66,26 @@ class ScaleTensors:
         finally:
             for kept, scales in zip(self._kept, live, strict=True):
                 scales.copy_(kept)
+
+    @property
+    def unstackable(self) -> str:
+        """See `Carrier.unstackable`."""
+        return "quantisation scales are written for each probe"
+
+    @property
+    def ungroupable(self) -> str:
+        """See `Carrier.ungroupable`."""
+        return self.unstackable
+
+    def stacked(
+        self, probes: Sequence[Probe], copies: CopiedBatch
+    ) -> AbstractContextManager[Mapping[int, Tensor]]:
+        """Refuses: see `unstackable`.
+
+        Raises:
+            UnstackableError: Always.
+        """
+        raise UnstackableError(self.unstackable, True)
 
     def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``Delta * max(decay + sum_k coefficient_k * u_k, 0)``; [K, N], [N], float64."""
@@ -119,9 +137,6 @@ class ScaleTensors:
         factor = torch.ones(scales.shape, device=scales.device)
         yield factor
         self._store(number, scales, factor, seed)
-
-    def finish(self) -> None:
-        """Ends a round of `edited`."""
 
     def _direction(self, direction: Direction, number: int) -> Tensor:
         """Returns ``scale * z`` of a block, fp32, in the block's shape."""

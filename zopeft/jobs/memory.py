@@ -29,7 +29,6 @@ from torch import nn
 
 from zopeft.blocks import discover
 from zopeft.engine.carrying import SMALL
-from zopeft.engine.stacked import StackedModules
 from zopeft.errors import input_error
 from zopeft.jobs.probe_memory import factor_bytes, noise_bytes, scratch_bytes
 from zopeft.jobs.rehearsal import Rehearsal
@@ -38,6 +37,7 @@ from zopeft.models.adapters import attach
 from zopeft.models.skeleton import load_config, outline
 from zopeft.models.source import ModelSource, resolve
 from zopeft.optim.zeroth_order import ZerothOrder
+from zopeft.probing.stacked import StackedModules
 
 CONTEXT = 600_000_000
 """Bytes that a GPU's driver and libraries take before the first tensor, about."""

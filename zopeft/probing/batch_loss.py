@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from zopeft.blocks.bare import COMPILED
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import input_error
 from zopeft.probing.model_loss import ModelLoss
 from zopeft.probing.packed import LAYOUT, PADDED, laid_out

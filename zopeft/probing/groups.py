@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.engine.vector import Vector
 from zopeft.errors import input_error
@@ -79,6 +79,6 @@ def run_groups(probing: Probing, probes: Sequence[Group], closure: Any) -> tuple
 
 
 def _together(probing: Probing, side: Sequence[Group], closure: Any) -> Tensor:
-    with probing.engine.stacked(side):
+    with probing.stacking.shown(side):
         losses: Tensor = closure.grouped(len(side), None).detach().float()
     return losses

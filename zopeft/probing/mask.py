@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks.peft import base_of
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.probing.layout import Layout
 
 FLASH = "flash"

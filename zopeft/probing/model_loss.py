@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks.peft import base_of
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.probing.mask import check_copies, shown
 from zopeft.probing.packed import IGNORED, LAYOUT, model_inputs
 

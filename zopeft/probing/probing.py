@@ -13,12 +13,13 @@ from torch import Tensor
 
 from zopeft.blocks.activations import rounds_inputs
 from zopeft.engine import Engine
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
 from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import ProbeNoise, measure_noise
 from zopeft.probing.sharing import shared_layers
+from zopeft.probing.stacking import Stacking
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Probing:
 
     Apart: a forward a probe. Where only upper layers are perturbed, all but the first spare
     the layers below, bit for bit (`zopeft.probing.sharing`). Stacked: one forward over the
-    batch repeated once a probe (`zopeft.engine.stacked`), the same losses but for rounding;
+    batch repeated once a probe (`zopeft.probing.stacking`), the same losses but for rounding;
     activations take as many times the memory. It needs a closure with ``stacked``, such as
     `zopeft.probing.batch_loss.BatchLoss`. (8-bit layers of bitsandbytes choose the input
     columns that they do not quantise by the whole batch, so over them the losses may differ
@@ -66,17 +67,16 @@ class Probing:
     def __init__(self, engine: Engine, probes: str = "auto") -> None:
         if probes not in PROBES:
             raise input_error("probes", "unknown way of probing", probes, f"use one of {PROBES}")
-        if probes == "stacked" and engine.unstackable:
-            raise input_error(
-                "probes", f"cannot be stacked: {engine.unstackable}", probes, "use auto"
-            )
-        self.engine, self.probes = engine, probes
+        self.engine, self.probes, self.stacking = engine, probes, Stacking(engine)
+        reason = self.stacking.unstackable
+        if probes == "stacked" and reason:
+            raise input_error("probes", f"cannot be stacked: {reason}", probes, "use auto")
         device = engine.blocks[0].parameter.device
         self.most_tokens = MOST_TOKENS.get(device.type, 0)
         self.sharing = shared_layers(engine.blocks)
         self.layout = PADDED
-        self._refused = bool(engine.unstackable)
-        self.groups_together = probes != "separate" and not engine.ungroupable
+        self._refused = bool(reason)
+        self.groups_together = probes != "separate" and not self.stacking.ungroupable
         self.noise: ProbeNoise | None = None
 
     def run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
@@ -93,7 +93,7 @@ class Probing:
         losses: list[Tensor] = []
         for part in self._parts(probes, closure):
             try:
-                with self.engine.stacked(part):
+                with self.stacking.shown(part):
                     found = closure.stacked(len(part)).detach().float()
                 losses += found
             except UnstackableError as error:

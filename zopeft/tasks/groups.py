@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.tasks.logits import narrow_logits
 from zopeft.tasks.loss import answer_places, scores_of, token_losses
 from zopeft.tasks.neighbours import apart

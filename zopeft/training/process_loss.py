@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import input_error
 from zopeft.probing.model_loss import ModelLoss, as_inputs
 

@@ -8,18 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-
-class UnstackableError(Exception):
-    """A forward that cannot be run for several probes at once.
-
-    Args:
-        reason: Why not.
-        always: Whether that is so for every batch.
-    """
-
-    def __init__(self, reason: str, always: bool) -> None:
-        super().__init__(reason)
-        self.always = always
+from zopeft.engine.carrier import UnstackableError
 
 
 class Copies:

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.bare import named_modules
-from zopeft.engine.copies import Copies, UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.tied import turned
+from zopeft.probing.copies import Copies
 
 ENCODER = "prompt_encoder."
 LORA_LAYERS = ("Linear", "Linear8bitLt", "Linear4bit")
@@ -31,8 +32,6 @@ PROMPTS = ("PROMPT_TUNING", "P_TUNING", "PREFIX_TUNING")
 
 class StackedModules:
     """The linear layers of a LoRA adapter, or a prompt's encoder, with P weights at once.
-
-    Where the copies lie, `Copies` knows.
 
     Args:
         blocks: The blocks to train, [N].
@@ -49,22 +48,21 @@ class StackedModules:
         for block in blocks if not self.reason else ():
             for owner in block.owners:
                 self._owners.setdefault(owner.module, {})[owner.leaf] = id(block.parameter)
-        self._copies = Copies(self.model)
 
     @contextmanager
-    def shown(self, stacks: Mapping[int, Tensor]) -> Iterator[None]:
+    def shown(self, stacks: Mapping[int, Tensor], copies: Copies) -> Iterator[None]:
         """Runs each layer with stacked weights inside; afterwards all is as before.
 
         Args:
-            stacks: The P weights [P, ...] of each parameter, by its ``id``.
+            stacks: The P weights [P, ...] of each parameter, by its ``id``; none for none.
+            copies: Where the copies lie.
         """
         swapped: list[tuple[nn.Module, str, Any]] = []
         try:
-            for module, slot, forward in self._replacements(stacks):
+            for module, slot, forward in self._replacements(stacks, copies) if stacks else ():
                 swapped.append((module, slot, module.__dict__.get(slot)))
                 setattr(module, slot, forward)
-            with self._copies.watched():
-                yield
+            yield
         finally:
             for module, slot, before in swapped:
                 if before is None:
@@ -73,53 +71,29 @@ class StackedModules:
                     setattr(module, slot, before)
 
     def _replacements(
-        self, stacks: Mapping[int, Tensor]
+        self, stacks: Mapping[int, Tensor], copies: Copies
     ) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
         """Yields modules, names of their methods, and what stands in for these."""
         if self._prompts:
-            yield self.model, "get_prompt", self._get_prompt(stacks)
+            yield self.model, "get_prompt", self._get_prompt(stacks, copies)
             return
         for module, leaves in self._owners.items():
             slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
             weights = {leaf: stacks[found] for leaf, found in leaves.items()}
-            yield module, slot, self._forward(module, weights)
+            yield module, slot, _forward(module, weights, copies)
 
-    def _forward(self, module: nn.Module, weights: Mapping[str, Tensor]) -> Callable[..., Tensor]:
-        weight, bias = weights.get("weight"), weights.get("bias")
-        some = next(iter(weights.values()))
-        count = some.shape[0]
-
-        def forward(inputs: Tensor) -> Tensor:
-            self._copies.check(inputs, count)
-            for leaf in weights:
-                # The layer's own weights are read in place of these: who watches is told.
-                module._parameters[leaf]
-            parts = inputs.reshape(count, -1, inputs.shape[-1])
-            own, offset = module.weight if weight is None else weight, module.bias
-            assert isinstance(own, Tensor) and isinstance(offset, Tensor | None)
-            turned = own.transpose(-1, -2).expand(count, -1, -1)
-            if bias is not None:
-                outputs = torch.baddbmm(bias.unsqueeze(1), parts, turned)
-            elif offset is not None:
-                outputs = torch.baddbmm(offset, parts, turned)
-            else:
-                outputs = torch.bmm(parts, turned)
-            return outputs.view(*inputs.shape[:-1], -1)
-
-        return forward
-
-    def _get_prompt(self, stacks: Mapping[int, Tensor]) -> Callable[..., Any]:
+    def _get_prompt(self, stacks: Mapping[int, Tensor], copies: Copies) -> Callable[..., Any]:
         own: Any = self.model.get_prompt
         count = len(next(iter(stacks.values())))
 
         def get_prompt(batch_size: int, *args: Any, **kwargs: Any) -> Any:
-            if batch_size != self._copies.rows or batch_size % count:
+            if batch_size != copies.rows or batch_size % count:
                 raise UnstackableError("a prompt is not made for the whole batch", True)
-            copies = []
+            prompts = []
             for copy in range(count):
                 with self._held({key: stack[copy] for key, stack in stacks.items()}):
-                    copies.append(own(batch_size // count, *args, **kwargs))
-            return _joined(copies)
+                    prompts.append(own(batch_size // count, *args, **kwargs))
+            return _joined(prompts)
 
         return get_prompt
 
@@ -136,6 +110,33 @@ class StackedModules:
         finally:
             for module, leaf, own in kept:
                 module._parameters[leaf] = own
+
+
+def _forward(
+    module: nn.Module, weights: Mapping[str, Tensor], copies: Copies
+) -> Callable[..., Tensor]:
+    weight, bias = weights.get("weight"), weights.get("bias")
+    some = next(iter(weights.values()))
+    count = some.shape[0]
+
+    def forward(inputs: Tensor) -> Tensor:
+        copies.check(inputs, count)
+        for leaf in weights:
+            # The layer's own weights are read in place of these: who watches is told.
+            module._parameters[leaf]
+        parts = inputs.reshape(count, -1, inputs.shape[-1])
+        own, offset = module.weight if weight is None else weight, module.bias
+        assert isinstance(own, Tensor) and isinstance(offset, Tensor | None)
+        turned = own.transpose(-1, -2).expand(count, -1, -1)
+        if bias is not None:
+            outputs = torch.baddbmm(bias.unsqueeze(1), parts, turned)
+        elif offset is not None:
+            outputs = torch.baddbmm(offset, parts, turned)
+        else:
+            outputs = torch.bmm(parts, turned)
+        return outputs.view(*inputs.shape[:-1], -1)
+
+    return forward
 
 
 def _joined(copies: list[Any]) -> Any:

@@ -1,0 +1,121 @@
+"""The forward of one module while a probe is on: the cheapest way to the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.engine import layers
+from zopeft.engine.carrier import CopiedBatch
+from zopeft.engine.direction import Probe
+from zopeft.engine.exact import ExactVectors
+from zopeft.engine.flip_path import add_flips
+from zopeft.engine.flips import flips_of
+from zopeft.engine.scratch import remade
+from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.swaps import Swaps
+
+
+class LayerForward:
+    """A module's forward with the weights that the probe shows.
+
+    An embedding makes the rows that the batch names, a wide linear layer its weight in chunks; a
+    product of thin factors runs beside the weight. All others have scratch weights.
+
+    Args:
+        module: The module.
+        forward: Its forward as it stands.
+        swaps: What puts scratch weights into it.
+        exact: What knows the norms that take their step in fp32.
+    """
+
+    def __init__(
+        self, module: nn.Module, forward: Callable[..., Any], swaps: Swaps, exact: ExactVectors
+    ) -> None:
+        self.module, self.forward = module, forward
+        self.swaps, self.exact, self.twins = swaps, exact, swaps.twins
+        self.places = places = swaps.moved(module)
+        self.main = main = next((place for place in places if place.leaf == "weight"), None)
+        straight = all(place.view is None for place in places)
+        alone = main is not None and len(places) == 1 and straight
+        self._by_rows = isinstance(module, nn.Embedding) and alone and layers.takes_ids(forward)
+        self._product_beside = (
+            main is not None
+            and main.view is None
+            and self.twins.has_product(main.number)
+            and has_side_path(module, forward)
+        )
+        self._changed = [
+            place
+            for place in places
+            if place is not main or not self._product_beside or self.twins.noisy(place.number)
+        ]
+        self._bias = next((place.number for place in places if place.leaf == "bias"), None)
+        known = main is not None and len(places) == 1 + (self._bias is not None)
+        self._flips_beside = known and straight and has_side_path(module, forward)
+        wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
+        self._by_chunks = wide and alone and bool(self._changed)
+
+    def one(self, inputs: Tensor) -> Any:
+        """Runs it on its input under the twins' own probe."""
+        module, main, product = self.module, self.main, not self._product_beside
+        if self._by_rows and main is not None:
+            return layers.embedding(
+                self.twins, module, main.leaf, main.number, self.forward, inputs
+            )
+        if self._by_chunks and main is not None:
+            output = layers.wide_linear(self.twins, module, main.number, inputs, product)
+        else:
+            output = self._swapped(inputs, product)
+        return output if product else self._beside(output, inputs)
+
+    def copied(self, inputs: Tensor, probes: Sequence[Probe], copies: CopiedBatch) -> Tensor:
+        """Runs it on copies of a batch, each under a probe of its own.
+
+        Args:
+            inputs: What it is given.
+            probes: The probes, [P].
+            copies: Where the copies lie.
+        """
+        twins = self.twins
+        dim = copies.dimension(self.module, inputs, len(probes))
+        flips = flips_of(probes) if self._flips_beside else None
+        if flips is not None and self.main is not None:
+            whole, numbers = self.forward(inputs), (self.main.number, self._bias)
+            seen = (whole, inputs, dim, flips, probes[0][1])
+            return add_flips(twins, self.module, *seen, numbers)
+        once = self._product_beside and not self._changed
+        whole = self.forward(inputs) if once else inputs
+        parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
+        pieces = []
+        for probe, part, output in zip(probes, parts, own, strict=True):
+            twins.vector, twins.step = probe
+            pieces.append(self._beside(output, part) if once else self.one(part))
+        written = once and all(a is b for a, b in zip(pieces, own, strict=True))
+        return whole if written else torch.cat(pieces, dim)
+
+    def anyhow(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs it on whatever it takes, with scratch weights for all that is moved."""
+        with self.swaps.swapped(self.places) as made, remade(made):
+            return self.forward(*args, **kwargs)
+
+    def _swapped(self, inputs: Any, product: bool) -> Any:
+        """Runs it with scratch weights: a norm's in fp32 where it is the same layer."""
+        dtype, places = None, self._changed
+        if self.twins.kernels.rounding == "stochastic":
+            leaves = [place.leaf for place in places]
+            dtype = self.exact.output(self.module, leaves, self.forward, inputs)
+        exact = dtype is not None
+        with self.swaps.swapped(places, product, exact=exact) as made, remade(made):
+            output = self.forward(inputs)
+        return output if dtype is None else output.to(dtype)
+
+    def _beside(self, output: Tensor, inputs: Tensor) -> Tensor:
+        """Adds the product of factors to what the layer gave without it."""
+        assert self.main is not None
+        factors = self.twins.form(self.main.number, inputs.device).factors
+        assert factors is not None
+        return add_product(self.module, output, inputs, factors, self.twins.step)
