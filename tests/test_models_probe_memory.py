@@ -35,6 +35,12 @@ CHUNK = 1 << 13
 """As the real one is to real layers: the head is wider, and all others but the MLP's are not."""
 
 
+@pytest.fixture(autouse=True)
+def _zeroth_order_alone(monkeypatch):
+    """Leaves out Adam, which is rehearsed for longest and asked for in test_models_memory.py."""
+    monkeypatch.setattr(memory.Plan, "adam", lambda plan, adapter="full": [])
+
+
 @pytest.fixture
 def large(monkeypatch):
     """Has the models here held as those are that are too large to be held flat."""
