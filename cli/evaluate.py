@@ -20,7 +20,8 @@ Examples = Annotated[
 def evaluate(
     words: o.Words = None,
     task: o.Task = None,
-    data: o.Data = None,
+    data: o.OwnData = None,
+    split: o.Split = None,
     adapter: Adapter = None,
     examples: Examples = None,
     recipe: o.RecipeOption = None,
@@ -35,7 +36,7 @@ def evaluate(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Measure accuracy or F1 on a task's validation rows."""
+    """Measure accuracy, F1 or perplexity on a task's validation rows or your own."""
     from .output import facts_table, output
 
     model, overrides = o.split_words(words)
@@ -43,6 +44,7 @@ def evaluate(
         **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
         "task.name": ("--task", task),
         "task.data": ("--data", data),
+        "data.split": ("--split", split),
         "task.eval_examples": ("--examples", examples),
         "training.eval_batch_size": ("--batch-size", batch_size),
         "training.seed": ("--seed", seed),

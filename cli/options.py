@@ -34,6 +34,26 @@ Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", help="Local train/validation files, hub columns."),
 ]
+OwnData = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="PATH|ID",
+        help="Your own rows: a file, folder or hub id, whose columns tell what they are. "
+        "With --task: rows in that task's columns.",
+    ),
+]
+Split = Annotated[
+    str | None, typer.Option("--split", metavar="NAME", help="The split of the data to take.")
+]
+Validation = Annotated[
+    str | None,
+    typer.Option(
+        "--validation",
+        metavar="FILE|NAME",
+        help="Own data's rows to score on; without: its validation split, or a tenth held out.",
+    ),
+]
 Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter.")]
 Prefix = Annotated[bool, typer.Option("--prefix", help="Train a prefix.")]
 Full = Annotated[bool, typer.Option("--full", help="Train the model's own weights.")]

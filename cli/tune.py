@@ -8,7 +8,9 @@ from . import options as o
 def tune(
     words: o.Words = None,
     task: o.Task = None,
-    data: o.Data = None,
+    data: o.OwnData = None,
+    split: o.Split = None,
+    validation: o.Validation = None,
     lora: o.Lora = False,
     prefix: o.Prefix = False,
     full: o.Full = False,
@@ -31,7 +33,7 @@ def tune(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Tune on a task: a LoRA adapter by default, with MeZO or a learned fine-tuner."""
+    """Tune on your own data or a task: a LoRA by default, with MeZO or a learned fine-tuner."""
     from .output import output
     from .summary import tune_table
 
@@ -42,6 +44,8 @@ def tune(
         **o.training_flags(steps, batch_size, seed),
         "task.name": ("--task", task),
         "task.data": ("--data", data),
+        "data.split": ("--split", split),
+        "data.validation": ("--validation", validation),
         "method.name": ("--method", method),
         "method.finetuner": ("--finetuner", finetuner),
         "method.lr": ("--lr", lr),

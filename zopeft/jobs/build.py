@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from zopeft.blocks import Blocks
     from zopeft.finetuner import FineTuner
     from zopeft.models import ModelSource
+    from zopeft.tasks.rows import Rows
 
 BIASES = r"(^|\.)bias$"
 EMBEDDED_NOTE = "no MODEL given: using the embedded model (small, made for trying things out)"
@@ -103,7 +104,7 @@ def load_task(name: str | None, loss: Literal["answer", "choice"] | None = None)
     return task if loss is None else replace(task, loss=loss)
 
 
-def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> list[dict[str, Any]]:
+def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> Rows:
     """Returns the rows of a split, at most as many as the recipe wants.
 
     Args:
@@ -122,8 +123,9 @@ def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> list[dic
     limit = section.train_examples if training else section.eval_examples
     # Runs with different seeds are compared on the same validation rows.
     seed = recipe.training.seed if training else 0
-    rows: list[dict[str, Any]] = load(task, split, data, embedded and data is None, limit, seed)
-    return rows
+    if task.own is None and recipe.data.split and training == (recipe.job != "eval"):
+        split = recipe.data.split
+    return load(task, split, data, embedded and data is None, limit, seed)
 
 
 def model_label(source: ModelSource) -> str:

@@ -6,7 +6,8 @@ import time
 from contextlib import nullcontext
 from typing import Any
 
-from zopeft.jobs.build import load_rows, load_task, model_label, on_embedded
+from zopeft.jobs.build import load_rows, model_label, on_embedded
+from zopeft.jobs.data import Tuned, make_task, record_of, take_template, told
 from zopeft.jobs.folder import Folder
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.served import load_served
@@ -47,10 +48,19 @@ def _evaluated(
     recipe: Recipe, adapter: str | None, folder: Folder | None, listener: Listener
 ) -> dict[str, Any]:
     """Measures, and writes the record where there is a folder for it."""
+    from zopeft.tasks.counts import Counts
+    from zopeft.tasks.evaluation import check_rows
+
     started = time.monotonic()
-    task = load_task(recipe.task.name, recipe.task.loss)
+    tuned = Tuned.of(adapter or recipe.model.name)
+    task = make_task(recipe, True, tuned)
     model, tokenizer, source = load_served(recipe, adapter, listener)
-    rows = load_rows(recipe, task, "validation", on_embedded(source))
+    embedded = on_embedded(source)
+    take_template(recipe, task, tokenizer, embedded, tuned, listener)
+    rows = load_rows(recipe, task, "validation", embedded)
+    counts = Counts.of(check_rows(model, tokenizer, task, rows, recipe.task.max_length), rows)
+    for line in told(recipe, task, tokenizer, None, counts):
+        listener(Progress("load", note=line))
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
     summary: dict[str, Any] = {
         "job": "eval",
@@ -58,6 +68,7 @@ def _evaluated(
         "model": model_label(source),
         "adapter": adapter,
         "task": task.name,
+        "data": record_of(task, {"validation": counts}),
         "metrics": metrics,
         "seconds": round(time.monotonic() - started, 3),
         "peak_bytes": peak_bytes(),

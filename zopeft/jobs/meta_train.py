@@ -108,7 +108,7 @@ def _rows(recipe: Recipe, embedded: bool) -> dict[str, list[dict[str, Any]]]:
     Raises:
         InputError: A task's data cannot be had.
     """
-    found = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for name in recipe.meta.tasks:
         section = recipe.task
         if section.data and len(recipe.meta.tasks) > 1:

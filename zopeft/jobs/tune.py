@@ -11,13 +11,13 @@ from zopeft.jobs.build import (
     load_base,
     load_finetuner,
     load_rows,
-    load_task,
     method_name,
     model_label,
     on_embedded,
     task_slug,
     wrap,
 )
+from zopeft.jobs.data import make_task, record_of, take_template, told
 from zopeft.jobs.evaluate import measure
 from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept, steps_of
@@ -29,6 +29,9 @@ from zopeft.report.summary import ends, hardware, peak_bytes, versions
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
     from zopeft.models import ModelSource
+    from zopeft.tasks import Task
+    from zopeft.tasks.counts import Counts
+    from zopeft.tasks.rows import Rows
 
 
 @dataclass
@@ -42,6 +45,7 @@ class Prepared:
         task: The task.
         train: The encoded training examples.
         validation: The validation rows.
+        counts: What the rows of "train" and "validation" come to.
         finetuner: The fine-tuner, or None.
         method: Name of the optimizer.
     """
@@ -51,7 +55,8 @@ class Prepared:
     source: ModelSource
     task: Any
     train: Any
-    validation: list[dict[str, Any]]
+    validation: Rows
+    counts: dict[str, Counts]
     finetuner: Any
     method: str
 
@@ -80,22 +85,23 @@ def tune(
         RunError: The loss was not finite for some steps in a row; the last good state is
             in the folder.
     """
-    with _folder(recipe, out, overwrite, resume) as folder:
+    task = make_task(recipe)
+    with _folder(recipe, task, out, overwrite, resume) as folder:
         earlier = stored_record(out) if resume else {}
         if resume:
             _check_same(recipe, earlier)
             resume = _goes_on(folder, earlier, listener)
-        return _tuned(recipe, folder, earlier if resume else {}, listener)
+        return _tuned(recipe, task, folder, earlier if resume else {}, listener)
 
 
 def _tuned(
-    recipe: Recipe, folder: Folder, earlier: dict[str, Any], listener: Listener
+    recipe: Recipe, task: Task, folder: Folder, earlier: dict[str, Any], listener: Listener
 ) -> dict[str, Any]:
     """Makes a run in its folder, or goes on with the one whose record is `earlier`."""
     from zopeft.training import save_result
 
     started = time.monotonic()
-    prepared = _prepare(recipe, listener)
+    prepared = _prepare(recipe, task, listener)
     state = _state(recipe, folder, prepared)
     if not folder.resume:
         folder.begin(state)
@@ -129,12 +135,11 @@ def _tuned(
     return summary
 
 
-def _folder(recipe: Recipe, out: str | None, overwrite: bool, resume: bool) -> Folder:
+def _folder(recipe: Recipe, task: Task, out: str | None, overwrite: bool, resume: bool) -> Folder:
     """Returns the run's folder, checked."""
     method = method_name(recipe)
-    load_task(recipe.task.name, recipe.task.loss)
-    stem = f"{task_slug(str(recipe.task.name))}-{recipe.peft.name}-{method}"
-    inputs = [recipe.model.name, recipe.task.data, recipe.method.finetuner]
+    stem = f"{task_slug(recipe.task.name or task.name)}-{recipe.peft.name}-{method}"
+    inputs = [recipe.model.name, recipe.task.data, recipe.data.validation, recipe.method.finetuner]
     return Folder(out, stem, overwrite, resume, inputs, Kept(steps_of, "step"))
 
 
@@ -195,20 +200,21 @@ def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
+def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     """Returns the objects of a run.
 
     Raises:
         InputError: Something that the recipe names cannot be used.
     """
     from zopeft.tasks import TaskDataset
+    from zopeft.tasks.counts import Counts
     from zopeft.tasks.evaluation import check_rows, fit_length
     from zopeft.tasks.table import table_rows
 
-    task = load_task(recipe.task.name, recipe.task.loss)
     finetuner = load_finetuner(recipe)
     model, tokenizer, source = load_base(recipe, listener)
     embedded = on_embedded(source)
+    take_template(recipe, task, tokenizer, embedded, None, listener)
     rows = load_rows(recipe, task, "train", embedded)
     validation = load_rows(recipe, task, "validation", embedded)
     blocks = wrap(recipe, model)
@@ -217,9 +223,21 @@ def _prepare(recipe: Recipe, listener: Listener) -> Prepared:
     length = fit_length(blocks.model, recipe.task.max_length)
     known = table_rows(blocks.model)
     train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
-    check_rows(blocks.model, tokenizer, task, validation, length)
-    method = method_name(recipe)
-    return Prepared(blocks, tokenizer, source, task, train, validation, finetuner, method)
+    scored = check_rows(blocks.model, tokenizer, task, validation, length)
+    counts = {"train": Counts.of(train, rows), "validation": Counts.of(scored, validation)}
+    for line in told(recipe, task, tokenizer, counts["train"], counts["validation"]):
+        listener(Progress("load", note=line))
+    return Prepared(
+        blocks=blocks,
+        tokenizer=tokenizer,
+        source=source,
+        task=task,
+        train=train,
+        validation=validation,
+        counts=counts,
+        finetuner=finetuner,
+        method=method_name(recipe),
+    )
 
 
 def _state(recipe: Recipe, folder: Folder, prepared: Prepared) -> dict[str, Any]:
@@ -236,6 +254,7 @@ def _state(recipe: Recipe, folder: Folder, prepared: Prepared) -> dict[str, Any]
         "blocks": len(prepared.blocks),
         "trained_numbers": sum(prepared.blocks.numels),
         "train_examples": len(prepared.train),
+        "data": record_of(prepared.task, prepared.counts),
         "seed": recipe.training.seed,
         "recipe": recipe.to_dict(),
         "versions": versions(),

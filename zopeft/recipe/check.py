@@ -13,12 +13,14 @@ from functools import cache
 from typing import Any, get_type_hints
 
 from zopeft.errors import InputError, close_matches, explain
-from zopeft.optim.estimator import REMEDY, conflict
+from zopeft.recipe.conflicts import conflicts
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.method_options import with_method_options
 from zopeft.recipe.names import unknown
-from zopeft.recipe.schema import BARE, FULL, SCALES, SECTIONS, Recipe
+from zopeft.recipe.schema import FULL, SECTIONS, Recipe
 
+_MAPPINGS = ("peft.options", "method.options", "data.columns", "data.template_options")
+"""Keys that hold keys of their own; each may be given alone."""
 _TOP = ("job", "about", "models", "spaces", "tasks", "small")
 
 
@@ -156,12 +158,24 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
         else:
             chosen[setting.key] = value
     chosen.setdefault("peft.name", "lora" if chosen.get("job", "tune") == "tune" else FULL)
+    if chosen.get("job", "tune") in ("tune", "eval") and _own(chosen):
+        # MeZO's thousand examples are a habit of benchmarks; people's own rows all count.
+        chosen.setdefault("task.train_examples", None)
+        chosen.setdefault("task.eval_examples", None)
     recipe = _assemble(chosen)
     recipe = with_method_options(recipe, last, problems)
-    problems.extend(_conflicts(recipe))
+    problems.extend(conflicts(recipe))
     if problems:
         raise InputError(_one_line(problems))
     return recipe
+
+
+def _own(chosen: Mapping[str, Any]) -> bool:
+    """Whether the rows are the user's own: without a task's name, or of a task's file."""
+    name = chosen.get("task.name")
+    if name is None:
+        return chosen.get("task.data") is not None
+    return str(name).endswith((".yaml", ".yml"))
 
 
 def _option(key: str) -> tuple[str, str]:
@@ -169,7 +183,7 @@ def _option(key: str) -> tuple[str, str]:
 
     What the method's section does not know is an option of the method itself.
     """
-    for base in ("peft.options", "method.options"):
+    for base in _MAPPINGS:
         if key.startswith(base + "."):
             return base, key[len(base) + 1 :]
     section, _, name = key.partition(".")
@@ -182,7 +196,7 @@ def _split_options(settings: list[Setting]) -> list[Setting]:
     """Returns the settings with each mapping of options as one setting an option."""
     split = []
     for setting in settings:
-        if setting.key.endswith(".options") and isinstance(setting.value, Mapping):
+        if setting.key in _MAPPINGS and isinstance(setting.value, Mapping):
             split += [
                 Setting(f"{setting.key}.{name}", value, f"{setting.where}.{name}")
                 for name, value in setting.value.items()
@@ -199,56 +213,6 @@ def _assemble(chosen: Mapping[str, Any]) -> Recipe:
         for name, cls in SECTIONS.items()
     }
     return Recipe(**{k: chosen[k] for k in _TOP if k in chosen}, **sections)
-
-
-def _conflicts(recipe: Recipe) -> list[str]:
-    """Returns what is wrong between settings that are each right on their own."""
-    model, found = recipe.model, []
-    if model.load_in_8bit and model.load_in_4bit:
-        found.append("--load-in-8bit: cannot be combined with --load-in-4bit; choose one")
-    quantised = model.load_in_8bit or model.load_in_4bit
-    if quantised and recipe.peft.name == FULL and recipe.job != "eval":
-        found.append(
-            "--load-in-8bit/4bit: quantised weights cannot be trained in full; "
-            "use --lora, --prefix or --peft NAME (scales: the quantisation scales themselves)"
-        )
-    if not model.load_in_4bit and (model.double_quant or model.quant_type != "nf4"):
-        found.append(
-            "model.quant_type, model.double_quant: they shape 4-bit weights; add --load-in-4bit"
-        )
-    if model.double_quant and recipe.peft.name == SCALES:
-        found.append(
-            "model.double_quant: quantised scales cannot be tuned; leave it out, or use --lora"
-        )
-    if recipe.peft.name in BARE and recipe.peft.options:
-        found.append(
-            f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
-        )
-    method, meta = recipe.method, recipe.meta
-    problem = conflict(method.directions, method.sides, method.normalise)
-    if problem:
-        found.append(explain("method.normalise", problem, do=REMEDY))
-    low_rank = recipe.peft.name == FULL and method.noise == "low_rank"
-    if method.probes == "stacked" and recipe.peft.name in BARE and not low_rank:
-        found.append(
-            f"method.probes: {recipe.peft.name} tuning stacks probes with --full and "
-            "method.noise=low_rank alone; use auto"
-        )
-    if meta.objective == "paper" and (meta.capacity == "subspace" or meta.rows == "frequency"):
-        found.append(
-            "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
-            "add --objective signal"
-        )
-    if meta.capacity == "subspace" and meta.sharing != "block":
-        found.append(f"--sharing {meta.sharing}: a subspace belongs to one block; leave it out")
-    if meta.capacity == "subspace" and meta.policy != "constant":
-        found.append(
-            f"--policy {meta.policy}: a subspace has constant scales; leave it out, or "
-            "--capacity subspace"
-        )
-    if recipe.peft.name == SCALES and recipe.job == "meta-train":
-        found.append("--peft scales: meta-train needs gradients; use --full or --lora")
-    return found
 
 
 def _one_line(problems: list[str]) -> str:

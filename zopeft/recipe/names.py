@@ -15,13 +15,14 @@ _REGISTRIES = {
     "noise": ("zopeft.noise", "NOISES"),
     "peft": ("zopeft.models", "PEFT"),
     "task": ("zopeft.tasks", "TASKS"),
+    "kind": ("zopeft.tasks.kinds", "KINDS"),
     "model": ("zopeft.models", "MODELS"),
     "feature": ("zopeft.finetuner", "FEATURES"),
 }
 
 
 def registry(kind: str) -> Mapping[str, Any]:
-    """Returns the registry of "method", "noise", "peft", "task", "model" or "feature"."""
+    """Returns the registry of "method", "noise", "peft", "task", "kind", "model" or "feature"."""
     module, attribute = _REGISTRIES[kind]
     found: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
     return found

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from zopeft.recipe.bench_schema import BenchSection, Job
+from zopeft.recipe.data_schema import DataSection
 from zopeft.recipe.fields import named, number
 from zopeft.recipe.meta_schema import MetaSection
 
@@ -82,11 +83,13 @@ class TaskSection:
     """What is learned, and from which rows.
 
     Attributes:
-        name: A registered task, or a task's YAML file.
-        data: Folder with local files in the hub's columns; None takes the hub's data, or
-            the embedded samples with the embedded model.
-        train_examples: At most so many training rows; None takes all.
-        eval_examples: At most so many validation rows; None takes all.
+        name: A registered task, or a task's YAML file; None with `data` is own data, whose
+            columns tell what it is.
+        data: File, folder or, without a name, data set on the hub. A named task's has its
+            columns; None takes the hub's data, or the embedded samples with the embedded model.
+        train_examples: At most so many training rows; None takes all. Own data and tasks of
+            own files take all where nothing is said.
+        eval_examples: At most so many validation rows, likewise.
         max_length: Longest example, in tokens.
         loss: "answer" teaches the tokens of the right answer, "choice" to prefer the right
             option (MeZO's classification loss); None takes the task's own.
@@ -187,6 +190,7 @@ class Recipe:
         model: Which model.
         peft: Which weights.
         task: Which data.
+        data: How own data is read.
         method: Which optimizer.
         training: How long.
         meta: How a fine-tuner is learned.
@@ -203,6 +207,7 @@ class Recipe:
     model: ModelSection = field(default_factory=ModelSection)
     peft: PeftSection = field(default_factory=PeftSection)
     task: TaskSection = field(default_factory=TaskSection)
+    data: DataSection = field(default_factory=DataSection)
     method: MethodSection = field(default_factory=MethodSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     meta: MetaSection = field(default_factory=MetaSection)
@@ -212,6 +217,11 @@ class Recipe:
     tasks: dict[str, Any] = field(default_factory=dict)
     small: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def owns_data(self) -> bool:
+        """True where the data is the user's own, and its columns tell what it is."""
+        return self.task.name is None and self.task.data is not None
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""
         plain = asdict(self)
@@ -219,6 +229,10 @@ class Recipe:
         plain["meta"]["features"] = list(self.meta.features)
         for overlay in ("models", "spaces", "tasks", "small"):
             plain.pop(overlay)
+        plain["data"]["labels"] = list(self.data.labels)
+        if self.data == DataSection():
+            # As in records from before there was own data.
+            plain.pop("data")
         bench = plain.pop("bench")
         if self.job == "bench":
             plain["bench"] = {k: list(v) if isinstance(v, tuple) else v for k, v in bench.items()}
@@ -233,6 +247,7 @@ SECTIONS: dict[str, type] = {
     "model": ModelSection,
     "peft": PeftSection,
     "task": TaskSection,
+    "data": DataSection,
     "method": MethodSection,
     "training": TrainingSection,
     "meta": MetaSection,

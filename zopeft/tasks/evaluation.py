@@ -130,14 +130,15 @@ def mean_loss(
 
 def check_rows(
     model: Any, tokenizer: Any, task: Task, rows: Sequence[Mapping[str, Any]], max_length: int
-) -> None:
-    """Refuses rows that `evaluate` would refuse, without running the model.
+) -> TaskDataset:
+    """Returns rows as `evaluate` encodes them; refuses those that it would refuse.
 
     Raises:
         InputError: A row that can't be encoded, or tokens that the model does not have.
     """
     loss = "choice" if task.kind == "choice" else None
-    TaskDataset(task, rows, tokenizer, fit_length(model, max_length), loss, table_rows(model))
+    length = fit_length(model, max_length)
+    return TaskDataset(task, rows, tokenizer, length, loss, table_rows(model))
 
 
 def fit_length(model: Any, max_length: int) -> int:

@@ -129,18 +129,18 @@ def open_scored(data: str | Path, split: str | None = None, held_out: float = HE
     path = Path(data).expanduser()
     if path.is_file() and split is None:
         whole = _read(path)
-        told = "all of its rows (--split validation: those that training holds out)"
+        told = "all there are (--split validation: those that training holds out)"
         return OwnData(str(path), whole, whole, told)
     if path.is_file():
         parts = _held_out(str(path), _read(path), held_out)
         chosen = parts.source(split or VALIDATION)
-        return OwnData(str(path), chosen, chosen, f"the rows of {split} in it")
+        return OwnData(str(path), chosen, chosen, f"the {split} part of the file")
     splits = _splits(str(data), path)
     if (split or VALIDATION) not in splits and (split is None or split == VALIDATION):
         parts = _chosen(str(data), splits, None, None, held_out)
         return replace(parts, train=parts.validation)
     chosen = _split(str(data), splits, split or VALIDATION, "--split")
-    return OwnData(str(data), chosen, chosen, f"split {split or VALIDATION}")
+    return OwnData(str(data), chosen, chosen, f"those of split {split or VALIDATION}")
 
 
 def _read(path: Path) -> Source:
@@ -187,13 +187,14 @@ def _chosen(
     path = Path(validation).expanduser()
     if validation in splits:
         scored = _split(name, splits, validation, "--validation")
-        return OwnData(name, train, scored, f"split {validation}")
+        return OwnData(name, train, scored, f"those of split {validation}")
     if path.is_file():
-        return OwnData(name, train, _read(path), validation)
+        return OwnData(name, train, _read(path), f"those of {validation}")
     if path.is_dir():
         inside = _splits(validation, path)
         one = VALIDATION if VALIDATION in inside or len(inside) > 1 else next(iter(inside))
-        return OwnData(name, train, _split(validation, inside, one, "--validation"), validation)
+        scored = _split(validation, inside, one, "--validation")
+        return OwnData(name, train, scored, f"those of {validation}")
     do = f"give a file, or one of the splits {', '.join(splits)}"
     raise input_error("--validation", "no such file or split", validation, do)
 
@@ -219,7 +220,7 @@ def _held_out(name: str, source: Source, share: float) -> OwnData:
         name,
         source.part(name, rest),
         source.part(f"{name}, held out", held),
-        f"held out, drawn with seed {SEED}",
+        "held out by a draw (--validation FILE: others)",
     )
 
 

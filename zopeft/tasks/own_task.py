@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from zopeft.tasks.files import GZIP, Source
 from zopeft.tasks.kinds import recognise
@@ -22,12 +23,14 @@ class Own:
         kind: What they are.
         labels: The options of a classification.
         told: What the user should know beside that; "" for nothing.
+        turns: Whether rows go into a chat template: "must", or "may" where there is one.
     """
 
     data: OwnData
     kind: Kind
     labels: tuple[str, ...] = ()
     told: str = ""
+    turns: Literal["no", "may", "must"] = "no"
 
     def source(self, split: str) -> Source:
         """Returns the rows of "train" or "validation"."""
@@ -39,6 +42,8 @@ def own_task(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     wishes: Wishes | None = None,
+    columns_before: Mapping[str, str] | None = None,
+    wishes_before: Wishes | None = None,
 ) -> Task:
     """Returns the task of own data.
 
@@ -47,15 +52,22 @@ def own_task(
         kind: What they are, an entry of `zopeft.tasks.kinds.KINDS`; None asks the columns.
         columns: Known name to the name in the data, for columns of other names.
         wishes: What else the user wants.
+        columns_before: The same of an earlier use of such data, where they are there.
+        wishes_before: The same, where the kind heeds them and nothing else is asked for.
 
     Raises:
         InputError: The columns tell of no kind or of several, a wish is not for this kind, or
             the labels are no classes.
     """
     wishes = wishes or Wishes()
+    earlier = columns_before or {}
+    if not columns and all(name in data.train.columns for name in earlier.values()):
+        columns = earlier
     data = data.renamed(columns or {})
     found = recognise(data.train.columns, data.name, kind)
     found.check(wishes)
+    if wishes_before is not None:
+        wishes = wishes.filled(wishes_before, found.wishes)
     made = found.make(data.train.columns, (data.train, data.validation), wishes)
     return Task(
         name=name_of(data.name),
@@ -66,7 +78,7 @@ def own_task(
         build=made.build,
         max_new_tokens=made.max_new_tokens,
         stop=made.stop,
-        own=Own(data, found, made.labels, made.told),
+        own=Own(data, found, made.labels, made.told, made.turns),
     )
 
 

@@ -19,11 +19,11 @@ KINDS = Registry(
         "text": "zopeft.tasks.kinds.text:KIND",
     },
     about={
-        "messages": "conversations; the assistant's turns are taught",
-        "completion": "a prompt and what follows it",
-        "instruction": "an instruction, perhaps an input, and the output",
-        "question": "a question, perhaps a context, and its answers; F1",
-        "label": "a text and its class; accuracy",
+        "messages": "conversations, of which the assistant's turns are taught",
+        "completion": "prompts and what follows them",
+        "instruction": "instructions and their outputs",
+        "question": "questions and their answers",
+        "label": "texts and their classes",
         "text": "running text, all of it taught",
     },
 )

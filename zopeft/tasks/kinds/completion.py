@@ -33,7 +33,8 @@ def make(columns: Collection[str], sources: Sequence[Source], wishes: Wishes) ->
             prompt = f"{wishes.system}\n\n{prompt}"
         return Example(prompt, answers=(completion + (wishes.stop or ""),), ends=not wishes.stop)
 
-    return free(wishes, build, _unjoined(sources, names))
+    lists = any(_is_list(row.get(names[0])) for source in sources for row in source.rows)
+    return free(wishes, build, "must" if lists else "no", _unjoined(sources, names))
 
 
 def _is_list(value: object) -> bool:

@@ -35,7 +35,7 @@ def make(columns: Collection[str], sources: Sequence[Source], wishes: Wishes) ->
         options = wishes.template_options
         return conversation(both, wanted, wishes.system, options=options, plain=plain)
 
-    return free(wishes, build)
+    return free(wishes, build, "may")
 
 
 KIND = Kind(

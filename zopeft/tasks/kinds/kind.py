@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from zopeft.errors import input_error
@@ -32,6 +32,11 @@ class Wishes:
     max_new_tokens: int | None = None
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
+    def filled(self, other: Wishes, names: Sequence[str]) -> Wishes:
+        """Returns the wishes with those of another where there is none, of the names given."""
+        free = [name for name in names if name not in self.given]
+        return replace(self, **{name: getattr(other, name) for name in free})
+
     @property
     def given(self) -> list[str]:
         """The names of those that are asked for."""
@@ -51,6 +56,7 @@ class Made:
         max_new_tokens: Longest generated answer in tokens.
         told: What the user should know of it, beside the kind; "" for nothing.
         labels: The options of a classification.
+        turns: Whether rows go into a chat template: "must", or "may" where there is one.
     """
 
     build: Callable[[Row], AnyExample]
@@ -60,6 +66,7 @@ class Made:
     max_new_tokens: int = 50
     told: str = ""
     labels: tuple[str, ...] = ()
+    turns: Literal["no", "may", "must"] = "no"
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,11 @@ class Kind:
     wishes: tuple[str, ...]
     metrics: tuple[str, ...]
     make: Callable[[Collection[str], Sequence[Source], Wishes], Made]
+
+    @property
+    def chats(self) -> bool:
+        """Whether rows may be turns in a chat template."""
+        return "template_options" in self.wishes
 
     def missing(self, columns: Collection[str]) -> list[str]:
         """Returns the required columns that are not among `columns`."""
@@ -138,7 +150,12 @@ GENERATED = {"f1": 128, "accuracy": 128, "perplexity": 0}
 """Longest generated answer in tokens of kinds whose answers may be long, by metric."""
 
 
-def free(wishes: Wishes, build: Callable[[Row], AnyExample], told: str = "") -> Made:
+def free(
+    wishes: Wishes,
+    build: Callable[[Row], AnyExample],
+    turns: Literal["no", "may", "must"],
+    told: str = "",
+) -> Made:
     """Returns what a kind with answers of any length makes: scored by loss, unless asked."""
     metric: Any = wishes.metric or "perplexity"
     return Made(
@@ -148,4 +165,5 @@ def free(wishes: Wishes, build: Callable[[Row], AnyExample], told: str = "") -> 
         stop=wishes.stop,
         max_new_tokens=wishes.max_new_tokens or GENERATED[metric] or 1,
         told=told,
+        turns=turns,
     )

@@ -18,7 +18,7 @@ def make(columns: Collection[str], sources: Sequence[Source], wishes: Wishes) ->
         options = wishes.template_options
         return conversation(row[column], column, wishes.system, row.get("tools"), options)
 
-    return free(wishes, build)
+    return free(wishes, build, "must")
 
 
 KIND = Kind(

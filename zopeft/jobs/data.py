@@ -1,0 +1,197 @@
+"""The data of a job: its task, rows to train and to score on, and what the user is told of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from zopeft.errors import input_error
+from zopeft.jobs.build import load_task
+from zopeft.jobs.progress import Listener, Progress
+from zopeft.recipe.names import registry
+from zopeft.recipe.schema import Recipe
+
+if TYPE_CHECKING:
+    from zopeft.tasks import Task
+    from zopeft.tasks.counts import Counts
+
+TEMPLATE = "chat_template.jinja"
+"""The file of a chat template in a folder that transformers saved."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What a folder's own tuning said of its data; rows like them are read in the same way.
+
+    Attributes:
+        settings: The recipe's ``data`` section, as it was.
+        labels: The options of a classification.
+        template: The chat template that was saved with the result, its file; None for none.
+    """
+
+    settings: Mapping[str, Any]
+    labels: tuple[str, ...] = ()
+    template: str | None = None
+
+    @classmethod
+    def of(cls, folder: str | None) -> Tuned | None:
+        """Returns what the run record in a folder says; None where there is none."""
+        if folder is None:
+            return None
+        path = Path(folder).expanduser()
+        try:
+            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            settings = record["recipe"].get("data") or {}
+            labels = tuple((record.get("data") or {}).get("labels") or ())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return None
+        template = path / TEMPLATE
+        return cls(dict(settings), labels, str(template) if template.is_file() else None)
+
+
+def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) -> Task:
+    """Returns the task that a recipe names, or the one that its own data makes.
+
+    Args:
+        recipe: The recipe.
+        scored: Whether rows are scored on alone: all of one file, or those of a split.
+        tuned: What an earlier tuning said of such data; settings of the recipe go before.
+
+    Raises:
+        InputError: There is no such task, or the data cannot be read or tells of no kind.
+    """
+    if recipe.task.name is None and recipe.task.data is None:
+        do = "give --data PATH for rows of your own, or one of: " + ", ".join(registry("task"))
+        raise input_error("--task", "no task given", do=do)
+    if not recipe.owns_data:
+        task: Task = load_task(recipe.task.name, recipe.task.loss)
+        return task
+    from zopeft.tasks.kinds.kind import Wishes
+    from zopeft.tasks.own import open_data, open_scored
+    from zopeft.tasks.own_task import own_task
+
+    section, place = recipe.data, str(recipe.task.data)
+    if scored:
+        data = open_scored(place, section.split, section.held_out)
+    else:
+        data = open_data(place, section.split, section.validation, section.held_out)
+    names = [f.name for f in fields(Wishes)]
+    wishes = Wishes(**{name: getattr(section, name) for name in names})
+    before = Wishes()
+    columns: Mapping[str, str] = {}
+    if tuned is not None:
+        known = {name: tuned.settings[name] for name in names if name in tuned.settings}
+        before = Wishes(**{**known, "labels": tuned.labels})
+        columns = tuned.settings.get("columns") or {}
+    task = own_task(data, section.kind, section.columns, wishes, columns, before)
+    if section.template and not task.own.kind.chats:  # type: ignore[union-attr]
+        what = f"goes with conversations, and {place} is {task.own.kind.name}"  # type: ignore[union-attr]
+        raise input_error("data.template", what, section.template, "leave it out")
+    if recipe.task.loss == "choice" and task.kind != "choice":
+        raise input_error("task.loss", f"{task.name} has no choices", "choice", "use answer")
+    return task
+
+
+def take_template(
+    recipe: Recipe,
+    task: Task,
+    tokenizer: Any,
+    embedded: bool,
+    tuned: Tuned | None,
+    listener: Listener,
+) -> None:
+    """Gives the tokenizer the chat template that the recipe names, or the tuning had.
+
+    The embedded model has none of its own; turns then stand in a plain one.
+
+    Raises:
+        InputError: The template cannot be read.
+    """
+    from zopeft.tasks.chat import has_template, read_template
+
+    if task.own is None or not task.own.kind.chats:
+        return
+    name = recipe.data.template or (tuned.template if tuned else None)
+    if name is None and embedded and task.own.turns == "must" and not has_template(tokenizer):
+        name = "plain"
+        note = "the embedded model has no chat template: turns are put into data.template=plain"
+        listener(Progress("load", note=note))
+    if name is not None:
+        tokenizer.chat_template = read_template(name)
+
+
+def told(
+    recipe: Recipe, task: Task, tokenizer: Any, train: Counts | None, scored: Counts
+) -> list[str]:
+    """Returns the lines that say what a job works on.
+
+    Args:
+        recipe: The recipe.
+        task: The task.
+        tokenizer: The tokenizer, with the template that is used.
+        train: What the rows to train on come to; None where none are.
+        scored: What the rows to score on come to.
+    """
+    lines = [f"data: {_kind(task, tokenizer)}", f"rows: {_rows(recipe, task, train, scored)}"]
+    if task.own is not None and task.own.told:
+        lines.append(f"note: {task.own.told}")
+    counts = [one for one in (train, scored) if one is not None]
+    shown = counts[0]
+    share = f"{shown.taught:,} of {shown.tokens:,} {'taught' if train else 'scored'}"
+    longest = f"the longest text has {max(one.longest for one in counts):,}"
+    lines.append(f"tokens: {share}; {longest}")
+    cut = sum(one.cut for one in counts)
+    if cut:
+        texts = sum(one.texts for one in counts)
+        lines.append(
+            f"note: {cut:,} of {texts:,} texts are longer than task.max_length="
+            f"{recipe.task.max_length} or the model allows, and are cut"
+        )
+    return lines
+
+
+def record_of(task: Task, counts: Mapping[str, Counts]) -> dict[str, Any]:
+    """Returns what a run's record says of its data: kind, labels and counts a split."""
+    found: dict[str, Any] = {split: one.to_dict() for split, one in counts.items()}
+    if task.own is not None:
+        found |= {"kind": task.own.kind.name, "labels": list(task.own.labels)}
+    return found
+
+
+def _kind(task: Task, tokenizer: Any) -> str:
+    """What the rows are, and how they become text."""
+    from zopeft.tasks.chat import has_template
+    from zopeft.tasks.kinds import KINDS
+
+    if task.own is None:
+        return task.name
+    kind, name = task.own.kind, task.own.data.name
+    line = f"{name}: {KINDS.about(kind.name)} (data.kind={kind.name})"
+    if task.own.labels:
+        line += f" {', '.join(task.own.labels[:8])}"
+        line += ", ..." if len(task.own.labels) > 8 else ""
+    if task.own.turns != "no":
+        line += ", in the chat template" if has_template(tokenizer) else ", without a chat template"
+    return f"{line}; scored by {task.metric}"
+
+
+def _rows(recipe: Recipe, task: Task, train: Counts | None, scored: Counts) -> str:
+    """How many rows, where the scored ones come from, and which caps there are."""
+    caps = []
+    for one, key in ((train, "train_examples"), (scored, "eval_examples")):
+        if one is not None and one.rows < one.available:
+            caps.append(f"task.{key}={getattr(recipe.task, key)}")
+    where = f", {task.own.data.told}" if task.own is not None else ""
+    parts = [] if train is None else [f"{_of(train)} to train"]
+    parts.append(f"{_of(scored)} to score on{where}")
+    cap = f"; {', '.join(caps)}, null takes all" if caps else ""
+    return " and ".join(parts) + cap
+
+
+def _of(counts: Counts) -> str:
+    if counts.rows < counts.available:
+        return f"{counts.rows:,} of {counts.available:,}"
+    return f"{counts.rows:,}"

@@ -1,0 +1,74 @@
+"""What is wrong between settings that are each right on their own."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from zopeft.errors import explain
+from zopeft.optim.estimator import REMEDY, conflict
+from zopeft.recipe.data_schema import DataSection
+from zopeft.recipe.schema import BARE, FULL, SCALES, Recipe
+
+
+def conflicts(recipe: Recipe) -> list[str]:
+    """Returns what is wrong between settings that are each right on their own."""
+    model, found = recipe.model, []
+    if model.load_in_8bit and model.load_in_4bit:
+        found.append("--load-in-8bit: cannot be combined with --load-in-4bit; choose one")
+    quantised = model.load_in_8bit or model.load_in_4bit
+    if quantised and recipe.peft.name == FULL and recipe.job != "eval":
+        found.append(
+            "--load-in-8bit/4bit: quantised weights cannot be trained in full; "
+            "use --lora, --prefix or --peft NAME (scales: the quantisation scales themselves)"
+        )
+    if not model.load_in_4bit and (model.double_quant or model.quant_type != "nf4"):
+        found.append(
+            "model.quant_type, model.double_quant: they shape 4-bit weights; add --load-in-4bit"
+        )
+    if model.double_quant and recipe.peft.name == SCALES:
+        found.append(
+            "model.double_quant: quantised scales cannot be tuned; leave it out, or use --lora"
+        )
+    if recipe.peft.name in BARE and recipe.peft.options:
+        found.append(
+            f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
+        )
+    found += _of_own_data(recipe)
+    method, meta = recipe.method, recipe.meta
+    problem = conflict(method.directions, method.sides, method.normalise)
+    if problem:
+        found.append(explain("method.normalise", problem, do=REMEDY))
+    low_rank = recipe.peft.name == FULL and method.noise == "low_rank"
+    if method.probes == "stacked" and recipe.peft.name in BARE and not low_rank:
+        found.append(
+            f"method.probes: {recipe.peft.name} tuning stacks probes with --full and "
+            "method.noise=low_rank alone; use auto"
+        )
+    if meta.objective == "paper" and (meta.capacity == "subspace" or meta.rows == "frequency"):
+        found.append(
+            "--capacity subspace, meta.rows frequency: the paper's objective learns neither; "
+            "add --objective signal"
+        )
+    if meta.capacity == "subspace" and meta.sharing != "block":
+        found.append(f"--sharing {meta.sharing}: a subspace belongs to one block; leave it out")
+    if meta.capacity == "subspace" and meta.policy != "constant":
+        found.append(
+            f"--policy {meta.policy}: a subspace has constant scales; leave it out, or "
+            "--capacity subspace"
+        )
+    if recipe.peft.name == SCALES and recipe.job == "meta-train":
+        found.append("--peft scales: meta-train needs gradients; use --full or --lora")
+    return found
+
+
+def _of_own_data(recipe: Recipe) -> list[str]:
+    """Returns settings of own data that stand beside a task's name."""
+    if recipe.owns_data or recipe.job not in ("tune", "eval"):
+        return []
+    usual = DataSection()
+    names = [f.name for f in fields(usual) if f.name != "split"]
+    return [
+        f"data.{name}: goes with own data, --data without --task; leave it out"
+        for name in names
+        if getattr(recipe.data, name) != getattr(usual, name)
+    ]
