@@ -11,6 +11,7 @@ from zopeft.errors import InputError
 from zopeft.journal import Journal, rebuild
 from zopeft.journal.header import JournalHeader, header_of
 from zopeft.methods.mezo import MeZO
+from zopeft.optim.declared import Options, settings_of
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
 
@@ -87,7 +88,8 @@ def test_every_option_of_a_method_is_in_the_header_or_said_to_be_aside():
     options = set(header(made(MeZO)).options)
     known = set(options_of(ZerothOrder))
     assert known - fields - options == {"lr", "max_bad_steps", "carrier", "probes"}
-    assert options == {"eps", "clip", "weight_decay"}
+    shared = {setting.name for setting in settings_of(Options)}
+    assert options == {"eps", "clip", "weight_decay", *shared} and "layers" in shared
 
 
 def test_an_option_that_came_later_has_its_default_in_older_journals():

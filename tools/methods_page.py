@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.methods import METHODS
-from zopeft.optim.declared import settings_of
+from zopeft.optim.declared import Options, settings_of
 from zopeft.recipe.meta_schema import MetaSection
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -29,6 +29,9 @@ zopeft tune --method NAME --lr NUMBER method.OPTION=VALUE ...
 All share `--lr`, `--eps`, `method.noise`, `method.clip`, `method.weight_decay` and the seed, exact
 probes, the journal, resume, adapters and offloading. *auto*: whether `--lr auto` is known for it.
 Methods of diffusion chains (RLR) are left out: they need a backward pass.
+
+Every zeroth-order method has these options, too. What `layers` leaves out costs a step nothing: no
+noise, no state, no update; layers below the lowest one run once a step.
 """
 META = """# Meta-training
 
@@ -54,16 +57,19 @@ def meta_page() -> str:
 
 def page() -> str:
     """Returns the page."""
+    shared = settings_of(Options)
     rows = ["| name | what it is | auto | options |", "|---|---|---|---|"]
     parts = []
     for name in METHODS:
         kind: Any = METHODS[name]
-        options = settings_of(kind.Options) if kind.order == 0 else []
+        options = (
+            [o for o in settings_of(kind.Options) if o not in shared] if not kind.order else []
+        )
         auto = "yes" if kind.order or kind.gradient_units else "no"
         words = ", ".join(f"`{each.name}`" for each in options) or "-"
         rows.append(f"| [`{name}`](#{name}) | {METHODS.about(name)} | {auto} | {words} |")
         parts.append(_part(name, kind, options))
-    return "\n".join([HEAD, *rows, "", *parts])
+    return "\n".join([HEAD, *_table(shared), "", *rows, "", *parts])
 
 
 def _part(name: str, kind: Any, options: list[Any]) -> str:
@@ -76,10 +82,14 @@ def _part(name: str, kind: Any, options: list[Any]) -> str:
     text = head.strip() + ("\n\nReferences:\n\n" + _items(tail) if tail else "")
     lines = [f"## {name}", "", text.strip(), ""]
     if options:
-        lines += ["| option | default | range | |", "|---|---|---|---|"]
-        lines += [f"| `{o.name}` | {o.default} | {o.range} | {o.about} |" for o in options]
-        lines.append("")
+        lines += [*_table(options), ""]
     return "\n".join(lines)
+
+
+def _table(options: list[Any]) -> list[str]:
+    """Returns options as the rows of a table."""
+    head = ["| option | default | range | |", "|---|---|---|---|"]
+    return head + [f"| `{o.name}` | {o.default} | {o.range} | {o.about} |" for o in options]
 
 
 def _items(text: str) -> str:

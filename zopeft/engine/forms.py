@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import torch
@@ -34,6 +34,8 @@ class Forms:
 
     Attributes:
         kept: Of how many directions, as many as a step has.
+        chosen: Indices of the blocks that a step is about, whose numbers are drawn at once; None
+            for all.
 
     Raises:
         InputError: A shape does not fit its block, or there is no such block.
@@ -57,6 +59,7 @@ class Forms:
             self.shapes[index] = shape.to(home)
             self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
         self.kept = 1
+        self.chosen: Collection[int] | None = None
         self._factors: dict[Key, dict[int, Factors | None]] = {}
         self._kept: dict[int, dict[int, Any]] = {}
 
@@ -99,7 +102,7 @@ class Forms:
         while len(self._factors) > self.kept:
             del self._factors[next(iter(self._factors))]
         if index not in found:
-            self._draw(self._homes[index], key)
+            self._draw(index, key)
         return found[index]
 
     def pair(self, index: int, direction: Direction) -> Factors:
@@ -119,8 +122,7 @@ class Forms:
         while len(self._kept) > KEPT:
             del self._kept[next(iter(self._kept))]
         if index not in found:
-            device = self._homes[index]
-            indices, sides = self._numbers(device, seed, Shape.kept_sizes.__name__)
+            indices, sides = self._numbers(index, seed, Shape.kept_sizes.__name__, found)
             for other in indices:
                 rows, columns = self.blocks[other].shape
                 left, right = (side[other] for side in sides)
@@ -133,21 +135,32 @@ class Forms:
         tensors, device = [(self.blocks[index].address, size)], self._homes[index]
         return self.kernels.draw(seed, LEFT_STREAM, tensors, device)[0]
 
-    def _draw(self, device: torch.device, key: Key) -> None:
-        seed, kept = key
-        indices, (lefts, rights) = self._numbers(device, seed, Shape.sizes.__name__)
+    def _draw(self, first: int, key: Key) -> None:
+        (seed, kept), found = key, self._factors[key]
+        indices, (lefts, rights) = self._numbers(first, seed, Shape.sizes.__name__, found)
         for index in indices:
             shape, (rows, columns) = self.shapes[index], self.blocks[index].shape
             keeps = shape.kept_sizes(rows, columns) != (0, 0)
             own = self.kept_of(index, kept) if keeps else None
             left, right = lefts[index], rights[index]
-            self._factors[key][index] = shape.join(left, right, rows, columns, own)
+            found[index] = shape.join(left, right, rows, columns, own)
 
     def _numbers(
-        self, device: torch.device, seed: int, sizes: str
+        self, first: int, seed: int, sizes: str, found: Container[int]
     ) -> tuple[list[int], list[dict[int, Tensor]]]:
-        """Draws what a device's blocks ask for: their indices; left and right numbers of each."""
-        indices = [index for index, home in self._homes.items() if home == device]
+        """Draws what a block asks for, and those beside it on its device that the step is about.
+
+        Returns:
+            Their indices; left and right numbers of each.
+        """
+        device = self._homes[first]
+        indices = [
+            index
+            for index, home in self._homes.items()
+            if home == device
+            and index not in found
+            and (index == first or self.chosen is None or index in self.chosen)
+        ]
         sides = []
         for side, stream in ((0, LEFT_STREAM), (1, RIGHT_STREAM)):
             wanted = {

@@ -115,11 +115,11 @@ class ScaleTensors(Carrier):
 
     def _values(self, vector: Vector, number: int) -> Tensor:
         """Returns a vector's numbers on a block, fp32, in the block's shape."""
-        if vector.plain is not None:
-            return self._direction(vector.plain, number)
         index, kept = self.indices[number], self._kept[number]
         if not vector.touches(index):
             return torch.zeros(kept.shape, device=kept.device)
+        if vector.plain is not None:
+            return self._direction(vector.plain, number)
         ones = torch.ones(kept.shape, device=kept.device)
         parts = [vector.values(part) for part in self.elements.parts(index, ones)]
         return torch.cat(parts).view(kept.shape)

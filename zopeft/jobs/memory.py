@@ -189,7 +189,7 @@ class Plan:
         if kind is None or kind.needs_finetuner:
             state += 4 * 449 * self.tensors
         if kind is not None:
-            state += kind.state_on(self.blocks, own).bytes()
+            state += kind.state_on(self.blocks, own).bytes(kind.chosen_on(self.blocks, own))
         scratch = 0 if held_flat else self.scratch[rank > 0]
         scratch += noise_bytes(self.trained) + factor_bytes(self.parameters, rank)
         batch_size, length = self.size

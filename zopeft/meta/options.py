@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from zopeft.finetuner.feature_sets import STATE_FEATURES
-from zopeft.optim.declared import Options, option
+from zopeft.optim.declared import Declared, option
 
 OBJECTIVES = ("paper", "signal")
 RULES = ("signal", "signal_rms", "signal_twice", "none")
@@ -34,7 +34,7 @@ def rows() -> Any:
 
 
 @dataclass(frozen=True)
-class MetaOptions(Options):
+class MetaOptions(Declared):
     """What a run of meta-training can be told, with the paper's names in brackets.
 
     The default objective is "signal": with subspaces and rows by frequency it beat MeZO in seven

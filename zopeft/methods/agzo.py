@@ -67,8 +67,9 @@ class AGZO(ZerothOrder):
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
-        z, layers = step.direction(), linear_layers(self.blocks)
-        renews = step.number % self.own.renew == 0
+        z, layers = step.direction(), list(filter(step.touches, linear_layers(self.blocks)))
+        known = all(bool(step.state["basis"][index].any()) for index in layers)
+        renews = step.number % self.own.renew == 0 or not known
         watch = Activations(self.blocks, layers, self._start(step)) if renews else None
         # The basis is known when the weights' own loss is: the probe along it comes after.
         (centre,) = yield [Watched(watch)]

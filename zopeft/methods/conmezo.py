@@ -62,7 +62,7 @@ class ConMeZO(ZerothOrder):
         squares = step.note("squares", lambda: self.engine.dot(m, m).numpy())
         u: Vector = z
         if math.cos(theta) > NO_CONE and bool(squares.any()):
-            u = self._cone(m, squares, math.cos(theta)) + math.sin(theta) * z
+            u = self._cone(step, m, squares, math.cos(theta)) + math.sin(theta) * z
         plus, minus = yield [u.at(step.eps), u.at(-step.eps)]
         gradient, beta = step.slope(plus, minus), options.beta
 
@@ -72,8 +72,9 @@ class ConMeZO(ZerothOrder):
 
         return [step.map(moved, u, state=["mean"])]
 
-    def _cone(self, mean: Vector, squares: np.ndarray, share: float) -> Vector:
-        sizes = np.array(self.blocks.numels, dtype=np.float64)
+    def _cone(self, step: Step, mean: Vector, squares: np.ndarray, share: float) -> Vector:
+        own = [step.touches(index) for index in range(len(self.blocks))]
+        sizes = np.where(own, np.array(self.blocks.numels, dtype=np.float64), 0.0)
         found = squares.astype(np.float64)
         if self.own.per == "all":
             found, sizes = found.sum(), sizes.sum()

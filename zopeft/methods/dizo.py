@@ -9,7 +9,7 @@ from torch import Tensor
 
 from zopeft.engine.vector import Each, Elementwise, Vector
 from zopeft.optim.declared import Options, option
-from zopeft.optim.state import Kept, PerElement
+from zopeft.optim.state import Kept, Start
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
 
@@ -47,20 +47,14 @@ class DiZO(ZerothOrder):
 
     def keeps(self) -> Mapping[str, Kept]:
         """See `ZerothOrder.keeps`: theta0."""
-        return {"start": PerElement()}
+        return {"start": Start()}
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         u, options = step.direction(), self.own
         plus, minus = yield [u.at(step.eps), u.at(-step.eps)]
         gradient = step.slope(plus, minus)
-        if step.number == 0:
-
-            def began(lr: float, weight: Tensor, u: Tensor, start: Tensor) -> tuple:
-                return weight + u.mul_(-lr * gradient), weight
-
-            return [step.map(began, u, state=["start"])]
-        if step.number % options.every:
+        if step.number == 0 or step.number % options.every:
             return [step.descend(u, gradient)]
         layers = sorted({-1 if b.layer is None else b.layer for b in self.blocks})
         factors, dice = dict.fromkeys(layers, 1.0), step.dice("factors")

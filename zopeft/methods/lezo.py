@@ -34,7 +34,8 @@ class LeZO(ZerothOrder):
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
-        layers = sorted({block.layer for block in self.blocks if block.layer is not None})
+        blocks = [self.blocks[index] for index in step.blocks]
+        layers = sorted({block.layer for block in blocks if block.layer is not None})
         count = max(1, round((1.0 - self.own.skip) * len(layers))) if layers else 0
         directions = step.directions
         if count < len(layers):

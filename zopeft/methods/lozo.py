@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from zopeft.blocks import Blocks
@@ -12,7 +13,7 @@ from zopeft.engine import Shape
 from zopeft.engine.kept import LazyLowRank
 from zopeft.optim.declared import Options, option
 from zopeft.optim.factors import along, rest
-from zopeft.optim.state import Factor, Kept, is_matrix
+from zopeft.optim.state import Factor, Kept, PerBlock, is_matrix
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
 
@@ -85,23 +86,25 @@ class LOZOM(LOZO):
     single = True
 
     def keeps(self) -> Mapping[str, Kept]:
-        """See `ZerothOrder.keeps`: N."""
+        """See `ZerothOrder.keeps`: N, and the step that its V was drawn in."""
         rank = self.own.r
-        return {"momentum": Factor(lambda rows, _: (rows, rank))}
+        return {"momentum": Factor(lambda rows, _: (rows, rank)), "stage": PerBlock(-1.0)}
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
-        nu, beta = self.own.nu, self.own.beta
-        kept, forms = step.slow(nu), self.engine.forms
+        beta, stage = self.own.beta, step.stage(self.own.nu)
+        kept, forms = step.slow_of(stage), self.engine.forms
         u = step.direction(0, kept)
         (gradient,) = yield from step.gradients([u])
         momenta: dict[int, Tensor] = {}
         rights: dict[int, Tensor] = {}
+        stages = step.state["stage"]
         for index, momentum in step.state["momentum"].items():
             left, rights[index] = forms.pair(index, u)
-            if step.renews(nu):
-                old = forms.kept_of(index, step.slow_before(nu))
+            if int(stages[index]) not in (-1, stage):
+                old = forms.kept_of(index, step.slow_of(int(stages[index])))
                 momentum = momentum @ (old @ forms.kept_of(index, kept).t()) / old.shape[1]
             momenta[index] = beta * momentum + (1.0 - beta) * gradient * left
         move = along(momenta, rights) + gradient * rest(u, self.blocks, momenta)
-        return [step.descend(move, 1.0), step.change(momentum=momenta)]
+        stages = torch.full_like(stages, stage)
+        return [step.descend(move, 1.0), step.change(momentum=momenta, stage=stages)]

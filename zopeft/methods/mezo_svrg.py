@@ -62,16 +62,22 @@ class MeZOSVRG(ZerothOrder):
         number, slope = step.state["anchor"]
         before = step.state["written"]
         back: Vector = Sum(())
+        written_in = int(number)
         for at, coefficient in zip(before[::2], before[1::2], strict=True):
-            back = back - coefficient * self._along(int(at))
+            # The anchor's own direction is written again in each step since, behind the step's.
+            written_in = max(written_in, int(at))
+            back = back - coefficient * self._along(int(at), written_in)
         old = [(back + eps * z).at(1.0), (back - eps * z).at(1.0)]
         plus, minus, plus_old, minus_old = yield [z.at(eps), z.at(-eps), *old]
         change = step.slope(plus, minus) - (plus_old - minus_old) / (2.0 * eps)
         inner = self.own.inner
-        move = (inner * change) * z + (inner * slope) * self._along(int(number))
+        move = (inner * change) * z + (inner * slope) * self._along(int(number), step.number)
         rate = step.lr * inner
         written = [*before, float(step.number), -rate * change, number, -rate * slope]
         return [step.descend(move, 1.0), step.change(written=written)]
 
-    def _along(self, number: int) -> Vector:
-        return Direction(step_seed(self.seed, number))
+    def _along(self, number: int, written_in: int) -> Vector:
+        """Returns the direction of a step, on the blocks that another wrote along it."""
+        own, other = (self.selection.at(each) for each in (number, written_in))
+        chosen = own if other is None else other if own is None else own & other
+        return Direction(step_seed(self.seed, number), indices=chosen)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from zopeft.engine.vector import Each, Elementwise
@@ -53,8 +52,11 @@ class SparseMeZO(ZerothOrder):
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         thresholds = step.state["threshold"]
-        if step.number % self.own.renew == 0 or float(thresholds[0]) < 0.0:
-            thresholds = torch.tensor([self._threshold(n) for n in range(len(self.blocks))])
+        renews = step.number % self.own.renew == 0
+        if renews or bool((thresholds[step.blocks] < 0.0).any()):
+            thresholds = thresholds.clone()
+            for index in step.blocks:
+                thresholds[index] = self._threshold(index)
         limits = Each(thresholds.tolist())
 
         def masked(weight: Tensor, z: Tensor, limit: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from zopeft.engine.kept import Rotated, orthonormal
 from zopeft.engine.vector import HERE
 from zopeft.optim.declared import Options, option
 from zopeft.optim.factors import along, mean_rights, on_matrices, rest
-from zopeft.optim.state import Factor, Kept
+from zopeft.optim.state import Factor, Kept, PerBlock
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
 
@@ -126,7 +126,7 @@ class ZOMOPI(ZerothOrder):
     single = True
 
     def keeps(self) -> Mapping[str, Kept]:
-        """See `ZerothOrder.keeps`: M and V."""
+        """See `ZerothOrder.keeps`: M and V, and the step that M's P was drawn in."""
         r, k = self.own.r, self.own.k
 
         def momentum(rows: int, columns: int) -> tuple[int, int]:
@@ -135,7 +135,8 @@ class ZOMOPI(ZerothOrder):
         def basis(rows: int, columns: int) -> tuple[int, int]:
             return columns, min(k, r, rows, columns)
 
-        return {"momentum": Factor(momentum), "basis": Factor(basis)}
+        own = {"momentum": Factor(momentum), "basis": Factor(basis)}
+        return {**own, "stage": PerBlock(-1.0)}
 
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """See `ZerothOrder.shapes`."""
@@ -143,7 +144,8 @@ class ZOMOPI(ZerothOrder):
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
-        options, forms, kept = self.own, self.engine.forms, step.slow(self.own.renew)
+        options, forms, stage = self.own, self.engine.forms, step.stage(self.own.renew)
+        kept, stages = step.slow_of(stage), step.state["stage"]
         directions = [step.direction(number, kept) for number in range(options.queries)]
         found = yield [u.at(side * step.eps) for u in directions for side in (1, -1)]
         pairs = zip(found[::2], found[1::2], strict=True)
@@ -154,8 +156,8 @@ class ZOMOPI(ZerothOrder):
         bases: dict[int, Tensor] = {}
         for index, estimate in mean_rights(forms, slopes, directions).items():
             before = step.state["momentum"][index]
-            if step.renews(options.renew):
-                old = forms.kept_of(index, step.slow_before(options.renew))
+            if int(stages[index]) not in (-1, stage):
+                old = forms.kept_of(index, step.slow_of(int(stages[index])))
                 before = forms.kept_of(index, kept).t() @ (old @ before)
             m = options.beta * before + (1.0 - options.beta) * estimate
             v = step.state["basis"][index]
@@ -167,4 +169,6 @@ class ZOMOPI(ZerothOrder):
             rights[index] = basis.t().contiguous()
         vectors = rest(step.estimate(directions, slopes), self.blocks, lefts)
         move = along(lefts, rights) + options.vectors * vectors
-        return [step.descend(move, 1.0), step.change(momentum=momenta, basis=bases)]
+        stages = torch.full_like(stages, stage)
+        change = step.change(momentum=momenta, basis=bases, stage=stages)
+        return [step.descend(move, 1.0), change]

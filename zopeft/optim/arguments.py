@@ -69,11 +69,14 @@ def check_fit(method: ZerothOrder, lr: float | str) -> None:
     name, estimator = type(method).__name__, method.estimator
     found = f"directions={estimator.directions}, sides={estimator.sides}"
     wide, space = (estimator.directions, estimator.sides) != (1, "two"), method.blocks.space
-    decay = method.weight_decay
+    decay, drawn = method.weight_decay, method.own.decay_to
+    drawn = "" if drawn == "zero" else drawn
     for wrong, where, what, got, do in (
         (lr == "auto" and not method.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
         (method.single and wide, "", "chooses its directions itself", found, LEAVE),
         (bool(decay) and not method.decays, " weight_decay", "must be 0", decay, LEAVE),
+        (drawn and not decay, " decay_to", "needs a weight_decay above 0", drawn, LEAVE),
+        (drawn and space == "scales", " decay_to", "knows no start of scales", drawn, LEAVE),
         (space not in method.spaces, "", "cannot serve these weights", space, OTHER),
     ):
         if wrong:

@@ -24,6 +24,7 @@ def state_of(method: ZerothOrder) -> dict[str, Any]:
         "probing": method.probing.state_dict(),
         "watched": method.engine.reads.state(),
         "kept": method.kept.state_dict(),
+        "dominant": method.selection.found,
         **method._own_state(),
     }
 
@@ -43,4 +44,5 @@ def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:
     method.probing.load_state_dict(state.get("probing"))
     method.engine.reads.load(state.get("watched"))
     method.kept.load_state_dict(state.get("kept", {}))
+    method.selection.found = state.get("dominant")
     method._load_own_state(state)

@@ -1,4 +1,4 @@
-"""Declared options: the settings that a method has of its own, once, in a dataclass.
+"""Declared options: the settings that methods have, once, in a dataclass.
 
 The dataclass's field metadata hold range, choices and a line of help; the method's
 constructor, recipes, the Trainer, the journal's header and the documentation read them there.
@@ -15,15 +15,15 @@ from zopeft.errors import close_matches, input_error
 
 
 @dataclass(frozen=True)
-class Options:
-    """The options of a method that has none; others subclass it."""
+class Declared:
+    """A dataclass whose fields are made by `option`, and checked by what they say."""
 
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each.name, getattr(self, each.name), each.metadata)
 
 
-Declared = TypeVar("Declared", bound=Options)
+Kind = TypeVar("Kind", bound=Declared)
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,30 @@ def option(
     return field(default=default, metadata=metadata)
 
 
+@dataclass(frozen=True)
+class Options(Declared):
+    """The options that every method has; those of a method with more subclass it.
+
+    The driver does what they say, whatever the method's plan.
+    """
+
+    layers: str = option(
+        "all",
+        "layers that a step is about: all, the last, some in turn, or where activations stand out",
+        choices=("all", "last", "cyclic", "dominant"),
+    )
+    layer_count: int = option(1, "how many layers, of last and cyclic", least=1)
+    layer_steps: int = option(1, "steps until cyclic goes on to the next layers", least=1)
+    layer_rest: bool = option(
+        False, "whether what is in no layer is trained beside last, cyclic or dominant ones"
+    )
+    decay_to: str = option(
+        "zero",
+        "what weight_decay draws to: zero, the run's start, or the start by the distance's sign",
+        choices=("zero", "start", "start_sign"),
+    )
+
+
 def take_options(where: str, kind: type[Options], given: dict[str, Any]) -> Options:
     """Makes a method's options of keyword arguments.
 
@@ -94,12 +118,13 @@ def take_options(where: str, kind: type[Options], given: dict[str, Any]) -> Opti
     known = [each.name for each in fields(kind)]
     for name in given:
         if name not in known:
-            matches = close_matches(name, known) if known else "it has none of its own"
-            raise input_error(f"{where} options", "has no such option", name, matches)
+            raise input_error(
+                f"{where} options", "has no such option", name, close_matches(name, known)
+            )
     return made(f"{where} ", kind, given)
 
 
-def made(where: str, kind: type[Declared], given: dict[str, Any]) -> Declared:
+def made(where: str, kind: type[Kind], given: dict[str, Any]) -> Kind:
     """Makes declared settings of keyword arguments whose names are known.
 
     Args:
@@ -116,7 +141,7 @@ def made(where: str, kind: type[Declared], given: dict[str, Any]) -> Declared:
         raise input_error(f"{where}{wrong.name}", wrong.what, wrong.value) from None
 
 
-def settings_of(kind: type[Options]) -> list[Setting]:
+def settings_of(kind: type[Declared]) -> list[Setting]:
     """Returns a method's options as rows of a table."""
     rows = []
     for each in fields(kind):
@@ -126,13 +151,13 @@ def settings_of(kind: type[Options]) -> list[Setting]:
     return rows
 
 
-def about(kind: type[Options], name: str) -> str:
+def about(kind: type[Declared], name: str) -> str:
     """Returns the line of help of an option."""
     found = {each.name: each.metadata["about"] for each in fields(kind)}
     return str(found[name])
 
 
-def choices(kind: type[Options], name: str) -> tuple[Any, ...]:
+def choices(kind: type[Declared], name: str) -> tuple[Any, ...]:
     """Returns the values that an option may have; () where there is a range, or nothing."""
     found = {each.name: each.metadata["choices"] for each in fields(kind)}
     return tuple(found[name] or ())

@@ -36,7 +36,7 @@ def mean_rights(
     """
     sums: dict[int, Tensor] = {}
     for slope, direction in zip(slopes, directions, strict=True):
-        for index in forms.shapes:
+        for index in filter(direction.touches, forms.shapes):
             right = forms.pair(index, direction)[1]
             sums[index] = sums.get(index, torch.zeros_like(right)).add_(right, alpha=slope)
     return {index: total.div_(len(slopes)) for index, total in sums.items()}

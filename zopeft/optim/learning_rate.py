@@ -60,6 +60,7 @@ def first_look(
     scales: Tensor | None,
     eps: float,
     seed: int,
+    chosen: frozenset[int] | None = None,
 ) -> FirstLook:
     """Measures by second differences, ``u' H u = (L(+r u) + L(-r u) - 2 L(0)) / r^2``.
 
@@ -72,6 +73,7 @@ def first_look(
         scales: fp32 [N], scales in use; None for ones.
         eps: The method's finite-difference step.
         seed: Seed of the run; these directions are their own.
+        chosen: Indices of the blocks that the first step is about; None for all.
 
     Raises:
         RunError: The loss of the unperturbed model is not finite.
@@ -81,7 +83,8 @@ def first_look(
         raise run_error(
             "loss", "the model's loss is not finite before training", base, "check --dtype"
         )
-    directions = [Direction(step_seed(seed, -1 - number), scales) for number in range(DIRECTIONS)]
+    seeds = [step_seed(seed, -1 - number) for number in range(DIRECTIONS)]
+    directions = [Direction(own, scales, indices=chosen) for own in seeds]
     grain = GRAIN * _coarseness(engine) * abs(base)
     passes, radius, energy = 1, eps, 0.0
     for look in range(MOST_LOOKS):

@@ -13,7 +13,8 @@ from zopeft.engine import Shape
 from zopeft.optim.declared import Options, take_options
 from zopeft.optim.rate import SHARE
 from zopeft.optim.record import StepRecord
-from zopeft.optim.state import Kept, State
+from zopeft.optim.selection import Selection
+from zopeft.optim.state import ANCHOR, Kept, Start, State
 from zopeft.optim.step import Plan, Step
 
 
@@ -75,7 +76,22 @@ class Method(ABC):
         """
         bare = cls.__new__(cls)
         bare.own, bare.blocks = take_options(cls.__name__, cls.Options, dict(options)), blocks
-        return State(blocks, bare.keeps())
+        return State(blocks, bare.declared())
+
+    @classmethod
+    def chosen_on(cls, blocks: Blocks, options: Mapping[str, Any]) -> frozenset[int]:
+        """Returns the indices of the blocks that the method would keep state of.
+
+        Args:
+            blocks: The blocks, [N]; they need no values.
+            options: The method's own options.
+        """
+        own = take_options(cls.__name__, cls.Options, dict(options))
+        return Selection(blocks, own, cls.__name__).most()
+
+    def declared(self) -> dict[str, Kept]:
+        """Returns all that is kept beside the weights: the method's own, and the options'."""
+        return {**self.keeps(), **({} if self.own.decay_to == "zero" else {ANCHOR: Start()})}
 
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """Returns the shapes that the method gives to blocks of its own accord, by index."""

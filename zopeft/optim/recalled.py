@@ -50,4 +50,6 @@ def recalled(method: ZerothOrder, record: StepRecord) -> Step:
     if record.scales is not None:
         scales = torch.tensor(record.scales, device=method.engine.device)
     looks = (record.mirror if estimator.one_sided else record.centre) is not None
-    return Step(method, number, seed, record.eps, scales, looks, record)
+    step = Step(method, number, seed, record.eps, scales, looks, record)
+    method.selection.settle(step)
+    return step

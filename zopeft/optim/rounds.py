@@ -134,6 +134,7 @@ class Rounds:
 def begun(step: Step) -> Rounds:
     """Returns the rounds of a step of its method's plan, of which none has run."""
     method = step.method
+    method.kept.begin(step.blocks)
 
     def run(probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
         return run_looks(method.engine, method.probing, probes, closure)

@@ -18,7 +18,7 @@ from zopeft.optim.writes import Change, Descent, Map, Write
 
 if TYPE_CHECKING:
     from zopeft.optim.record import StepRecord
-    from zopeft.optim.state import State
+    from zopeft.optim.state import Chosen
     from zopeft.optim.zeroth_order import ZerothOrder
 
 Plan = Generator[Sequence[Probe], list[float], Sequence[Write]]
@@ -64,6 +64,7 @@ class Step:
         record: The step's record where it is repeated from a journal.
 
     Attributes:
+        chosen: Indices of the blocks that it is about (`zopeft.optim.selection`); None for all.
         taken: What the losses have shown.
         notes: What came from elsewhere, by name, for the record.
     """
@@ -75,6 +76,7 @@ class Step:
     scales: Tensor | None = None
     looks: bool = False
     record: StepRecord | None = None
+    chosen: frozenset[int] | None = None
     taken: Taken = field(default_factory=Taken)
     notes: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -84,9 +86,18 @@ class Step:
         return self.method.own
 
     @property
-    def state(self) -> State:
-        """The method's state, as the step before has left it."""
-        return self.method.kept
+    def state(self) -> Chosen:
+        """The method's state, as the step before has left it, of the blocks it is about."""
+        return self.method.kept.of(self.chosen)
+
+    def touches(self, index: int) -> bool:
+        """Whether the step is about a block."""
+        return self.chosen is None or index in self.chosen
+
+    @property
+    def blocks(self) -> list[int]:
+        """Indices of the blocks that the step is about."""
+        return [n for n in range(len(self.method.blocks)) if self.touches(n)]
 
     @property
     def count(self) -> int:
@@ -100,7 +111,7 @@ class Step:
             number: Which one, from 0.
             kept: 64-bit key of what its shapes keep for some steps, see `slow` and `once`.
         """
-        return Direction(direction_seed(self.seed, number), self.scales, kept)
+        return Direction(direction_seed(self.seed, number), self.scales, kept, self.chosen)
 
     @property
     def directions(self) -> list[Vector]:
@@ -116,15 +127,15 @@ class Step:
 
     def slow(self, every: int) -> int:
         """Returns a 64-bit key that stays for `every` steps: that of the first one of them."""
-        return step_seed(self.method.seed, self.number - self.number % every)
+        return self.slow_of(self.stage(every))
 
-    def slow_before(self, every: int) -> int:
-        """Returns the key of `slow` before it was renewed last."""
-        return step_seed(self.method.seed, self.number - self.number % every - every)
+    def stage(self, every: int) -> int:
+        """Returns the number of the step that the key of `slow` is of."""
+        return self.number - self.number % every
 
-    def renews(self, every: int) -> bool:
-        """Whether the key of `slow` is a new one, and not the run's first."""
-        return self.number > 0 and self.number % every == 0
+    def slow_of(self, stage: int) -> int:
+        """Returns the key of `slow` of another stage, see `stage`."""
+        return step_seed(self.method.seed, stage)
 
     def once(self, role: str) -> int:
         """Returns a 64-bit key that stays for the run, of a role of its own."""

@@ -31,6 +31,7 @@ from zopeft.optim.rate import RunningRate
 from zopeft.optim.recalled import recalled
 from zopeft.optim.record import StepRecord
 from zopeft.optim.rounds import Rounds, begun
+from zopeft.optim.selection import Selection
 from zopeft.optim.shown_rate import ShownRate
 from zopeft.optim.state import State
 from zopeft.optim.step import Step
@@ -129,10 +130,10 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         eps = default_eps(blocks) if eps is None and isinstance(blocks, Blocks) else eps
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
-        self.blocks = blocks
+        self.blocks, self.selection = blocks, Selection(blocks, self.own, type(self).__name__)
         self.estimator = Estimator(directions, sides, normalise)
         self.pace = Pace(lr, self.estimator)
-        self.kept = State(blocks, self.keeps())
+        self.kept = State(blocks, self.declared(), lambda index: self.engine.weights(index))
         shapes = {**self.shapes(blocks), **(shapes or {})}
         self.drawn_from = directions_of(type(self).__name__, blocks, noise, rank, shapes)
         self.engine = engine_of(blocks, self.drawn_from, carrier, probes, self.groups)
@@ -201,7 +202,9 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             return settled
         self.engine.adopt()
         scales = self._scales()
-        look = first_look(self.engine, closure, scales, self.eps, self.seed)
+        self._select(closure)
+        first = self.selection.at(self.steps)
+        look = first_look(self.engine, closure, scales, self.eps, self.seed, first)
         self.forward_passes += look.forward_passes
         share = self._share(scales), self.share_origin
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
@@ -242,11 +245,13 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             if runs_compiled(closure) and not self.engine.reads.compiled:
                 self.engine.is_compiled()
             scales = self._scales()
+            self._select(closure)
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
                 self.forward_passes += self.probing.look_for_noise(closure, *start)
             looks = self._looks(self.rate is not None and self.rate.due())
             step = Step(self, self.steps, self.due_seed, self.eps, scales, looks)
+            self.selection.settle(step)
             self._pending = begun(step)
         rounds = self._pending
         before = rounds.forward_passes
@@ -255,6 +260,13 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self.pace.show(self.param_groups, rounds.losses(), rounds.centre(), rounds.step.eps)
         kept = [n for n, probe in enumerate(rounds.probes) if counts(probe)]
         return (losses[kept] if kept else losses[:1]).mean()
+
+    def _select(self, closure: Closure) -> None:
+        """Looks for what the steps are about, where a batch has to tell."""
+        if self.selection.looks:
+            self.selection.find(closure, self.engine.reads.agree)
+            self.forward_passes += 1
+            logger.info("the dominant layer is layer %d", self.selection.found)
 
     @property
     def due_seed(self) -> int:
@@ -278,7 +290,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             self.shown.hide(self.param_groups)
         if writes is not None:
             decay = [group["weight_decay"] for group in self.param_groups]
-            write_step(self.engine, self.kept, writes, record, decay)
+            by_sign = self.own.decay_to == "start_sign"
+            write_step(self.engine, self.kept, writes, record, decay, rounds.step.chosen, by_sign)
         self._close(record, rounds.step, writes is None)
 
     def _settle(self, record: StepRecord) -> None:

@@ -18,7 +18,7 @@ from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
 from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import ProbeNoise, measure_noise
-from zopeft.probing.sharing import shared_layers
+from zopeft.probing.sharing import SharedLayers, shared_layers
 from zopeft.probing.stacking import Stacking
 
 logger = logging.getLogger(__name__)
@@ -74,6 +74,7 @@ class Probing:
         device = engine.blocks[0].parameter.device
         self.most_tokens = MOST_TOKENS.get(device.type, 0)
         self.sharing = shared_layers(engine.blocks)
+        self._sharings: dict[frozenset[int], SharedLayers | None] = {}
         self.layout = PADDED
         self._refused = bool(reason)
         self.groups_together = probes != "separate" and not self.stacking.ungroupable
@@ -91,7 +92,8 @@ class Probing:
             many times as it has copies of the batch.
         """
         losses: list[Tensor] = []
-        for part in self._parts(probes, closure):
+        sharing = self._sharing_of(probes)
+        for part in self._parts(probes, closure, sharing):
             try:
                 with self.stacking.shown(part):
                     found = closure.stacked(len(part)).detach().float()
@@ -124,9 +126,22 @@ class Probing:
             logger.warning("%s", self.noise.line())
         return self.noise.forward_passes
 
-    def _parts(self, probes: Sequence[Probe], closure: Any) -> list[Sequence[Probe]]:
+    def _sharing_of(self, probes: Sequence[Probe]) -> SharedLayers | None:
+        """Returns the layers below all that some probes perturb."""
+        count = len(self.engine.blocks)
+        vectors = {id(vector): vector for vector, step in probes if step}.values()
+        touched = frozenset(n for n in range(count) if any(v.touches(n) for v in vectors))
+        if len(touched) in (0, count):
+            return self.sharing
+        if touched not in self._sharings:
+            self._sharings[touched] = shared_layers(self.engine.blocks, touched)
+        return self._sharings[touched]
+
+    def _parts(
+        self, probes: Sequence[Probe], closure: Any, sharing: SharedLayers | None
+    ) -> list[Sequence[Probe]]:
         """Shares the probes out to forwards, about as many to each; none where none is stacked."""
-        if not self.stacks(closure):
+        if not self.stacks(closure, sharing):
             return []
         most = len(probes)
         if self.probes != "stacked":
@@ -135,19 +150,25 @@ class Probing:
         cuts = [round(part * len(probes) / count) for part in range(count + 1)]
         return [probes[first:last] for first, last in pairwise(cuts)]
 
-    def stacks(self, closure: Any) -> bool:
-        """Whether a closure's probes are to be stacked."""
+    def stacks(self, closure: Any, sharing: SharedLayers | None = None) -> bool:
+        """Whether a closure's probes are to be stacked.
+
+        Args:
+            closure: The closure.
+            sharing: The layers that the probes could share; None for those of all blocks.
+        """
+        sharing = sharing or self.sharing
         if self.probes == "separate" or self._refused or not hasattr(closure, "stacked"):
             return False
         if self.probes == "stacked":
             return True
-        if self.sharing is not None and self.sharing.share >= ENOUGH_SHARED:
+        if sharing is not None and sharing.share >= ENOUGH_SHARED:
             return False
         return 0 < int(getattr(closure, "tokens", 0)) <= self.most_tokens
 
     def apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
         """Runs each probe in a forward of its own; see `run`."""
-        sharing, count = self.sharing, 0
+        sharing, count = self._sharing_of(probes), 0
         losses: list[Tensor] = []
         if sharing is not None and (sharing.compiled or self.engine.reads.compiled):
             sharing = None

@@ -7,7 +7,7 @@ does the same arithmetic on the same numbers, so the losses are the same bit for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -165,11 +165,15 @@ class _Record:
         return self._inputs is not None and _same(self._inputs, inputs)
 
 
-def shared_layers(blocks: Blocks) -> SharedLayers | None:
-    """Returns the layers below the first that `blocks` perturb; None if there are none.
+def shared_layers(blocks: Blocks, touched: Collection[int] | None = None) -> SharedLayers | None:
+    """Returns the layers below the first that is perturbed; None if there are none.
 
     None, too, where a block lies before the layers (an embedding, a prompt) or at an
     unknown place, and for models with more than one list of layers.
+
+    Args:
+        blocks: The blocks, [N].
+        touched: Indices of those that are perturbed; None for all.
     """
     survey = Survey(blocks.model)
     layers = survey.layers
@@ -177,7 +181,7 @@ def shared_layers(blocks: Blocks) -> SharedLayers | None:
     if layers is None or getattr(config, "num_kv_shared_layers", None):
         return None
     first = len(layers)
-    for block in blocks:
+    for block in blocks if touched is None else (blocks[index] for index in touched):
         place = _place(block, survey, len(layers))
         if place is None:
             return None

@@ -72,6 +72,9 @@ def _misfits(name: str, kind: Any, recipe: Recipe) -> list[str]:
         found.append(explain("method", f"{name} chooses its directions itself", do=do))
     if section.weight_decay and not kind.decays:
         found.append(explain("method.weight_decay", f"must be 0 with {name}"))
+    drawn = section.options.get("decay_to", "zero")
+    if drawn != "zero" and not section.weight_decay:
+        found.append(explain("method.decay_to", "needs a method.weight_decay above 0", drawn))
     space = {"full": "full", "scales": "scales"}.get(str(recipe.peft.name), "adapter")
     if space not in kind.spaces:
         do = "choose another method or other weights"
