@@ -227,6 +227,24 @@ def test_batches_that_packing_does_not_shorten_are_left_alone():
 
 
 @torch.no_grad()
+def test_a_mask_never_takes_more_than_the_padded_batch(monkeypatch):
+    model, batch = model_of("llama"), COLLATE(answers())
+    assert LAYOUT in zopeft.BatchLoss(model, batch, task_loss, layout="packed").batch
+    monkeypatch.setattr("zopeft.probing.packed.FREE", 0)
+    monkeypatch.setattr("zopeft.probing.packed.DOUBLED", {2: 1, 4: 1})
+    assert zopeft.BatchLoss(model, batch, task_loss, layout="packed").batch is batch
+
+
+def test_a_trial_does_not_make_long_rows():
+    model = model_of("llama")
+    for examples in (choices(), answers()):
+        batch = COLLATE(examples * 3)
+        for join in (True, False):
+            layout = laid(model, batch, join=join)[LAYOUT]
+            assert layout.ids.shape[1] < 2 * batch["input_ids"].shape[1]
+
+
+@torch.no_grad()
 def test_scores_of_options_are_the_padded_ones():
     model, batch = model_of("gemma3", "lora"), COLLATE(choices())
     torch.testing.assert_close(

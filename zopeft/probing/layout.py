@@ -45,6 +45,11 @@ class Layout:
         """`ids`, `positions` and `ends`."""
         return self.ids, self.positions, self.ends
 
+    @property
+    def mask(self) -> int:
+        """Places of its mask: R W W."""
+        return self.ids.numel() * self.ids.shape[1]
+
     def to(self, device: torch.device) -> Layout:
         """Returns the layout on another device."""
         ids, positions, ends = (tensor.to(device) for tensor in self.rows)

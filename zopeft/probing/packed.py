@@ -28,6 +28,9 @@ IGNORED = -100
 """The label of a token that no loss is taken on."""
 WORTH = 0.95
 """Shared rows are used where they cost less than this part of the padded batch."""
+FREE = 2**24
+"""Places of a mask that are never too many; more are not to take more memory than the padded
+batch's activations."""
 UNKNOWN = 1024
 """Hidden size of a model that does not tell its own."""
 DOUBLED = {2: 2, 4: 4}
@@ -68,13 +71,12 @@ def with_layout(
         costs, line = costs_of(model), attention_of(model).startswith(FLASH)
         if line and (join or virtual_tokens(model)):
             return None
-    given = texts
-    if trial:
-        # Rows as long as may be, so that their texts have neighbours.
-        costs = Costs(2**31, costs.limit)
-        given = [*texts, *_branches(texts)] if join else texts
-    layout, cost = lay_out(given, width, costs, join, line)
+    given = [*texts, *_branches(texts)] if trial and join else texts
+    tried = _tried_costs(model, given) if trial and model is not None else costs
+    layout, cost = lay_out(given, width, tried, join, line)
     if not trial and not cost < WORTH * costs.padded(rows, width):
+        return None
+    if not trial and not line and layout.mask > max(FREE, costs.doubled * rows * width // 2):
         return None
     if len(given) > rows:
         layout = replace(layout, places=layout.places[: rows * width])
@@ -155,6 +157,13 @@ def costs_of(model: nn.Module) -> Costs:
     exact = getattr(base_of(model), "dtype", torch.float32) == torch.float32
     hidden = getattr(_text_config(model), "hidden_size", None) or UNKNOWN
     return Costs(DOUBLED[4 if exact else 2] * int(hidden), limit)
+
+
+def _tried_costs(model: nn.Module, texts: Sequence[Sequence[int]]) -> Costs:
+    """Costs by which a trial's texts have neighbours, in rows that are no longer than need be."""
+    lengths = [len(text) for text in texts if text]
+    limits = [limit - virtual_tokens(model) for limit in limits_of(model, (POSITIONS,))]
+    return Costs(2**31, max(1, min([max(lengths) + min(lengths), *limits])))
 
 
 def limits_of(model: nn.Module, names: Sequence[str]) -> list[int]:

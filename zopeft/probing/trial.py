@@ -20,6 +20,7 @@ from zopeft.blocks.bare import is_compiled
 from zopeft.blocks.peft import base_of
 from zopeft.errors import input_error
 from zopeft.probing.mask import FLASH, UnshownError, attention_of, virtual_tokens
+from zopeft.probing.outputs import outputs
 from zopeft.probing.packed import JOINED, PACKED, PADDED, with_layout
 
 AUTO = "auto"
@@ -28,6 +29,9 @@ LAYOUTS = (AUTO, PACKED, PADDED)
 TOLERANCE, EPSILONS = 1e-5, 2
 """Largest difference of two losses that is rounding, as a part of the loss (of 1 where it is
 smaller): 1e-5 in fp32, two machine epsilons of a 16-bit model."""
+WIDER = 16
+"""Largest difference of a logit, in standard deviations of the logits, for one of the loss: a
+model whose logits are nearly even has the same loss whatever it looks at."""
 BY_ROW = ("gpt_neo", "bloom", "mpt")
 """Types of models that count places along the row, whatever the positions that they are given:
 GPT-Neo's local window, and ALiBi. Texts that are whole in a row are right with them."""
@@ -119,13 +123,13 @@ def _tried(model: nn.Module, batch: Mapping[str, Any], loss_function: Any) -> Ch
     try:
         # Not inference mode: what a layer keeps of its first forward may be trained through.
         with torch.no_grad():
-            padded = loss_function(model, batch).detach().float()
+            padded = _run(model, loss_function, batch, needed)
             for way in ways:
                 laid = with_layout(model, batch, needed, way == JOINED, trial=True)
                 if laid is None:
                     why = "the batch is not of texts alone that begin in the first column"
                 else:
-                    why = _differs(model, loss_function, laid, padded)
+                    why = _differs(model, loss_function, laid, needed, padded)
                 if not why:
                     return Choice(way, reason)
                 reason = reason or why
@@ -134,20 +138,43 @@ def _tried(model: nn.Module, batch: Mapping[str, Any], loss_function: Any) -> Ch
     return Choice(PADDED, reason)
 
 
-def _differs(model: nn.Module, loss_function: Any, batch: Mapping[str, Any], padded: Tensor) -> str:
+Ran = tuple[Tensor, Tensor | None]
+"""A loss, and some logits that it has read, where one forward has given them out."""
+
+
+def _run(
+    model: nn.Module, loss_function: Any, batch: Mapping[str, Any], needed: Tensor | None
+) -> Ran:
+    with outputs(model, batch, needed) as found:
+        loss = loss_function(model, batch).detach().float()
+    return loss, found[0] if len(found) == 1 else None
+
+
+def _differs(
+    model: nn.Module,
+    loss_function: Any,
+    batch: Mapping[str, Any],
+    needed: Tensor | None,
+    padded: Ran,
+) -> str:
     """Returns why the loss of a batch with a layout is not that of the padded one, or ""."""
     try:
-        loss = loss_function(model, batch).detach().float()
+        loss, logits = _run(model, loss_function, batch, needed)
     except UnshownError as error:
         return str(error)
     except Exception as error:  # A model's own code may fail in any way.
         return f"it fails on shared rows ({str(error).splitlines()[0] if str(error) else error!r})"
-    if not bool(padded.isfinite()):
+    if not bool(padded[0].isfinite()):
         return "the loss of the first batch is not finite"
-    difference = float((loss - padded).abs() / padded.abs().clamp(min=1.0))
-    if difference <= tolerance(model, getattr(loss_function, "dtype", None)):
-        return ""
-    return f"shared rows change its loss, by {difference:.1g} of it"
+    dtype = getattr(loss_function, "dtype", None)
+    difference = float((loss - padded[0]).abs() / padded[0].abs().clamp(min=1.0))
+    if not difference <= tolerance(model, dtype):
+        return f"shared rows change its loss, by {difference:.1g} of it"
+    if logits is not None and padded[1] is not None:
+        spread = float((logits - padded[1]).abs().max() / padded[1].std())
+        if not spread <= WIDER * tolerance(model, dtype):
+            return f"shared rows change its logits, by {spread:.1g} of their spread"
+    return ""
 
 
 def tolerance(model: nn.Module, dtype: torch.dtype | None = None) -> float:
