@@ -8,6 +8,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -121,15 +122,21 @@ class Output:
         self._bar.update(self._task, completed=progress.step, shown=self._shown(progress))
 
     def _shown(self, progress: Progress) -> str:
-        """Returns the numbers beside the bar."""
+        """Returns the numbers beside the bar, or in a line of its own."""
         parts = []
         if progress.loss is not None:
             parts.append(f"loss {progress.loss:.4f}")
-        if progress.projected_grad is not None:
-            parts.append(f"grad {progress.projected_grad:+.3g}")
+        if progress.lr is not None:
+            parts.append(f"lr {progress.lr:.3g}")
         spent = time.monotonic() - self._start
-        if self._bar is not None and progress.step > 1 and spent > 0:
-            parts.append(f"{progress.step / spent:.1f} steps/s")
+        if progress.seconds is not None:
+            parts.append(f"{progress.seconds:.3g} s/step")
+            if self._bar is None:
+                left = round(progress.seconds * (progress.total - progress.step))
+                parts.append(f"ETA {timedelta(seconds=left)}")
+        elif self._bar is not None and progress.step > 1 and spent > 0:
+            unit = "examples" if progress.stage.startswith("evaluate") else "steps"
+            parts.append(f"{progress.step / spent:.1f} {unit}/s")
         return "  ".join(parts)
 
     def _close_bar(self) -> None:

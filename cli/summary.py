@@ -11,15 +11,15 @@ from .output import facts_table, shown
 
 
 def tune_table(summary: Mapping[str, Any]) -> Table:
-    """Returns what a tuning run came to."""
+    """Returns what a tuning run came to: first the scores at the weights, before and after."""
     facts: dict[str, Any] = {
         "model": summary["model"],
         "task": summary["task"],
         "space": summary["peft"],
         "method": _method(summary),
         "steps": summary["steps"],
-        "loss": change(summary["loss_first"], summary["loss_last"]),
         **_metric_changes(summary["metrics"]),
+        "training loss": change(summary["loss_first"], summary["loss_last"]),
         "lr": _rates(summary),
         "directions": summary.get("shapes") or None,
         "skipped steps": summary["skipped"] or None,
@@ -28,7 +28,14 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "peak memory": f"{summary['peak_bytes'] / 2**20:.0f} MiB",
         "out": summary["out"],
     }
-    return facts_table("tuned", facts)
+    return facts_table("diverged" if summary.get("diverged") else "tuned", facts)
+
+
+def remedy(summary: Mapping[str, Any]) -> str:
+    """Returns what to do after a run that diverged."""
+    given = summary["recipe"]["method"]["lr"] != "auto"
+    do = f"lower --lr ({shown(summary['lr'])})" if given else "give a --lr of your own, or --warmup"
+    return f"{do}; what it came to is in {summary['out']}, its losses in metrics.jsonl"
 
 
 def _method(summary: Mapping[str, Any]) -> str:
@@ -68,10 +75,10 @@ def meta_table(summary: Mapping[str, Any]) -> Table:
 def _metric_changes(metrics: Mapping[str, Any]) -> dict[str, str]:
     """Returns each metric as before -> after."""
     before, after = metrics.get("before") or {}, metrics.get("after") or {}
+    names = sorted((name for name in after if name != "examples"), key=lambda n: n != "loss")
     return {
-        ("validation loss" if name == "loss" else name): change(before.get(name), value)
-        for name, value in after.items()
-        if name != "examples"
+        ("validation loss" if name == "loss" else name): change(before.get(name), after[name])
+        for name in names
     }
 
 

@@ -34,8 +34,10 @@ def tune(
     debug: o.Debug = False,
 ) -> None:
     """Tune on your own data or a task: a LoRA by default, with MeZO or a learned fine-tuner."""
+    from zopeft.errors import run_error
+
     from .output import output
-    from .summary import tune_table
+    from .summary import remedy, tune_table
 
     model, overrides = o.split_words(words)
     flags: o.Flags = {
@@ -62,3 +64,7 @@ def tune(
 
         summary = run(checked, out, overwrite=overwrite, resume=resume, listener=screen.listen)
         screen.result(summary, tune_table(summary))
+        if summary["diverged"]:
+            raise run_error(
+                "tune", f"the run diverged: {summary['diverged']}", None, remedy(summary)
+            )

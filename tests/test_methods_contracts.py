@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -306,3 +307,16 @@ def test_options_of_its_own_are_checked(name):
     for setting in settings_of(METHODS[name].Options):
         with pytest.raises(InputError, match=setting.name):
             make(name, Quadratic(), **{setting.name: object()})
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_it_says_how_many_forward_passes_a_step_takes(name):
+    model = Quadratic()
+    method = make(name, model, lr=1e-3)
+    # The first step may look at more: an anchor, or whether the loss is noisy.
+    method.step(model.loss)
+    before = method.forward_passes
+    method.step(model.loss)
+    kind = type(method)
+    assert method.forward_passes - before == method.forwards
+    assert kind.forwards_on(method.estimator, asdict(method.own)) == method.forwards

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from zopeft.blocks.offloaded import device_of
-from zopeft.jobs.progress import Listener, Progress
+from zopeft.jobs.beginning import layout_line
+from zopeft.jobs.counted import CountedLoss
+from zopeft.jobs.following import Follower
+from zopeft.jobs.metrics import Metrics
+from zopeft.jobs.progress import Listener
 from zopeft.models.quiet import quiet
 from zopeft.probing.packed import PADDED
 from zopeft.recipe.schema import Recipe
@@ -52,105 +54,40 @@ class Run:
     layout: str
 
 
-class CountedLoss:
-    """A loss function that counts its calls and keeps the last loss.
+class FollowedTrainer(ZOTrainer):
+    """A trainer whose run is followed.
 
     Args:
-        function: Called with model and batch, returns the loss.
+        *args: As of `ZOTrainer`.
+        follower: Follows it.
+        **options: As of `ZOTrainer`.
     """
 
-    def __init__(self, function: Callable[[nn.Module, Any], Tensor]) -> None:
-        self.function = function
-        self.calls = 0
-        self.last: Tensor | None = None
+    def __init__(self, *args: Any, follower: Follower, **options: Any) -> None:
+        super().__init__(*args, callbacks=[follower], **options)
+        self.follower = follower
+        follower.trainer = self
 
-    def __call__(self, model: nn.Module, batch: Any) -> Tensor:
-        """Returns the loss of a batch."""
-        loss = self.function(model, batch)
-        self.calls += 1
-        self.last = loss.detach()
-        return loss
-
-    @property
-    def stacked(self) -> Callable[[nn.Module, Any, int], Tensor]:
-        """The function's own ``stacked``, counted; missing where it has none."""
-        stacked: Callable[[nn.Module, Any, int], Tensor] = self.function.stacked  # type: ignore[attr-defined]
-
-        def counted(model: nn.Module, batch: Any, count: int) -> Tensor:
-            losses = stacked(model, batch, count)
-            self.calls += count
-            self.last = losses.detach().mean()
-            return losses
-
-        return counted
-
-    @property
-    def needed(self) -> Callable[[Any], Tensor | None]:
-        """The function's own ``needed``; missing where it has none."""
-        needed: Callable[[Any], Tensor | None] = self.function.needed  # type: ignore[attr-defined]
-        return needed
-
-    @property
-    def grouped(self) -> Callable[[nn.Module, Any, int, int | None], Tensor]:
-        """The function's own ``grouped``, counted as forwards; missing where it has none."""
-        grouped: Callable[..., Tensor] = self.function.grouped  # type: ignore[attr-defined]
-
-        def counted(model: nn.Module, batch: Any, count: int, only: int | None) -> Tensor:
-            losses = grouped(model, batch, count, only)
-            # Of groups that run by themselves, all together are one pass over the batch.
-            self.calls += only in (None, 0)
-            self.last = losses.detach().mean()
-            return losses
-
-        return counted
+    def on_settled(self) -> None:
+        """See `ZOTrainer.on_settled`."""
+        self.follower.settled()
 
 
-class Follower(TrainerCallback):
-    """Keeps each step's loss and tells the listener.
-
-    Args:
-        loss: The loss of the steps that have no record.
-        listener: Called after each step.
-    """
-
-    def __init__(self, loss: CountedLoss, listener: Listener) -> None:
-        self.trainer: ZOTrainer | None = None
-        self.loss, self.listener = loss, listener
-        self.losses: dict[int, float] = {}
-        self.told = ""
-        self.lr: float | None = None
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Leaves out the passes that found how to lay out batches; the method counts its own."""
-        self.loss.calls = 0
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes note of the rate of the step that is about to be made."""
-        if self.trainer is not None:
-            self.lr = float(self.trainer.method.param_groups[0]["lr"])
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Takes note of the step that has just been made."""
-        method = self.trainer.method if self.trainer is not None else None
-        record = getattr(method, "last_record", None)
-        if record is not None:
-            loss, grad = record.loss, record.projected_grads[0]
-        else:
-            loss, grad = float("nan") if self.loss.last is None else float(self.loss.last), None
-        self.losses[state.global_step] = loss
-        note = getattr(method, "unread", "")
-        note, self.told = ("" if note == self.told else note), note
-        step, most = state.global_step, args.max_steps
-        self.listener(Progress("tune", step, most, loss, grad, self.lr, note))
-
-
-def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: Listener) -> Run:
+def run_steps(
+    recipe: Recipe,
+    out: Path,
+    prepared: Any,
+    metrics: Metrics,
+    resume: bool,
+    listener: Listener,
+) -> Run:
     """Makes the steps of a run.
 
     Args:
         recipe: Its settings.
         out: Its folder, for journal and checkpoints.
         prepared: Its objects, see `zopeft.jobs.tune.Prepared`.
+        metrics: Takes what is measured as it goes.
         resume: Whether the run in `out` is continued.
         listener: Called after each step.
 
@@ -166,11 +103,12 @@ def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: 
     from zopeft.tasks.table import table_rows
 
     loss = CountedLoss(task_loss)
-    follower = Follower(loss, listener)
+    batches = partial(layout_line, recipe)
+    follower = Follower(loss, metrics, listener, batches, recipe.training.log_steps)
     collate = Collator(prepared.tokenizer, table_rows(prepared.blocks.model))
     with quiet():
         try_padding(prepared.blocks.model, prepared.train.encoded, collate.pad)
-        trainer = ZOTrainer(
+        trainer = FollowedTrainer(
             prepared.blocks.model,
             _arguments(recipe, out, prepared),
             collate,
@@ -178,9 +116,8 @@ def run_steps(recipe: Recipe, out: Path, prepared: Any, resume: bool, listener: 
             blocks=prepared.blocks,
             finetuner=prepared.finetuner,
             loss_function=loss,
-            callbacks=[follower],
+            follower=follower,
         )
-        follower.trainer = trainer
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=True if resume else None)
         seconds = time.monotonic() - started

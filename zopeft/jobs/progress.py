@@ -14,9 +14,10 @@ class Progress:
         stage: What is being done ("load", "tune", ...).
         step: Steps done in this stage.
         total: Steps of this stage; 0 where that is not known.
-        loss: The step's loss.
+        loss: The loss, a mean over the last steps.
         projected_grad: The projected gradient of the step's first direction.
         lr: The step's learning rate.
+        seconds: Seconds a step, a mean over the last ones.
         note: A line for the user.
     """
 
@@ -26,6 +27,7 @@ class Progress:
     loss: float | None = None
     projected_grad: float | None = None
     lr: float | None = None
+    seconds: float | None = None
     note: str = ""
 
 

@@ -18,9 +18,11 @@ from zopeft.jobs.build import (
     wrap,
 )
 from zopeft.jobs.data import make_task, record_of, take_template, told
+from zopeft.jobs.ending import diverged
 from zopeft.jobs.evaluate import measure
 from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept, steps_of
+from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from zopeft.tasks import Task
     from zopeft.tasks.counts import Counts
     from zopeft.tasks.rows import Rows
+
+FREE = ("steps", "log_steps", "save_steps", "eval_batch_size")
+"""Settings of training that may change when a run goes on."""
 
 
 @dataclass
@@ -98,6 +103,7 @@ def _tuned(
     recipe: Recipe, task: Task, folder: Folder, earlier: dict[str, Any], listener: Listener
 ) -> dict[str, Any]:
     """Makes a run in its folder, or goes on with the one whose record is `earlier`."""
+    from zopeft.jobs.beginning import begin_lines
     from zopeft.training import save_result
 
     started = time.monotonic()
@@ -105,14 +111,21 @@ def _tuned(
     state = _state(recipe, folder, prepared)
     if not folder.resume:
         folder.begin(state)
+    for line in begin_lines(recipe, prepared, steps_of(folder.path) if earlier else 0):
+        listener(Progress("load", note=line))
+    log = Metrics(folder.path, resume=bool(earlier))
     metrics = _before(recipe, prepared, earlier, listener)
+    if metrics["before"]:
+        log.evaluated(0, metrics["before"], 0.0)
     folder.write({**state, "status": "running", "metrics": metrics})
-    run = _run(recipe, folder, prepared, bool(earlier), listener)
+    run = _run(recipe, folder, prepared, log, bool(earlier), listener)
     save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
     model, rows = prepared.blocks.model, prepared.validation
     metrics["after"] = measure(
         recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after"
     )
+    log.evaluated(run.steps, metrics["after"], log.seconds)
+    wrong = diverged(metrics, run.losses)
     plot_losses({prepared.method: run.losses}, folder.path / "loss.png", prepared.task.name)
     summary = {
         **state,
@@ -129,7 +142,8 @@ def _tuned(
         "shapes": run.shapes,
         "layout": run.layout,
         "peak_bytes": peak_bytes(),
-        "status": "done",
+        "diverged": wrong,
+        "status": "diverged" if wrong else "done",
     }
     folder.write(summary)
     return summary
@@ -154,7 +168,7 @@ def _goes_on(folder: Folder, earlier: dict[str, Any], listener: Listener) -> boo
     path = folder.path
     if (path / "journal.bin").exists() or newest_checkpoint(path) is not None:
         return True
-    if earlier.get("status") == "done":
+    if earlier.get("status") in ("done", "diverged"):
         raise input_error(
             "--resume",
             "the run is done, and has kept neither a journal nor a checkpoint to go on from",
@@ -172,7 +186,7 @@ def _check_same(recipe: Recipe, earlier: dict[str, Any]) -> None:
     Raises:
         InputError: A setting differs from the run's.
     """
-    free = ("training.steps", "training.save_steps", "training.eval_batch_size")
+    free = {f"training.{name}" for name in FREE}
     # A run of an earlier version lacks what has been added since, and had the default.
     before = {**_flat(Recipe().to_dict()), **_flat(earlier["recipe"])}
     now = _flat(recipe.to_dict())
@@ -281,7 +295,12 @@ def _before(
 
 
 def _run(
-    recipe: Recipe, folder: Folder, prepared: Prepared, resume: bool, listener: Listener
+    recipe: Recipe,
+    folder: Folder,
+    prepared: Prepared,
+    log: Metrics,
+    resume: bool,
+    listener: Listener,
 ) -> Any:
     """Makes the steps; when they fail, the last good weights are saved.
 
@@ -289,6 +308,7 @@ def _run(
         recipe: Its settings.
         folder: Its folder.
         prepared: Its objects.
+        log: Takes what is measured as it goes.
         resume: Whether there are steps to go on from.
         listener: Called with reports.
 
@@ -299,7 +319,7 @@ def _run(
     from zopeft.training import save_result
 
     try:
-        return run_steps(recipe, folder.path, prepared, resume, listener)
+        return run_steps(recipe, folder.path, prepared, log, resume, listener)
     except RunError:
         save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
         raise

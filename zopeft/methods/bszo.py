@@ -47,6 +47,11 @@ class BSZO(ZerothOrder):
         """See `ZerothOrder.keeps`: s."""
         return {"noise": Number(self.own.measured)}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.k + 1
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         count = self.own.k

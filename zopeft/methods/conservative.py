@@ -24,6 +24,11 @@ class Conservative(ZerothOrder):
     gradient_units = False
     single = True
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 5
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         u = step.direction()

@@ -39,6 +39,11 @@ class DAP(ZerothOrder):
     gradient_units = False
     single = True
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 2 * self.own.pairs + 2
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         pool = [step.direction(1 + number) for number in range(self.own.pairs)]

@@ -28,6 +28,11 @@ class ForwardGradient(ZerothOrder):
     single = True
     spaces = ("full", "adapter")
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 1
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         z = step.direction()

@@ -38,6 +38,11 @@ class FZOO(ZerothOrder):
     gradient_units = False
     single = True
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.queries + 1
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         count = self.own.queries

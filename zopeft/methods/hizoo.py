@@ -54,6 +54,11 @@ class HiZOO(ZerothOrder):
         """See `ZerothOrder.keeps`: H."""
         return {"hessian": PerElement(1.0) if self.own.per == "element" else PerBlock(1.0)}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 3
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         z, blockwise = step.direction(), self.own.per == "block"

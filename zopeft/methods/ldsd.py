@@ -46,6 +46,11 @@ class LDSD(ZerothOrder):
         """See `ZerothOrder.keeps`: mu."""
         return {"mean": PerElement()}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.candidates + 2
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         count, sigma = self.own.candidates, self.own.sigma

@@ -54,6 +54,11 @@ class LOREN(ZerothOrder):
         """See `ZerothOrder.keeps`: m and a."""
         return {"momentum": PerElement(), "curvature": Factor(lambda _, columns: (columns,))}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.queries
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         options, curvature = self.own, self._curvature(step)

@@ -49,6 +49,11 @@ class MeZOSVRG(ZerothOrder):
         """See `ZerothOrder.keeps`: numbers of steps and what was written along each."""
         return {"written": Series(), "anchor": Series()}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 4
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         z, eps = step.direction(), step.eps

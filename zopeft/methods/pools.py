@@ -36,6 +36,11 @@ class MeZOGreedy(ZerothOrder):
         """Returns the step's direction."""
         return directions[losses.index(min(losses))]
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.pool + 2
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         pool: list[Vector] = [step.direction(n) for n in range(self.own.pool)]

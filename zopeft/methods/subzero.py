@@ -97,6 +97,11 @@ class SubZeroPlus(SubZero):
 
         return {"first": Factor(size), "second": Factor(size)}
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.queries + 1
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         options, forms, kept = self.own, self.engine.forms, step.slow(self.own.renew)

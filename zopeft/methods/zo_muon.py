@@ -59,6 +59,11 @@ class ZOMuon(ZerothOrder):
         """See `ZerothOrder.shapes`."""
         return on_matrices(blocks, Rotated(self.own.r))
 
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return self.own.queries + 1
+
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         options, forms, kept = self.own, self.engine.forms, step.slow(self.own.renew)
@@ -141,6 +146,11 @@ class ZOMOPI(ZerothOrder):
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """See `ZerothOrder.shapes`."""
         return on_matrices(blocks, Rotated(self.own.r))
+
+    @property
+    def forwards(self) -> int:
+        """See `Method.forwards`."""
+        return 2 * self.own.queries
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""

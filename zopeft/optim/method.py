@@ -11,6 +11,7 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.optim.declared import Options, take_options
+from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import SHARE
 from zopeft.optim.record import StepRecord
 from zopeft.optim.selection import Selection
@@ -45,6 +46,8 @@ class Method(ABC):
     """The blocks to train, [N]."""
     own: Any
     """Its options, of the kind `Options`."""
+    estimator: Estimator
+    """How a step's directions are probed."""
     share_origin = ""
     """Where `_share` has its number from, in words that follow it."""
 
@@ -92,6 +95,27 @@ class Method(ABC):
     def declared(self) -> dict[str, Kept]:
         """Returns all that is kept beside the weights: the method's own, and the options'."""
         return {**self.keeps(), **({} if self.own.decay_to == "zero" else {ANCHOR: Start()})}
+
+    @property
+    def forwards(self) -> int:
+        """Forward passes of a usual step and micro-batch; now and then one takes more."""
+        return self.estimator.forwards
+
+    @classmethod
+    def forwards_on(cls, estimator: Estimator, options: Mapping[str, Any]) -> int:
+        """Returns the `forwards` that the method would have; nothing is made.
+
+        Args:
+            estimator: How a step's directions are probed.
+            options: The method's own options.
+
+        Raises:
+            InputError: An option is unknown or out of range.
+        """
+        bare = cls.__new__(cls)
+        bare.own = take_options(cls.__name__, cls.Options, dict(options))
+        bare.estimator = estimator
+        return bare.forwards
 
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """Returns the shapes that the method gives to blocks of its own accord, by index."""

@@ -164,6 +164,7 @@ class TrainingSection:
         seed: Seed of everything random: batches, directions, adapter.
         eval_before: Measure the metric before the first step, too.
         eval_batch_size: Examples a forward pass while measuring.
+        log_steps: A line of metrics (``metrics.jsonl``) every so many steps.
         save_steps: A checkpoint every so many steps; 0 keeps only the journal.
         journal: Write the journal, from which the weights can be rebuilt.
     """
@@ -176,6 +177,7 @@ class TrainingSection:
     seed: int = number(0, least=0)
     eval_before: bool = True
     eval_batch_size: int = number(16, least=1)
+    log_steps: int = number(10, least=1)
     save_steps: int = number(0, least=0)
     journal: bool = True
 

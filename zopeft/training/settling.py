@@ -37,6 +37,7 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
             method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
         trainer.layout = _layout(trainer, method)
         method.probing.layout = trainer.layout.way
+    trainer.on_settled()
     if not getattr(method, "auto", False):
         return
     if journal is not None:

@@ -20,7 +20,6 @@ from zopeft.blocks.offloaded import Offload
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
-from zopeft.optim.estimator import Estimator
 from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED
 from zopeft.probing.trial import Choice
@@ -199,6 +198,9 @@ class ZOTrainerMixin(Beneath):
         found: torch.optim.Optimizer = self.optimizer
         return found
 
+    def on_settled(self) -> None:
+        """Called when `method` and `layout` are settled, before lr="auto" takes its first look."""
+
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer; a running learning rate stays a factor on what the schedule makes."""
         if self.args.order:
@@ -336,8 +338,7 @@ class ZOTrainerMixin(Beneath):
         if self.args.order:
             return int(super().floating_point_ops(inputs))
         ids = inputs.get("input_ids")
-        passes = Estimator(self.args.directions, self.args.sides).forwards
-        return 0 if ids is None else 2 * passes * self._weights * ids.numel()
+        return 0 if ids is None else 2 * self.method.forwards * self._weights * ids.numel()
 
     @functools.cached_property
     def _weights(self) -> int:

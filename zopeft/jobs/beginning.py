@@ -1,0 +1,119 @@
+"""What a tuning run says of itself before its first step."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from zopeft.optim.defaults import default_eps
+from zopeft.optim.estimator import Estimator
+from zopeft.optim.learning_rate import DIRECTIONS
+from zopeft.optim.rate import EARLY, LOOK_EARLY, LOOK_LATE
+
+if TYPE_CHECKING:
+    from zopeft.jobs.tune import Prepared
+    from zopeft.probing.trial import Choice
+    from zopeft.recipe.schema import Recipe
+
+MEASURING = 1 + 2 * DIRECTIONS
+"""Forward passes of the first look that lr="auto" takes; it may take further ones."""
+
+
+def begin_lines(recipe: Recipe, prepared: Prepared, done: int = 0) -> list[str]:
+    """Returns the lines: model, what is trained, method, passes planned.
+
+    Args:
+        recipe: The run's settings.
+        prepared: Its objects.
+        done: Steps that have been made before; 0 for a new run.
+    """
+    each = _forwards(recipe, prepared.method)
+    lines = [_model(recipe, prepared), _trained(recipe, prepared)]
+    return [*lines, _method(recipe, prepared, each), _planned(recipe, each, done)]
+
+
+def _model(recipe: Recipe, prepared: Prepared) -> str:
+    from zopeft.jobs.build import model_label
+
+    model: Any = prepared.blocks.model
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    floats = [p for p in model.parameters() if p.is_floating_point()]
+    facts = [type(base).__name__, *sorted({str(p.dtype).removeprefix("torch.") for p in floats})]
+    facts += ["8-bit"] if recipe.model.load_in_8bit else []
+    facts += ["4-bit"] if recipe.model.load_in_4bit else []
+    facts += sorted({p.device.type for p in model.parameters()})
+    return f"model: {model_label(prepared.source)} ({', '.join(facts)})"
+
+
+def _trained(recipe: Recipe, prepared: Prepared) -> str:
+    blocks = prepared.blocks
+    own, every = sum(blocks.numels), sum(p.numel() for p in blocks.model.parameters())
+    # The numbers of a quantised model are packed, and not to be counted so.
+    packed = recipe.model.load_in_4bit or recipe.model.load_in_8bit or own > every
+    share = "" if packed else f", {100.0 * own / every:.3g} % of the model's {every:,}"
+    word = "block" if len(blocks) == 1 else "blocks"
+    return f"trained: {recipe.peft.name}, {len(blocks):,} {word}, {own:,} parameters{share}"
+
+
+def _forwards(recipe: Recipe, name: str) -> int | None:
+    """Returns the forward passes of a step and batch; None with gradients."""
+    from zopeft.methods import METHODS
+
+    kind, section = METHODS[name], recipe.method
+    if kind.order:
+        return None
+    estimator = Estimator(section.directions, section.sides, section.normalise)
+    return int(kind.forwards_on(estimator, section.options))
+
+
+def _method(recipe: Recipe, prepared: Prepared, each: int | None) -> str:
+    section = recipe.method
+    words = [prepared.method]
+    words += [f"fine-tuner {section.finetuner}"] if section.finetuner else []
+    passes = "1 forward pass" if each == 1 else f"{each} forward passes"
+    words += ["a forward and a backward pass a step" if each is None else f"{passes} a step"]
+    words += [f"lr {section.lr if isinstance(section.lr, str) else format(section.lr, 'g')}"]
+    if each is not None:
+        eps = default_eps(prepared.blocks) if section.eps is None else section.eps
+        words += [f"eps {eps:g}"]
+    return "method: " + ", ".join(words)
+
+
+def _planned(recipe: Recipe, each: int | None, done: int) -> str:
+    """Returns how many forward passes a run is about to make, and for what."""
+    steps, batches = max(0, recipe.training.steps - done), recipe.training.accumulation
+    times = (each or 1) * batches
+    parts, total = [f"{steps:,} steps of {times}"], steps * times
+    if recipe.method.lr == "auto" and each is not None:
+        if not done:
+            parts.append(f"{MEASURING} or more to measure the learning rate")
+            total += MEASURING
+        follows = max(0, _looks(recipe.training.steps) - _looks(done)) * batches
+        parts.append(f"{follows:,} to follow it")
+        total += follows
+    gone = f" (after {done:,} that are kept)" if done else ""
+    return f"passes: about {total:,} planned: {', '.join(parts)}{gone}"
+
+
+def _looks(steps: int) -> int:
+    """Returns in how many of the first steps a running learning rate looks at the curvature."""
+    early = math.ceil(min(steps, EARLY) / LOOK_EARLY)
+    return early + math.ceil(max(0, steps - EARLY) / LOOK_LATE)
+
+
+def layout_line(recipe: Recipe, layout: Choice) -> str:
+    """Returns the line on a run's batches.
+
+    Args:
+        recipe: Its settings.
+        layout: How its batches are laid out.
+    """
+    training = recipe.training
+    times = f"{training.accumulation} times " if training.accumulation > 1 else ""
+    ways = {
+        "joined": "packed: texts share rows and what they begin with",
+        "packed": "packed: texts share rows",
+        "padded": "padded: a row for each text",
+    }
+    reason = f" ({layout.reason})" if layout.reason else ""
+    return f"batches: {times}{training.batch_size} examples a step, {ways[layout.way]}{reason}"
