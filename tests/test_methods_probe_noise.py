@@ -15,6 +15,7 @@ from zopeft.blocks.activations import rounds_inputs
 from zopeft.engine import Engine
 from zopeft.models import attach
 from zopeft.probing.probe_noise import measure_noise
+from zopeft.probing.probing import LONG
 
 IDS = torch.arange(2 * 9).view(2, 9) * 5 % 97
 MEASURED = 9 + 8
@@ -87,18 +88,20 @@ def folder(tmp_path_factory):
 
 def load(folder, kind):
     options = {"8bit": {"load_in_8bit": True}, "nf4": {"load_in_4bit": True}}
-    if kind == "float":
-        return AutoModelForCausalLM.from_pretrained(folder).eval()
+    if kind in ("float", "bfloat16"):
+        dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
     pytest.importorskip("bitsandbytes")
     config = BitsAndBytesConfig(**options[kind])
     return AutoModelForCausalLM.from_pretrained(folder, quantization_config=config).eval()
 
 
-def stepped(folder, kind, eps, steps=1, silent=False, **options):
+def stepped(folder, kind, eps, steps=1, silent=False, planned=0, **options):
     """Makes steps of MeZO over a LoRA; returns the method and its blocks' weights."""
     model = attach(load(folder, kind), "lora")
     blocks = zopeft.discover(model)
     method = zopeft.MeZO(blocks, lr=1e-4, eps=eps, **options)
+    method.probing.steps_planned = planned
     if silent:
         method.probing.look_for_noise = lambda *_: 0
     for _ in range(steps):
@@ -126,6 +129,31 @@ def test_an_8_bit_base_is_measured_once_and_told_where_it_matters(folder, caplog
     # The steps are those of a run without the measurement, bit for bit.
     _, others = stepped(folder, "8bit", 1e-3, steps=2, silent=True)
     assert all(map(torch.equal, weights, others))
+
+
+def test_long_runs_in_16_bit_are_measured_and_told(folder, caplog):
+    with caplog.at_level(logging.WARNING, "zopeft"):
+        short, _ = stepped(folder, "bfloat16", 1e-4, planned=LONG - 1)
+        wide, _ = stepped(folder, "float", 1e-4, planned=LONG)
+        assert (short.probing.noise, wide.probing.noise, caplog.text) == (None, None, "")
+        long, weights = stepped(folder, "bfloat16", 1e-4, planned=LONG)
+    assert long.forward_passes == MEASURED + 2
+    assert long.probing.noise.share > 0.2
+    assert "is noise, since sums in 16 bit are rounded; eps 0.00" in caplog.text
+    _, others = stepped(folder, "bfloat16", 1e-4, silent=True, planned=LONG)
+    assert all(map(torch.equal, weights, others))
+
+
+def test_a_trainer_tells_how_many_steps_are_to_come(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("zopeft.probing.probing.LONG", 2)
+    model = attach(load(folder, "bfloat16"), "lora")
+    args = zopeft.ZOTrainingArguments(
+        output_dir=str(tmp_path), max_steps=2, learning_rate=1e-4, eps=1e-4, use_cpu=True
+    )
+    rows = [{"input_ids": row, "labels": row} for row in IDS] * 4
+    trainer = zopeft.ZOTrainer(model=model, args=args, train_dataset=rows)
+    trainer.train()
+    assert trainer.method.probing.noise.forward_passes == MEASURED
 
 
 def test_an_8_bit_base_at_a_wide_eps_is_silent(folder, caplog):

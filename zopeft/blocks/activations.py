@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 _LAYER_MARKS = ("activation_scheme", "input_scale_ub")
 """What transformers' own 8-bit float layers have (fine-grained and FBGEMM)."""
 _WEIGHT_MARKS = ("act_quant_kwargs", "input_quant_func")
@@ -21,6 +23,21 @@ def rounds_inputs(model: Any) -> bool:
         model: A model, quantised or not.
     """
     return any(_rounds(layer) for layer in model.modules())
+
+
+def in_sixteen_bits(model: Any) -> bool:
+    """Tells whether most of a model's float weights are in bfloat16 or float16.
+
+    Args:
+        model: A model, with or without an adapter.
+    """
+    short = other = 0
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16):
+            short += parameter.numel()
+        elif parameter.is_floating_point():
+            other += parameter.numel()
+    return short > other
 
 
 def _rounds(layer: Any) -> bool:

@@ -1,6 +1,7 @@
 """Noise of the probes: how much of a difference of losses is rounding, and no slope.
 
-Layers that quantise their inputs make the loss a fine staircase. The difference
+Layers that quantise their inputs make the loss a fine staircase, and so do sums in 16 bit. The
+difference
 ``L(theta + eps u) - L(theta - eps u)`` is the slope's, which grows with eps, and that of two
 roundings, which does not: below some eps there is nothing else in it.
 """
@@ -30,6 +31,11 @@ AIM = 0.1
 """Share that the eps is for that the user is told of."""
 
 
+QUANTISED = "this base rounds activations"
+SIXTEEN = "sums in 16 bit are rounded"
+"""Causes of noise."""
+
+
 @dataclass(frozen=True)
 class ProbeNoise:
     """Noise in the differences of losses that a run is made of.
@@ -39,12 +45,14 @@ class ProbeNoise:
         size: Root mean square of the differences, the noise among them.
         eps: Finite-difference step that it was measured with.
         forward_passes: What it cost.
+        cause: Where it comes from, for the user.
     """
 
     noise: float
     size: float
     eps: float
     forward_passes: int
+    cause: str = QUANTISED
 
     @property
     def share(self) -> float:
@@ -65,7 +73,7 @@ class ProbeNoise:
             return ""
         return (
             f"eps: {min(self.share, 1.0):.0%} of the difference of the probes' losses at eps "
-            f"{self.eps:g} is noise, since this base rounds activations; "
+            f"{self.eps:g} is noise, since {self.cause}; "
             f"eps {self.better_eps:g} has less of it"
         )
 
@@ -77,6 +85,7 @@ def measure_noise(
     eps: float,
     seed: int,
     one_sided: bool = False,
+    cause: str = QUANTISED,
 ) -> ProbeNoise:
     """Measures the noise by what a polynomial leaves of the losses along one direction.
 
@@ -93,6 +102,7 @@ def measure_noise(
         eps: The method's finite-difference step.
         seed: Seed of the run; the directions are those of the first look.
         one_sided: Whether the run takes ``L(theta + eps u) - L(theta)``, half as much slope.
+        cause: Where noise would come from.
     """
     directions = [Direction(step_seed(seed, -1 - k), scales) for k in range(DIRECTIONS)]
     places, losses = [0.0], [float(closure())]
@@ -106,9 +116,10 @@ def measure_noise(
         differences.append(plus - minus)
     passes = len(losses) + 2 * DIRECTIONS
     if not all(map(math.isfinite, (*losses, *differences))):
-        return ProbeNoise(0.0, 0.0, eps, passes)
+        return ProbeNoise(0.0, 0.0, eps, passes, cause)
     smooth = np.polynomial.Polynomial.fit(places, losses, DEGREE)
     rest = np.array(losses) - smooth(np.array(places))
     sigma = math.sqrt(float((rest**2).sum()) / (len(losses) - DEGREE - 1))
     size = math.sqrt(sum(d * d for d in differences) / DIRECTIONS)
-    return ProbeNoise(math.sqrt(2.0) * sigma, size / 2.0 if one_sided else size, eps, passes)
+    size = size / 2.0 if one_sided else size
+    return ProbeNoise(math.sqrt(2.0) * sigma, size, eps, passes, cause)

@@ -174,6 +174,8 @@ class RecordingCallback(TrainerCallback):
                 method.steps,
                 "resume from a checkpoint that was saved with save_only_model=False",
             )
+        if hasattr(method, "probing"):
+            method.probing.steps_planned = state.max_steps
         if args.world_size > 1:
             check_processes(trainer.accelerator, method.blocks, args.device)
         if args.journal:
