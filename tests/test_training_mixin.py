@@ -81,6 +81,64 @@ def test_the_steps_are_those_of_the_trainer(tmp_path):
     assert own.method.forward_passes == 2 * 12
 
 
+class FilingTrainer(OwnTrainer):
+    """Files what it measures as trl's trainers do, by the mode of the model."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.filed, self.computed = {"train": [], "eval": []}, []
+        self.model.register_forward_hook(self._note)
+
+    def _note(self, model, inputs, outputs):
+        self.computed.append(any(module.training for module in model.modules()))
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        mode = "train" if self.model.training else "eval"
+        found = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        self.filed[mode].append(float(found[0] if return_outputs else found))
+        return found
+
+    def log(self, logs, start_time=None):
+        mode = "train" if self.model.training else "eval"
+        filed, prefix = self.filed[mode], "eval_" if mode == "eval" else ""
+        means = {f"{prefix}filed": sum(filed) / len(filed)} if filed else {}
+        self.filed[mode].clear()
+        super().log({**logs, **means}, start_time)
+
+
+@pytest.mark.parametrize("rate", [1e-3, "auto"])
+def test_what_another_trainer_files_by_mode_is_filed_under_training(tmp_path, rate):
+    class Filing(ZOTrainerMixin, FilingTrainer):
+        pass
+
+    args = MixedArguments(
+        output_dir=str(tmp_path),
+        learning_rate=rate,
+        max_steps=4,
+        per_device_train_batch_size=4,
+        per_device_eval_batch_size=4,
+        logging_steps=2,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="no",
+        use_cpu=True,
+    )
+    own = Filing(with_lora(tiny_model()), args, train_dataset=Counting(), eval_dataset=Counting(8))
+    own.train()
+    steps = [entry for entry in own.state.log_history if "loss" in entry]
+    scores = [entry for entry in own.state.log_history if "eval_loss" in entry]
+    assert (len(steps), len(scores)) == (2, 2)
+    assert all("filed" in entry and "eval_filed" not in entry for entry in steps)
+    assert all("filed" not in entry for entry in scores)
+    for entry in scores:
+        assert entry["eval_filed"] == pytest.approx(entry["eval_loss"], rel=1e-5)
+    alone = own.evaluate()
+    assert scores[-1]["eval_filed"] == pytest.approx(alone["eval_loss"], rel=1e-5)
+    # Probes run without dropout all the same.
+    assert own.computed and not any(own.computed)
+    assert not own.model.training
+
+
 def test_it_resumes(tmp_path):
     whole, half = with_lora(tiny_model()), with_lora(tiny_model())
     mixed(whole, tmp_path / "whole").train()

@@ -282,10 +282,13 @@ def test_a_run_without_a_journal_and_a_second_one_from_where_the_first_ended(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_nothing_is_printed(tmp_path, capsys, caplog):
+@pytest.mark.parametrize("bar", [True, False])
+def test_it_prints_as_transformers_does(tmp_path, capsys, caplog, bar):
     with caplog.at_level(logging.INFO, logger="zopeft.training"):
-        trainer(lora(), tmp_path, save_strategy="steps", save_steps=6).train()
-    assert capsys.readouterr().out == ""
+        trainer(lora(), tmp_path, **({} if bar else {"disable_tqdm": True})).train()
+    out, err = capsys.readouterr()
+    assert [line[:8] for line in out.splitlines() if "grad_norm" in line] == ["{'loss':"] * 3
+    assert ("12/12" in err) is bar
     assert "step 4: {'loss'" in caplog.text
 
 

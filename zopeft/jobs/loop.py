@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PrinterCallback
 
 from zopeft.blocks.offloaded import device_of
 from zopeft.jobs.beginning import layout_line
@@ -65,6 +66,8 @@ class FollowedTrainer(ZOTrainer):
 
     def __init__(self, *args: Any, follower: Follower, **options: Any) -> None:
         super().__init__(*args, callbacks=[follower], **options)
+        # What it would print, the follower tells.
+        self.remove_callback(PrinterCallback)
         self.follower = follower
         follower.trainer = self
 
@@ -196,5 +199,6 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         save_steps=training.save_steps or 500,
         save_total_limit=1,
         logging_strategy="no",
+        disable_tqdm=True,
         use_cpu=device.type == "cpu" and not torch.backends.mps.is_available(),
     )

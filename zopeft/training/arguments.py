@@ -20,8 +20,8 @@ class ZOTrainingArguments(TrainingArguments):
 
     All arguments of transformers keep their meaning. Some have another default: a constant
     learning-rate schedule (the usual one for zeroth-order methods), no gradient clipping,
-    no progress bar on the terminal, columns that the model's forward does not know are
-    kept, and nothing in the loop waits for the device.
+    columns that the model's forward does not know are kept, nothing is reported to other
+    services, and nothing in the loop waits for the device.
 
     Args:
         method: A name of `zopeft.methods.METHODS`.
@@ -81,7 +81,6 @@ class ZOTrainingArguments(TrainingArguments):
     lr_scheduler_type: Any = "constant"
     max_grad_norm: float = 0.0
     remove_unused_columns: bool = False
-    disable_tqdm: bool | None = True
     report_to: Any = field(default="none")
     logging_nan_inf_filter: bool = False
     average_tokens_across_devices: bool = False

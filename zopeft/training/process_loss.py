@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import Trainer
 from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import input_error
 from zopeft.probing.model_loss import ModelLoss, as_inputs
+from zopeft.training.mode import said_to_train
 
 
 class ProcessLoss:
@@ -84,14 +86,22 @@ class ProcessLoss:
 
     def _own(self) -> Any:
         """The loss function that `compute_loss` comes to; None where that is not known."""
-        trainer = self.trainer
-        kinds = [kind for kind in type(trainer).__mro__ if "compute_loss" in vars(kind)]
+        trainer, kinds = self.trainer, self._kinds()
         if kinds[0] is not self.own or "compute_loss" in vars(trainer):
             return None
         if trainer.loss_function is not None:
             return trainer.loss_function
         plain = kinds[1] is Trainer and trainer.compute_loss_func is None
         return ModelLoss() if plain else None
+
+    def _kinds(self) -> list[type]:
+        """The classes that have a ``compute_loss`` of their own."""
+        return [kind for kind in type(self.trainer).__mro__ if "compute_loss" in vars(kind)]
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether ``compute_loss`` is that of zopeft and of transformers alone."""
+        return "compute_loss" not in vars(self.trainer) and self._kinds() == [self.own, Trainer]
 
     def _everywhere(self, loss: Tensor) -> Tensor:
         if self.trainer.args.world_size > 1:
@@ -114,11 +124,15 @@ class LocalLoss:
         """Returns the loss of a batch, 0-dim."""
         with self.trainer.accelerator.autocast():
             if self.trainer.loss_function is None:
-                with as_inputs(model, batch) as inputs:
+                with as_inputs(model, batch) as inputs, self._filed():
                     loss: Tensor = self.trainer.compute_loss(model, inputs)
             else:
                 loss = self.trainer.compute_loss(model, batch)
         return loss
+
+    def _filed(self) -> AbstractContextManager[None]:
+        """Has another class's ``compute_loss`` file what it measures under training."""
+        return nullcontext() if self.shared.is_plain else said_to_train(self.trainer.model)
 
     @property
     def dtype(self) -> torch.dtype | None:

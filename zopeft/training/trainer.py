@@ -6,13 +6,14 @@ import functools
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import IterableDataset
-from transformers import PrinterCallback, Trainer
+from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks, discover
@@ -28,6 +29,7 @@ from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.loading import load_weights
 from zopeft.training.making import finetuner_of, method_of
+from zopeft.training.mode import said_to_train
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.recording import Recording, RecordingCallback
 from zopeft.training.resuming import Resumed, finished, keep_last_good, where_from
@@ -147,8 +149,6 @@ class ZOTrainerMixin(Beneath):
         self._given_optimizer = self.optimizer
         self._last_loss = torch.zeros((), device=args.device)
         self._logged: tuple[int, float] | None = None
-        # What the Trainer would print goes to the log: printing is left to the terminal.
-        self.remove_callback(PrinterCallback)
         if args.order == 0 or loss_function is not None:
             # The loss is the plain mean of a batch, not a share of all accumulated tokens.
             self.model_accepts_loss_kwargs = False
@@ -323,7 +323,9 @@ class ZOTrainerMixin(Beneath):
                 logs["grad_norm"] = (sum(squares) / len(squares)) ** 0.5
             logs.update(self._speed())
         logger.info("step %d: %s", self.state.global_step, logs)
-        super().log(logs, start_time)
+        trains = self.args.order == 0 and self.is_in_train
+        with said_to_train(self.model) if trains and not _scores(logs) else nullcontext():
+            super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
         """Steps a second since the last entry; nothing for the first one."""
@@ -375,6 +377,11 @@ class ZOTrainerMixin(Beneath):
 
 class ZOTrainer(ZOTrainerMixin, Trainer):
     """A `transformers.Trainer` for zeroth-order methods; see `ZOTrainerMixin`."""
+
+
+def _scores(logs: dict[str, float]) -> bool:
+    """Whether an entry of the log is that of an evaluation."""
+    return any(name.startswith("eval_") for name in logs)
 
 
 def _nothing(set_to_none: bool = True) -> None:
