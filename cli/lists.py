@@ -10,15 +10,22 @@ from zopeft.errors import close_matches, input_error
 
 from . import options as o
 
-KINDS = {"methods": "method", "tasks": "task", "models": "model", "peft": "peft", "noises": "noise"}
+KINDS = {
+    "methods": "method",
+    "tasks": "task",
+    "kinds": "kind",
+    "models": "model",
+    "peft": "peft",
+    "noises": "noise",
+}
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="methods|tasks|models|peft|noises|recipes")],
+    kind: Annotated[str, typer.Argument(metavar="methods|tasks|kinds|models|peft|noises|recipes")],
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """List the known methods, tasks, models, PEFT types, noises or recipes."""
+    """List the known methods, tasks, kinds of own data, models, PEFT types, noises or recipes."""
     from .output import output, rows_table
 
     with output(json, debug) as screen:
@@ -48,6 +55,8 @@ def _rows(kind: str) -> list[tuple[str, str]]:
     known_names = registry(KINDS[kind])
     assert isinstance(known_names, Registry)
     rows = [(name, known_names.about(name)) for name in known_names]
+    if kind == "kinds":
+        return [(name, f"{known_names[name].shape}: {about}") for name, about in rows]
     if kind == "peft":
         from zopeft.recipe.schema import BARE
 

@@ -17,6 +17,7 @@ import typer
 from .bench import bench
 from .blocks import blocks
 from .chat import chat
+from .data import data_app
 from .demo import demo
 from .doctor import doctor
 from .estimate import estimate
@@ -51,6 +52,7 @@ app.command("estimate")(estimate)
 app.add_typer(finetuner_app, name="finetuner")
 app.command("import-finetuner")(import_finetuner)
 app.command("list")(list_names)
+app.add_typer(data_app, name="data")
 app.add_typer(recipe_app, name="recipe")
 app.command("demo")(demo)
 app.command("doctor")(doctor)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
+from rich.text import Text
 
 from zopeft.errors import ZopeftWarning
 from zopeft.jobs.progress import Progress
@@ -161,6 +162,19 @@ class Output:
         """Prints plain text on standard output."""
         self.close()
         print(text, file=self._stdout, flush=True)
+
+    def marked(self, pieces: Sequence[tuple[str, bool]]) -> None:
+        """Prints text, the marked pieces of it in colour, or in brackets where there is none.
+
+        Args:
+            pieces: Texts and whether they are marked.
+        """
+        self.close()
+        if self._tables.is_terminal and not self._tables.no_color:
+            parts = [(piece, "bold green" if mark else "") for piece, mark in pieces]
+            self._tables.print(Text.assemble(*parts), soft_wrap=True)
+        else:
+            print("".join(f"[[{t}]]" if m else t for t, m in pieces), file=self._stdout, flush=True)
 
     def close(self) -> None:
         """Takes the bar away and gives standard output back."""

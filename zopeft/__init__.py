@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from zopeft.methods.zo_finetuner import ZOFineTuner
     from zopeft.probing.batch_loss import BatchLoss
     from zopeft.probing.plain import packed
+    from zopeft.tasks.data import load_data
     from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ _HOMES = {
     "ZOTrainerMixin": "zopeft.training",
     "ZOTrainingArguments": "zopeft.training",
     "discover": "zopeft.blocks",
+    "load_data": "zopeft.tasks.data",
     "meta_train": "zopeft.meta",
     "packed": "zopeft.probing.plain",
     "register_method": "zopeft.methods",
@@ -56,6 +58,7 @@ __all__ = [
     "ZopeftError",
     "__version__",
     "discover",
+    "load_data",
     "meta_train",
     "packed",
     "register_method",

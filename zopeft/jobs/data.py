@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from zopeft.tasks import Task
     from zopeft.tasks.counts import Counts
 
-TEMPLATE = "chat_template.jinja"
-"""The file of a chat template in a folder that transformers saved."""
-
 
 @dataclass(frozen=True)
 class Tuned:
@@ -29,12 +26,10 @@ class Tuned:
     Attributes:
         settings: The recipe's ``data`` section, as it was.
         labels: The options of a classification.
-        template: The chat template that was saved with the result, its file; None for none.
     """
 
     settings: Mapping[str, Any]
     labels: tuple[str, ...] = ()
-    template: str | None = None
 
     @classmethod
     def of(cls, folder: str | None) -> Tuned | None:
@@ -48,8 +43,7 @@ class Tuned:
             labels = tuple((record.get("data") or {}).get("labels") or ())
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        template = path / TEMPLATE
-        return cls(dict(settings), labels, str(template) if template.is_file() else None)
+        return cls(dict(settings), labels)
 
 
 def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) -> Task:
@@ -92,18 +86,13 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
         raise input_error("data.template", what, section.template, "leave it out")
     if recipe.task.loss == "choice" and task.kind != "choice":
         raise input_error("task.loss", f"{task.name} has no choices", "choice", "use answer")
-    return task
+    return task if recipe.task.loss is None else replace(task, loss=recipe.task.loss)
 
 
 def take_template(
-    recipe: Recipe,
-    task: Task,
-    tokenizer: Any,
-    embedded: bool,
-    tuned: Tuned | None,
-    listener: Listener,
+    recipe: Recipe, task: Task, tokenizer: Any, embedded: bool, listener: Listener
 ) -> None:
-    """Gives the tokenizer the chat template that the recipe names, or the tuning had.
+    """Gives the tokenizer the chat template that the recipe names.
 
     The embedded model has none of its own; turns then stand in a plain one.
 
@@ -114,7 +103,7 @@ def take_template(
 
     if task.own is None or not task.own.kind.chats:
         return
-    name = recipe.data.template or (tuned.template if tuned else None)
+    name = recipe.data.template
     if name is None and embedded and task.own.turns == "must" and not has_template(tokenizer):
         name = "plain"
         note = "the embedded model has no chat template: turns are put into data.template=plain"

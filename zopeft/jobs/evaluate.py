@@ -56,7 +56,7 @@ def _evaluated(
     task = make_task(recipe, True, tuned)
     model, tokenizer, source = load_served(recipe, adapter, listener)
     embedded = on_embedded(source)
-    take_template(recipe, task, tokenizer, embedded, tuned, listener)
+    take_template(recipe, task, tokenizer, embedded, listener)
     rows = load_rows(recipe, task, "validation", embedded)
     counts = Counts.of(check_rows(model, tokenizer, task, rows, recipe.task.max_length), rows)
     for line in told(recipe, task, tokenizer, None, counts):

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from zopeft.models import ModelSource
 
 
+TEMPLATE = "chat_template.jinja"
+"""The file of a chat template in a folder that transformers saved."""
+
+
 def base_of(adapter: str) -> str | None:
     """Returns the base model that an adapter names, where it can still be found.
 
@@ -80,6 +84,10 @@ def load_served(
         from zopeft.models.adapters import load_adapter, needs_task_ids
 
         model = load_adapter(model, adapter)
+        template = Path(adapter).expanduser() / TEMPLATE
+        if template.is_file():
+            # What it was tuned in; the base may have another, or none.
+            tokenizer.chat_template = template.read_text(encoding="utf-8")
         if needs_task_ids(model):
             what = "a prompt of several tasks asks for task_ids, which no task here has"
             raise input_error("--adapter", what, adapter, "use it from Python")

@@ -228,7 +228,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     finetuner = load_finetuner(recipe)
     model, tokenizer, source = load_base(recipe, listener)
     embedded = on_embedded(source)
-    take_template(recipe, task, tokenizer, embedded, None, listener)
+    take_template(recipe, task, tokenizer, embedded, listener)
     rows = load_rows(recipe, task, "train", embedded)
     validation = load_rows(recipe, task, "validation", embedded)
     blocks = wrap(recipe, model)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from zopeft.tasks.catalog import TASKS, load_task
+    from zopeft.tasks.data import Data, load_data
     from zopeft.tasks.dataset import Collator, TaskDataset
     from zopeft.tasks.evaluation import evaluate
     from zopeft.tasks.loss import option_scores, task_loss
@@ -19,12 +20,14 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Collator": "dataset",
+    "Data": "data",
     "Example": "task",
     "HubSource": "task",
     "TASKS": "catalog",
     "Task": "task",
     "TaskDataset": "dataset",
     "evaluate": "evaluation",
+    "load_data": "data",
     "load_rows": "rows",
     "load_task": "catalog",
     "option_scores": "loss",
@@ -34,11 +37,13 @@ _HOMES = {
 __all__ = [
     "TASKS",
     "Collator",
+    "Data",
     "Example",
     "HubSource",
     "Task",
     "TaskDataset",
     "evaluate",
+    "load_data",
     "load_rows",
     "load_task",
     "option_scores",
