@@ -13,7 +13,7 @@ from zopeft.engine.direction import Direction
 from zopeft.engine.shapes import Shape
 from zopeft.errors import input_error
 from zopeft.kernels.form import Factors, Form
-from zopeft.kernels.plain_matrix import PlainMatrices
+from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 
 Key = tuple[int, int]
@@ -41,7 +41,7 @@ class Forms:
         InputError: A shape does not fit its block, or there is no such block.
     """
 
-    def __init__(self, blocks: Blocks, shapes: Mapping[int, Shape], kernels: PlainMatrices) -> None:
+    def __init__(self, blocks: Blocks, shapes: Mapping[int, Shape], kernels: PlainKernels) -> None:
         self.kernels = kernels
         self.blocks: dict[int, Block] = {}
         self.shapes: dict[int, Shape] = {}

@@ -10,7 +10,7 @@ from torch import Tensor
 from zopeft.kernels import numba_kernels as compiled
 from zopeft.kernels import runs
 from zopeft.kernels.form import Form, row_numbers
-from zopeft.kernels.plain_matrix import Statistics
+from zopeft.kernels.plain_layout import Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 
 KINDS = {

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from zopeft.kernels import plain
-from zopeft.kernels.plain_matrix import PlainMatrices, Statistics
-from zopeft.kernels.runs import BLOCK, LENGTH, OUT, Layout
+from zopeft.kernels.form import Form, row_numbers
+from zopeft.kernels.plain_gradient import fold, squares
+from zopeft.kernels.plain_layout import PlainLayouts, Statistics
+from zopeft.kernels.plain_matrix import directions, draw
+from zopeft.kernels.runs import Layout
 from zopeft.noise import Noise
 from zopeft.noise.address import rounding_words
-from zopeft.noise.dither import dither_words
+from zopeft.noise.dither import dither_run, dither_words
+from zopeft.noise.philox import MASK
 
 __all__ = ["PlainKernels", "Statistics"]
 
@@ -20,29 +24,60 @@ CHUNK = 1 << 22
 """Elements that are worked on at a time (16 MB of fp32)."""
 
 
-@dataclass
-class _Spread:
-    """A layout's addresses and blocks, written out for each counter and each run."""
-
-    counters: Tensor
-    addresses: Tensor
-    blocks: Tensor
-    lengths: Tensor
-
-
-class PlainKernels(PlainMatrices):
+class PlainKernels:
     """The interface of all backends, and its definition.
 
     Args:
         noise: The noise family.
+
+    Attributes:
+        rounding: How probes are rounded to 16 bits, one of `plain.ROUNDINGS`.
     """
 
     name = "plain"
 
     def __init__(self, noise: Noise) -> None:
-        super().__init__(noise)
-        self._spreads: dict[Layout, _Spread] = {}
-        self._kept: tuple[Layout, int, Tensor | None, Tensor] | None = None
+        self.noise = noise
+        self.rounding = plain.ROUNDINGS[0]
+        self._layouts = PlainLayouts(noise)
+
+    def dithers(self, out: Tensor) -> bool:
+        """Whether a probe is rounded stochastically to the dtype of a tensor."""
+        return self.rounding == "stochastic" and out.dtype in plain.SIXTEEN_BIT
+
+    def words(self, seed: int, address: int, start: int, count: int, out: Tensor) -> Tensor | None:
+        """Returns what a run of a tensor is rounded by, int64 [count]; None for to nearest."""
+        return dither_run(seed, address, start, count, out.device) if self.dithers(out) else None
+
+    def row_words(
+        self, seed: int, address: int, rows: slice | Tensor, weight: Tensor, out: Tensor
+    ) -> Tensor | None:
+        """Returns what some rows of a matrix are rounded by, int64 [n, I]; None for to nearest."""
+        if not self.dithers(out):
+            return None
+        chosen, width = row_numbers(rows, weight.device), weight.shape[1]
+        columns = torch.arange(width, device=weight.device)
+        return dither_words(seed, address & MASK, chosen.unsqueeze(1) * width + columns)
+
+    def draw(
+        self,
+        seed: int,
+        stream: int,
+        tensors: Sequence[tuple[int, int]],
+        device: torch.device | str,
+    ) -> list[Tensor]:
+        """Returns the noise of some whole tensors, made at once.
+
+        Args:
+            seed: 64-bit key of the step.
+            stream: Which of the addresses' streams is read.
+            tensors: 32-bit address and number of elements of each.
+            device: Where the noise is made.
+
+        Returns:
+            fp32 [count] of each tensor.
+        """
+        return draw(self.noise, seed, stream, tensors, torch.device(device))
 
     def shift(
         self,
@@ -162,6 +197,91 @@ class PlainKernels(PlainMatrices):
             squares += (chunk.double() - mean).square_().sum()
         return mean, squares / max(1, flat.numel() - 1)
 
+    def shift_matrix(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        rows: slice | Tensor,
+        step: float,
+        form: Form,
+        out: Tensor,
+    ) -> None:
+        """Writes ``weight + step * u`` for some rows to `out`, rounded once as `rounding` says.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the matrix.
+            weight: The whole matrix as stored, [O, I].
+            rows: A slice with start and stop, or row numbers, int64 [n].
+            step: Finite-difference step with its sign.
+            form: What u is made of.
+            out: [n, I], contiguous, of any floating dtype.
+        """
+        for part, place, u in directions(self.noise, seed, address, rows, weight, form):
+            words = self.row_words(seed, address, part, weight, out)
+            out[place] = plain.perturb(weight[part], u, step, words, out.dtype)
+
+    def update_matrix(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        coefficient: float,
+        decay: float,
+        form: Form,
+        measured: bool = True,
+    ) -> Statistics | None:
+        """Writes ``decay * weight + coefficient * u``, stochastically rounded.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the matrix.
+            weight: The whole matrix, [O, I], contiguous; changed in place.
+            coefficient: Minus learning rate times projected gradient.
+            decay: One minus learning rate times weight decay.
+            form: What u is made of.
+            measured: Whether the new weights' statistics are of use.
+
+        Returns:
+            The new weights' statistics where they are, and the pass gives them; else None.
+        """
+        whole = slice(0, weight.shape[0])
+        for part, _, u in directions(self.noise, seed, address, whole, weight, form):
+            assert isinstance(part, slice)
+            start = part.start * weight.shape[1]
+            flat = weight[part].view(-1)
+            plain.update_(flat, u.view(-1), coefficient, decay, seed, address, start)
+        return None
+
+    def squares(self, values: Tensor) -> Tensor:
+        """Returns ``sum_k x_k^2``, 0-dim float64; not finite where an element is not.
+
+        Args:
+            values: x, any shape and floating dtype.
+        """
+        return squares(values)
+
+    def fold(
+        self, seed: int, address: int, start: int, values: Tensor, length: int
+    ) -> tuple[Tensor, Tensor]:
+        """Folds noise times values into a short vector.
+
+        ``f_j = sum z_k x_k`` over the elements k of the whole tensor with ``k mod m = j``.
+
+        Args:
+            seed: 64-bit key of the noise.
+            address: 32-bit address of the tensor.
+            start: Index of the first element in the whole tensor.
+            values: x, any shape and floating dtype: a run of the tensor's elements.
+            length: m.
+
+        Returns:
+            f, fp32 [m], and the sum of squares as `squares` gives it.
+        """
+        folded = fold(self.noise, seed, address, start, values, length)
+        return folded, self.squares(values)
+
     def shift_layout(
         self,
         layout: Layout,
@@ -181,12 +301,8 @@ class PlainKernels(PlainMatrices):
             scales: fp32 [N], a block's at its index; None for ones.
             out: [size], of any floating dtype.
         """
-        u, words = self._drawn(layout, seed, weight, scales), None
-        if self.dithers(out):
-            spread = self._spread(layout, weight.device)
-            inside = torch.arange(self.noise.span, device=weight.device)
-            elements = spread.counters.unsqueeze(1) * self.noise.span + inside
-            words = dither_words(seed, spread.addresses.unsqueeze(1), elements).view(-1)
+        u = self._layouts.drawn(layout, seed, weight, scales)
+        words = self._layouts.words(layout, seed, weight.device) if self.dithers(out) else None
         out.copy_(plain.perturb(weight, u, step, words, out.dtype))
 
     def update_layout(
@@ -211,70 +327,13 @@ class PlainKernels(PlainMatrices):
         Returns:
             Statistics [n] of the layout's blocks where they come for nothing, else None.
         """
-        u = self._drawn(layout, seed, weight, scales)
-        coefficient = self._uniform_or_spread(layout, coefficients, weight)
-        decay = self._uniform_or_spread(layout, decays, weight)
+        u = self._layouts.drawn(layout, seed, weight, scales)
+        coefficient = self._layouts.uniform_or_spread(layout, coefficients, weight)
+        decay = self._layouts.uniform_or_spread(layout, decays, weight)
         plain.update_(weight, u, coefficient, decay, seed, 0)
-        self._kept = None
+        self._layouts.forget()
         return None
 
     def statistics_layout(self, layout: Layout, weight: Tensor) -> Statistics:
         """Returns mean [n] and unbiased variance [n] of the layout's blocks."""
-        spread = self._spread(layout, weight.device)
-        values = weight.double()
-        place = torch.full((layout.blocks[-1] + 2,), len(layout.blocks), device=weight.device)
-        place[torch.tensor(layout.blocks, device=weight.device)] = torch.arange(
-            len(layout.blocks), device=weight.device
-        )
-        block = place[spread.blocks]
-        zeros = torch.zeros(len(layout.blocks) + 1, dtype=torch.float64, device=weight.device)
-        count = zeros.index_add(0, block, spread.lengths.double())
-        sums = torch.segment_reduce(values, "sum", lengths=spread.lengths)
-        mean = zeros.index_add(0, block, sums) / count.clamp(min=1)
-        each = torch.repeat_interleave(mean[block], spread.lengths, output_size=len(weight))
-        squares = torch.segment_reduce((values - each).square_(), "sum", lengths=spread.lengths)
-        variance = zeros.index_add(0, block, squares) / (count - 1).clamp(min=1)
-        return mean[:-1], variance[:-1]
-
-    def _drawn(self, layout: Layout, seed: int, weight: Tensor, scales: Tensor | None) -> Tensor:
-        """The u of the whole buffer; kept, since a step asks for it three times."""
-        kept = self._kept
-        if kept is None or kept[0] is not layout or kept[1] != seed or kept[2] is not scales:
-            spread = self._spread(layout, weight.device)
-            u = self.noise.at_counters(seed, spread.counters, spread.addresses)
-            one = torch.ones(layout.blocks[-1] + 1, device=weight.device)
-            u = u.mul_(self._each(layout, one if scales is None else scales, weight, 0.0))
-            kept = self._kept = (layout, seed, scales, u)
-        return kept[3]
-
-    def _uniform_or_spread(self, layout: Layout, values: Tensor, weight: Tensor) -> Tensor | float:
-        own = values[list(layout.blocks)]
-        first = float(own[0])
-        return first if bool((own == first).all()) else self._each(layout, values, weight, 1.0)
-
-    def _each(self, layout: Layout, values: Tensor, weight: Tensor, padding: float) -> Tensor:
-        """fp32 [size]: each block's value at all of its elements."""
-        spread = self._spread(layout, weight.device)
-        table = torch.full((layout.blocks[-1] + 2,), padding, device=weight.device)
-        table[:-1] = values[: layout.blocks[-1] + 1]
-        return torch.repeat_interleave(
-            table[spread.blocks], spread.lengths, output_size=layout.size
-        )
-
-    def _spread(self, layout: Layout, device: torch.device) -> _Spread:
-        if layout not in self._spreads:
-            span = self.noise.span
-            counts = [padded // span for _, padded in layout.tensors]
-            addresses = torch.tensor([a for a, _ in layout.tensors], device=device)
-            blocks, lengths, end = [], [], 0
-            for row in layout.table[:, [OUT, LENGTH, BLOCK]].tolist():
-                blocks += [-1, row[2]]
-                lengths += [row[0] - end, row[1]]
-                end = row[0] + row[1]
-            self._spreads[layout] = _Spread(
-                torch.cat([torch.arange(c, device=device) for c in counts]),
-                torch.repeat_interleave(addresses, torch.tensor(counts, device=device)),
-                torch.tensor([*blocks, -1], device=device),
-                torch.tensor([*lengths, layout.size - end], device=device),
-            )
-        return self._spreads[layout]
+        return self._layouts.statistics(layout, weight)
