@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -12,21 +14,22 @@ from torch import Tensor
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
+from zopeft.finetuner import controlled, storage
 from zopeft.finetuner.bases import Basis
 from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
-from zopeft.finetuner.controlled import Controlled
-from zopeft.finetuner.controls import make_constant
+from zopeft.finetuner.controls import distance, make_constant
 from zopeft.finetuner.course import Reading
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import Observed, pool, stack_features
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
+from zopeft.finetuner.pertnn import PertNN
 from zopeft.finetuner.share import learned_share
 from zopeft.finetuner.subspaces import Fitted, fitted_shapes
 
 
-class FineTuner(Controlled):
+class FineTuner:
     """A learned choice of scales and subspaces: data and pure functions, no optimizer.
 
     ``x_i = features_i``, ``raw_i = PertNN_g(i)(x_i)``, ``scale = normalise(raw)``; a method
@@ -42,6 +45,12 @@ class FineTuner(Controlled):
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
         equations 2 to 4 and Algorithm 1.
     """
+
+    def __init__(
+        self, config: FineTunerConfig, nets: PertNN, bases: Mapping[int, Basis] | None = None
+    ) -> None:
+        self.config, self.nets = config, nets
+        self.bases: dict[int, Basis] = dict(bases or {})
 
     @classmethod
     def initial(
@@ -238,3 +247,87 @@ class FineTuner(Controlled):
             token_counts: As for `fitted`.
         """
         return self.fitted(match, token_counts).shapes
+
+    def copy(self) -> Self:
+        """Returns an independent copy."""
+        return type(self)(copy.deepcopy(self.config), copy.deepcopy(self.nets), self.bases)
+
+    def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
+        """Writes ``finetuner_config.json``, ``finetuner.safetensors`` and a card ``README.md``.
+
+        Args:
+            folder: Where to; made if it does not exist.
+            overwrite: Write into a folder that holds files already.
+
+        Returns:
+            The folder.
+
+        Raises:
+            InputError: The folder is not empty and `overwrite` is off, or cannot be written.
+        """
+        return storage.save(self.config, self.nets, self.bases, Path(folder), overwrite)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
+        """Reads a fine-tuner from a folder or from the hub.
+
+        Args:
+            name: Folder that `save_pretrained` wrote, or a hub id.
+            revision: Branch, tag or commit on the hub.
+
+        Raises:
+            InputError: There is no such folder or hub id, the hub cannot be reached, or the
+                files are missing, foreign or damaged.
+        """
+        return cls(*storage.load(storage.locate(name, revision)))
+
+    def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
+        """Uploads the three files; makes the repository if it does not exist.
+
+        Args:
+            repo_id: ``organisation/name``.
+            private: Whether a new repository is private.
+            token: Access token; None takes the one that the hub's client is logged in with.
+
+        Returns:
+            The address of the repository.
+
+        Raises:
+            InputError: The hub cannot be reached or refuses.
+        """
+        return storage.push(self.config, self.nets, self.bases, repo_id, private, token)
+
+    def shuffled(self, seed: int) -> FineTuner:
+        """Returns a control whose networks and bases serve other groups (`controlled`)."""
+        return controlled.shuffled(self, seed)
+
+    def with_random_bases(self, seed: int) -> FineTuner:
+        """Returns a control with subspaces in random directions (`controlled`)."""
+        return controlled.with_random_bases(self, seed)
+
+    def untrained(self, seed: int) -> FineTuner:
+        """Returns a control that has learned nothing (`controlled`)."""
+        return controlled.untrained(self, seed)
+
+    def without_bases(self) -> FineTuner:
+        """Returns a control with the scales alone (`controlled`)."""
+        return controlled.without_bases(self)
+
+    def distance(self, other: FineTuner) -> dict[str, Any]:
+        """Says how far these networks are from another's, ``||w - w'|| / ||w'||``.
+
+        Args:
+            other: A fine-tuner with the same numbers of groups, features and hidden units, for
+                example the start of its training.
+
+        Returns:
+            ``total``, over all networks, and ``groups``, a list in the order of the table.
+
+        Raises:
+            InputError: The two are of different sizes.
+        """
+        return distance(self.nets, other.nets)
+
+    def __repr__(self) -> str:
+        c = self.config
+        return f"FineTuner({c.base_model or c.architecture}, {len(c.groups)} groups, {c.space})"
