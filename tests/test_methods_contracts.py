@@ -12,6 +12,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from field import FIELD, extras
 from test_methods import Quadratic as Whole
 from test_methods import equal, weights
 
@@ -23,7 +24,6 @@ from zopeft.methods import METHODS
 from zopeft.optim.declared import settings_of
 from zopeft.optim.zeroth_order import ZerothOrder
 
-FIELD = [name for name in METHODS if METHODS[name].order == 0]
 CARRIERS = ["flat", "modules"]
 DTYPES = [torch.float32, torch.bfloat16]
 SMALL = {
@@ -99,8 +99,7 @@ class Quadratic(Whole):
 def make(name, model, **options):
     blocks = zopeft.discover(model)
     options = {"lr": 1e-3, "eps": 1e-2, "seed": 1, **SMALL.get(name, {}), **options}
-    if METHODS[name].needs_finetuner:
-        options["finetuner"] = zopeft.FineTuner.initial(blocks, seed=1)
+    options = {**extras(name, blocks), **options}
     if not METHODS[name].decays:
         options.pop("weight_decay", None)
     return METHODS[name](blocks, **options)

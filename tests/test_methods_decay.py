@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from field import extras
 from test_methods import equal, weights
 from test_methods_contracts import SMALL, Quadratic
 
@@ -20,8 +21,7 @@ LR, DECAY = 0.01, 20.0
 def make(name, model, **options):
     blocks = zopeft.discover(model)
     options = {"lr": LR, "eps": 1e-2, "seed": 1, **SMALL.get(name, {}), **options}
-    if METHODS[name].needs_finetuner:
-        options["finetuner"] = zopeft.FineTuner.initial(blocks, seed=1)
+    options = {**extras(name, blocks), **options}
     return METHODS[name](blocks, **options)
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from field import FIELD, extras
 from peft import LoraConfig, get_peft_model
 from test_methods import equal
 from training_run import digest, tiny_model, trainer
@@ -22,7 +23,6 @@ from zopeft.optim.state import Start
 from zopeft.probing.dominant import dominant_layer
 from zopeft.recipe.load import load_recipe
 
-FIELD = [name for name in METHODS if METHODS[name].order == 0]
 LAYERS = 3
 IDS = (torch.arange(4 * 6).view(4, 6) * 5 + 3) % 23
 BATCH = {"input_ids": IDS, "labels": IDS, "attention_mask": torch.ones_like(IDS)}
@@ -64,8 +64,7 @@ def tiny(layers=LAYERS):
 def make(name, model, **options):
     blocks = zopeft.discover(model)
     options = {"lr": 1e-3, "eps": 1e-2, "seed": 1, **SMALL.get(name, {}), **options}
-    if METHODS[name].needs_finetuner:
-        options["finetuner"] = zopeft.FineTuner.initial(blocks, seed=1)
+    options = {**extras(name, blocks), **options}
     return METHODS[name](blocks, **options)
 
 

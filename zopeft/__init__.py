@@ -15,7 +15,9 @@ from zopeft.errors import InputError, RunError, ZopeftError
 if TYPE_CHECKING:
     from zopeft.blocks import Block, Blocks, discover
     from zopeft.finetuner import FineTuner
+    from zopeft.finetuner.mask import Mask
     from zopeft.meta import meta_train
+    from zopeft.meta.sensitivity import sensitive_mask
     from zopeft.methods import register_method
     from zopeft.methods.mezo import MeZO
     from zopeft.methods.zo_finetuner import ZOFineTuner
@@ -31,6 +33,7 @@ _HOMES = {
     "Block": "zopeft.blocks",
     "Blocks": "zopeft.blocks",
     "FineTuner": "zopeft.finetuner",
+    "Mask": "zopeft.finetuner.mask",
     "MeZO": "zopeft.methods.mezo",
     "ZOFineTuner": "zopeft.methods.zo_finetuner",
     "ZOTrainer": "zopeft.training",
@@ -41,6 +44,7 @@ _HOMES = {
     "meta_train": "zopeft.meta",
     "packed": "zopeft.probing.plain",
     "register_method": "zopeft.methods",
+    "sensitive_mask": "zopeft.meta.sensitivity",
 }
 
 __all__ = [
@@ -49,6 +53,7 @@ __all__ = [
     "Blocks",
     "FineTuner",
     "InputError",
+    "Mask",
     "MeZO",
     "RunError",
     "ZOFineTuner",
@@ -62,6 +67,7 @@ __all__ = [
     "meta_train",
     "packed",
     "register_method",
+    "sensitive_mask",
 ]
 
 

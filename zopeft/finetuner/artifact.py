@@ -22,6 +22,7 @@ from zopeft.finetuner.controls import distance, make_constant
 from zopeft.finetuner.course import Reading
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import Observed, pool, stack_features
+from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.pertnn import PertNN
@@ -40,6 +41,8 @@ class FineTuner:
         config: The group table and how the networks are used.
         nets: The networks, one a group.
         bases: Group to the basis learned for it; None for none.
+        mask: Which weights matter most, of the model it was learned on; None where that was
+            not learned.
 
     References:
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
@@ -47,9 +50,13 @@ class FineTuner:
     """
 
     def __init__(
-        self, config: FineTunerConfig, nets: PertNN, bases: Mapping[int, Basis] | None = None
+        self,
+        config: FineTunerConfig,
+        nets: PertNN,
+        bases: Mapping[int, Basis] | None = None,
+        mask: Mask | None = None,
     ) -> None:
-        self.config, self.nets = config, nets
+        self.config, self.nets, self.mask = config, nets, mask
         self.bases: dict[int, Basis] = dict(bases or {})
 
     @classmethod
@@ -250,10 +257,13 @@ class FineTuner:
 
     def copy(self) -> Self:
         """Returns an independent copy."""
-        return type(self)(copy.deepcopy(self.config), copy.deepcopy(self.nets), self.bases)
+        config, nets = copy.deepcopy(self.config), copy.deepcopy(self.nets)
+        return type(self)(config, nets, self.bases, self.mask)
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = False) -> Path:
         """Writes ``finetuner_config.json``, ``finetuner.safetensors`` and a card ``README.md``.
+
+        A mask is a file of its own, ``mask.safetensors``.
 
         Args:
             folder: Where to; made if it does not exist.
@@ -265,7 +275,8 @@ class FineTuner:
         Raises:
             InputError: The folder is not empty and `overwrite` is off, or cannot be written.
         """
-        return storage.save(self.config, self.nets, self.bases, Path(folder), overwrite)
+        own = (self.config, self.nets, self.bases, self.mask)
+        return storage.save(*own, Path(folder), overwrite)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> Self:
@@ -295,7 +306,8 @@ class FineTuner:
         Raises:
             InputError: The hub cannot be reached or refuses.
         """
-        return storage.push(self.config, self.nets, self.bases, repo_id, private, token)
+        own = (self.config, self.nets, self.bases, self.mask)
+        return storage.push(*own, repo_id, private, token)
 
     def shuffled(self, seed: int) -> FineTuner:
         """Returns a control whose networks and bases serve other groups (`controlled`)."""

@@ -57,7 +57,7 @@ def untrained(finetuner: FineTuner, seed: int) -> FineTuner:
     other = finetuner.copy()
     other.nets = nets_of(other.config, _generator(seed))
     other.bases = random_like(finetuner.bases, _generator(seed))
-    other.config.training = {}
+    other.config.training, other.mask = {}, None
     return _called(other, "untrained", seed)
 
 

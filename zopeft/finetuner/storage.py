@@ -17,6 +17,8 @@ from zopeft.finetuner.bases import Basis, is_orthonormal, stored_shapes
 from zopeft.finetuner.bounded import net_shapes, nets_of
 from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
+from zopeft.finetuner.mask import FILE as MASK
+from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.pertnn import PertNN
 from zopeft.staging import staged
 
@@ -31,10 +33,11 @@ def save(
     config: FineTunerConfig,
     nets: PertNN,
     bases: Mapping[int, Basis],
+    mask: Mask | None,
     folder: Path,
     overwrite: bool,
 ) -> Path:
-    """Writes the three files; see `FineTuner.save_pretrained`."""
+    """Writes the files; see `FineTuner.save_pretrained`."""
     from safetensors.torch import save as to_bytes
 
     if folder.exists() and not folder.is_dir():
@@ -54,6 +57,10 @@ def save(
         _write(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
         _write(folder / CONFIG, text.encode())
         _write(folder / CARD, card(config).encode())
+        if mask is None:
+            (folder / MASK).unlink(missing_ok=True)
+        else:
+            mask.save(folder / MASK)
     except OSError as problem:
         reason = problem.strerror or str(problem)
         raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
@@ -65,8 +72,8 @@ def _write(path: Path, content: bytes) -> None:
         place.write_bytes(content)
 
 
-def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis]]:
-    """Reads and checks the two files of a fine-tuner.
+def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis], Mask | None]:
+    """Reads and checks the files of a fine-tuner.
 
     Raises:
         InputError: A file is missing, damaged, or does not fit the other.
@@ -92,7 +99,8 @@ def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis]]:
             raise
         raise InputError(f"{where}: {problem}") from None
     tensors = _checked(config, folder / WEIGHTS)
-    return config, _nets(config, tensors), _bases(tensors)
+    mask = Mask.load(folder / MASK) if (folder / MASK).is_file() else None
+    return config, _nets(config, tensors), _bases(tensors), mask
 
 
 def _checked(config: FineTunerConfig, path: Path) -> dict[str, Tensor]:
@@ -182,7 +190,7 @@ def _fetch(name: str, revision: str | None) -> Path:
             snapshot_download(
                 name,
                 revision=revision,
-                allow_patterns=[CONFIG, WEIGHTS, CARD],
+                allow_patterns=[CONFIG, WEIGHTS, CARD, MASK],
                 local_files_only=not online,
             )
         )
@@ -201,11 +209,12 @@ def push(
     config: FineTunerConfig,
     nets: PertNN,
     bases: Mapping[int, Basis],
+    mask: Mask | None,
     repo_id: str,
     private: bool,
     token: str | None,
 ) -> str:
-    """Uploads the three files; see `FineTuner.push_to_hub`."""
+    """Uploads the files; see `FineTuner.push_to_hub`."""
     if not hub.is_repository(repo_id):
         raise input_error("push_to_hub", "not a hub id", repo_id, "give owner/name")
     if not hub.reachable():
@@ -214,7 +223,7 @@ def push(
         )
     api = _client(token)
     with tempfile.TemporaryDirectory() as folder:
-        save(config, nets, bases, Path(folder), overwrite=True)
+        save(config, nets, bases, mask, Path(folder), overwrite=True)
         try:
             address = api.create_repo(repo_id, private=private, exist_ok=True)
             api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Fine-tuner")

@@ -102,3 +102,10 @@ class MetaOptions(Declared):
     mix: float = option(
         0.1, "share of a subspace's power that is isotropic noise", least=0.0, most=1.0
     )
+    mask: float = option(
+        0.0,
+        "share of all weights, those of the largest squared gradients, whose places are kept as a "
+        "mask for the method sensitive; 0 for none, above it costs an fp32 copy of the weights",
+        least=0.0,
+        most=1.0,
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from zopeft.errors import input_error
 from zopeft.finetuner import PAPER_FEATURES, FineTuner
 from zopeft.meta.batches import TaskBatches
 from zopeft.meta.paper_trainer import PaperTrainer, Progress
+from zopeft.meta.sensitivity import sensitive_mask
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.meta.state_trainer import StateTrainer
@@ -24,6 +26,9 @@ from zopeft.tasks.frequency import count_tokens
 from zopeft.tasks.logits import try_padding
 from zopeft.tasks.sampling import draw_labels
 from zopeft.tasks.table import table_rows
+
+MASK_BATCHES = 64
+"""Batches, at most, whose squared gradients a mask is made of."""
 
 
 def meta_train(
@@ -112,6 +117,11 @@ def meta_train(
             trainer = SignalTrainer(*common, counts)
     scores = trainer.train(progress)
     losses = [row["loss"] for row in trainer.history]
+    if checked.mask:
+        pairs = islice(iter(batches), min(checked.steps, MASK_BATCHES))
+        own = (batch for _, batch in pairs)
+        finetuner.mask = sensitive_mask(model, own, checked.mask, task_loss, blocks)
+        scores = {**scores, "mask": repr(finetuner.mask)}
     finetuner.config.training = {
         "objective": checked.objective,
         "tasks": sorted(datasets),

@@ -57,7 +57,7 @@ class Trajectory:
         self._start = StartState(self.blocks)
         self._stack.callback(self._start.close)
         self._stack.callback(self._go_back)
-        self._stack.enter_context(_only_blocks_trainable(self.model, self.blocks))
+        self._stack.enter_context(only_blocks_trainable(self.model, self.blocks))
         was_training = self.model.training
         self._stack.callback(lambda: self.model.train(was_training))
         self.model.eval()
@@ -156,7 +156,7 @@ class Trajectory:
 
 
 @contextmanager
-def _only_blocks_trainable(model: nn.Module, blocks: Blocks) -> Iterator[None]:
+def only_blocks_trainable(model: nn.Module, blocks: Blocks) -> Iterator[None]:
     """Asks for gradients of the blocks' parameters alone."""
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     wanted = {id(block.parameter) for block in blocks}

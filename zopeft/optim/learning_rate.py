@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from zopeft.engine import Direction, Engine
+from zopeft.engine.vector import Vector
 from zopeft.errors import run_error
 from zopeft.noise import step_seed
 from zopeft.probing.pair import probe_pair
@@ -61,6 +62,7 @@ def first_look(
     eps: float,
     seed: int,
     chosen: frozenset[int] | None = None,
+    along: Callable[[Direction], Vector] = lambda direction: direction,
 ) -> FirstLook:
     """Measures by second differences, ``u' H u = (L(+r u) + L(-r u) - 2 L(0)) / r^2``.
 
@@ -74,6 +76,7 @@ def first_look(
         eps: The method's finite-difference step.
         seed: Seed of the run; these directions are their own.
         chosen: Indices of the blocks that the first step is about; None for all.
+        along: What the run makes of a random direction.
 
     Raises:
         RunError: The loss of the unperturbed model is not finite.
@@ -84,7 +87,7 @@ def first_look(
             "loss", "the model's loss is not finite before training", base, "check --dtype"
         )
     seeds = [step_seed(seed, -1 - number) for number in range(DIRECTIONS)]
-    directions = [Direction(own, scales, indices=chosen) for own in seeds]
+    directions = [along(Direction(own, scales, indices=chosen)) for own in seeds]
     grain = GRAIN * _coarseness(engine) * abs(base)
     passes, radius, energy = 1, eps, 0.0
     for look in range(MOST_LOOKS):

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
+from zopeft.engine.direction import Direction
+from zopeft.engine.vector import Vector
 from zopeft.optim.declared import Options, take_options
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import SHARE
@@ -31,6 +33,8 @@ class Method(ABC):
     needs_finetuner = False
     Options: type[Options] = Options
     """The dataclass of the options that a method has of its own."""
+    required: tuple[str, ...] = ()
+    """Names of its own options that must be given."""
     gradient_units = True
     """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
     single = False
@@ -120,6 +124,10 @@ class Method(ABC):
     def shapes(self, blocks: Blocks) -> Mapping[int, Shape]:
         """Returns the shapes that the method gives to blocks of its own accord, by index."""
         return {}
+
+    def along(self, direction: Direction) -> Vector:
+        """Returns what the method makes of a random direction, where lr="auto" looks first."""
+        return direction
 
     def _scales(self) -> Tensor | None:
         """Returns the blocks' scales [N] of the step that begins; None for ones."""

@@ -204,7 +204,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         scales = self._scales()
         self._select(closure)
         first = self.selection.at(self.steps)
-        look = first_look(self.engine, closure, scales, self.eps, self.seed, first)
+        given = (closure, scales, self.eps, self.seed, first, self.along)
+        look = first_look(self.engine, *given)
         self.forward_passes += look.forward_passes
         share = self._share(scales), self.share_origin
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)

@@ -6,11 +6,12 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from zopeft.engine import Direction, Engine
+from zopeft.engine import Engine
+from zopeft.engine.vector import Vector
 
 
 def probe_pair(
-    engine: Engine, closure: Callable[[], Tensor], direction: Direction, radius: float
+    engine: Engine, closure: Callable[[], Tensor], direction: Vector, radius: float
 ) -> tuple[float, float]:
     """Returns the losses at so many times a direction from the weights, on both sides."""
     losses = []

@@ -65,6 +65,10 @@ def with_method_options(
 def _misfits(name: str, kind: Any, recipe: Recipe) -> list[str]:
     """Returns what a method cannot do with the recipe's other settings."""
     section, found = recipe.method, []
+    for option in kind.required:
+        if not section.options.get(option):
+            what = f"{name} needs {option}"
+            found.append(explain("--method", what, do=f"give method.{option}=..."))
     if section.lr == "auto" and not kind.gradient_units:
         found.append(explain("--lr", f"has no rule for auto with {name}", do="give a number"))
     if kind.single and (section.directions, section.sides) != (1, "two"):
