@@ -28,6 +28,7 @@ from .interrupts import TYPERS_INTERRUPT, InterruptError, ended_by_signals
 from .lists import list_names
 from .merge import merge
 from .meta_train import meta_train
+from .options import with_auto
 from .push import push
 from .recipes import recipe_app
 from .tune import tune
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    words = with_auto(sys.argv[1:] if argv is None else argv)
     _calm_libraries()
     try:
         with ended_by_signals():

@@ -17,7 +17,7 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "task": summary["task"],
         "space": summary["peft"],
         "method": _method(summary),
-        "steps": summary["steps"],
+        "steps": _steps(summary),
         **_metric_changes(summary["metrics"]),
         "training loss": change(summary["loss_first"], summary["loss_last"]),
         "lr": _rates(summary),
@@ -47,6 +47,16 @@ def _method(summary: Mapping[str, Any]) -> str:
     words += ["one-sided"] if one_sided else []
     words += ["normalised"] if settings.get("normalise") else []
     return ", ".join(words)
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    """Returns the steps made, with what was stopped and which weights were kept."""
+    words = str(summary["steps"])
+    if summary.get("stopped") is not None:
+        words += f" of {summary['recipe']['training']['steps']}, stopped"
+    if summary.get("best") is not None:
+        words += f"; the best weights, of step {summary['best']}, are the result"
+    return words
 
 
 def _rates(summary: Mapping[str, Any]) -> str:

@@ -21,7 +21,8 @@ def tune(
     load_in_8bit: o.In8bit = False,
     load_in_4bit: o.In4bit = False,
     out: o.Out = None,
-    resume: o.Resume = False,
+    resume: o.ResumeOrBegin = False,
+    resume_auto: o.ResumeAuto = False,
     steps: o.Steps = None,
     batch_size: o.BatchSize = None,
     lr: o.Lr = None,
@@ -29,6 +30,13 @@ def tune(
     seed: o.Seed = None,
     dtype: o.Dtype = None,
     layout: o.Layout = None,
+    accumulate: o.Accumulate = None,
+    schedule: o.Schedule = None,
+    warmup: o.Warmup = None,
+    eval_every: o.EvalEvery = None,
+    keep_best: o.KeepBest = False,
+    patience: o.Patience = None,
+    report_to: o.ReportTo = None,
     overwrite: o.Overwrite = False,
     json: o.Json = False,
     debug: o.Debug = False,
@@ -44,6 +52,8 @@ def tune(
         **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
         **o.space(lora, prefix, full, peft),
         **o.training_flags(steps, batch_size, seed),
+        **o.pacing_flags(accumulate, schedule, warmup),
+        **o.evaluation_flags(eval_every, keep_best, patience, report_to),
         "task.name": ("--task", task),
         "task.data": ("--data", data),
         "data.split": ("--split", split),
@@ -58,6 +68,10 @@ def tune(
         from zopeft.jobs.folder import stored_recipe
         from zopeft.recipe.load import load_recipe
 
+        if resume_auto:
+            from zopeft.jobs.continuing import is_begun
+
+            resume = is_begun(out)
         stored = stored_recipe(out) if resume else None
         checked = load_recipe("tune", recipe, overrides, flags, stored)
         from zopeft.jobs.tune import tune as run

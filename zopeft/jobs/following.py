@@ -65,6 +65,11 @@ class Follower(TrainerCallback):
         """Seconds of training until now, those of a run that is gone on with included."""
         return self._before + time.monotonic() - self._started
 
+    def leave_out(self, seconds: float) -> None:
+        """Counts time that was spent on something else than steps for none."""
+        self._started += seconds
+        self._ticks = deque((tick + seconds for tick in self._ticks), self._ticks.maxlen)
+
     def settled(self) -> None:
         """Says how batches are laid out, and then how far the measuring is."""
         assert self.trainer is not None
@@ -138,7 +143,13 @@ class Follower(TrainerCallback):
         values = {"loss": self._mean(self.losses, step, width), "lr": self.lr}
         if self.grads:
             values["grad"] = self._mean(self.grads, step, width, 2.0)
-        self.metrics.add(step, values, self.seconds)
+        if self.metrics.add(step, values, self.seconds):
+            self.report({"loss": values["loss"], "learning_rate": self.lr})
+
+    def report(self, values: dict[str, Any]) -> None:
+        """Reports numbers to the run's tracker, where it has one."""
+        if self.trainer is not None and self.trainer.args.report_to:
+            self.trainer.log({name: one for name, one in values.items() if one is not None})
 
     @staticmethod
     def _mean(found: dict[int, float], step: int, width: int, power: float = 1.0) -> float | None:

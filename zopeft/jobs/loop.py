@@ -17,6 +17,7 @@ from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.following import Follower
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.progress import Listener
+from zopeft.jobs.validating import Validation
 from zopeft.models.quiet import quiet
 from zopeft.probing.packed import PADDED
 from zopeft.recipe.schema import Recipe
@@ -41,6 +42,8 @@ class Run:
         lr_reason: Where it came from.
         shapes: Which blocks' directions have which shape; "" where none has.
         layout: How batches were laid out: "joined", "packed" or "padded".
+        best: The step whose weights are the result; None where they are the last ones.
+        stopped: The step that it was stopped at before its end; None where it was not.
     """
 
     steps: int
@@ -53,6 +56,8 @@ class Run:
     lr_reason: str
     shapes: str
     layout: str
+    best: int | None
+    stopped: int | None
 
 
 class FollowedTrainer(ZOTrainer):
@@ -61,11 +66,14 @@ class FollowedTrainer(ZOTrainer):
     Args:
         *args: As of `ZOTrainer`.
         follower: Follows it.
+        validation: Evaluates it as it goes.
         **options: As of `ZOTrainer`.
     """
 
-    def __init__(self, *args: Any, follower: Follower, **options: Any) -> None:
-        super().__init__(*args, callbacks=[follower], **options)
+    def __init__(
+        self, *args: Any, follower: Follower, validation: Validation, **options: Any
+    ) -> None:
+        super().__init__(*args, callbacks=[follower, validation], **options)
         # What it would print, the follower tells.
         self.remove_callback(PrinterCallback)
         self.follower = follower
@@ -108,6 +116,7 @@ def run_steps(
     loss = CountedLoss(task_loss)
     batches = partial(layout_line, recipe)
     follower = Follower(loss, metrics, listener, batches, recipe.training.log_steps)
+    validation = Validation(recipe, prepared, out, follower, listener)
     collate = Collator(prepared.tokenizer, table_rows(prepared.blocks.model))
     with quiet():
         try_padding(prepared.blocks.model, prepared.train.encoded, collate.pad)
@@ -120,26 +129,29 @@ def run_steps(
             finetuner=prepared.finetuner,
             loss_function=loss,
             follower=follower,
+            validation=validation,
         )
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=True if resume else None)
         seconds = time.monotonic() - started
-    return _told(recipe, out, trainer, follower, loss, seconds)
+        best = validation.result()
+    return _told(recipe, out, trainer, loss, seconds, best, validation.stopped)
 
 
 def _told(
     recipe: Recipe,
     out: Path,
-    trainer: ZOTrainer,
-    follower: Follower,
+    trainer: FollowedTrainer,
     loss: CountedLoss,
     seconds: float,
+    best: int | None,
+    stopped: int | None,
 ) -> Run:
     """Returns what a trainer that has finished came to."""
     method = trainer.method
     first = method.param_groups[0]
     losses = journaled_losses(out) if recipe.training.journal and trainer.args.order == 0 else {}
-    losses = {**follower.losses, **losses}
+    losses = {**trainer.follower.losses, **losses}
     last = getattr(method, "last_record", None)
     reason = "given" if recipe.method.lr != "auto" else "the method's default"
     return Run(
@@ -153,6 +165,8 @@ def _told(
         lr_reason=str(getattr(method, "lr_reason", reason)),
         shapes=_shapes_of(method),
         layout=trainer.layout.way if trainer.args.order == 0 else PADDED,
+        best=best,
+        stopped=stopped,
     )
 
 
@@ -193,7 +207,10 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         per_device_train_batch_size=training.batch_size,
         gradient_accumulation_steps=training.accumulation,
         layout=training.layout,
-        lr_scheduler_type=training.schedule,
+        lr_scheduler_type=_schedule(recipe),
+        warmup_steps=training.warmup,
+        report_to=training.report_to,
+        run_name=out.name,
         seed=training.seed,
         save_strategy="steps" if training.save_steps else "no",
         save_steps=training.save_steps or 500,
@@ -202,3 +219,10 @@ def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
         disable_tqdm=True,
         use_cpu=device.type == "cpu" and not torch.backends.mps.is_available(),
     )
+
+
+def _schedule(recipe: Recipe) -> str:
+    """Returns transformers' name of a recipe's schedule."""
+    training = recipe.training
+    warms = training.warmup and training.schedule == "constant"
+    return "constant_with_warmup" if warms else training.schedule

@@ -52,27 +52,35 @@ class Metrics:
         """The lines of evaluations, in order."""
         return [entry for entry in self.entries if _is_evaluation(entry)]
 
-    def evaluation(self, step: int) -> dict[str, Any] | None:
-        """Returns the evaluation after so many steps; None where there is none."""
-        return next((one for one in self.evaluations if one["step"] == step), None)
+    def scores(self, step: int) -> dict[str, Any] | None:
+        """Returns the scores after so many steps, as they were measured; None without any."""
+        entry = next((one for one in self.evaluations if one["step"] == step), None)
+        if entry is None:
+            return None
+        found = {n[len(EVALUATION) :]: v for n, v in entry.items() if n.startswith(EVALUATION)}
+        return {name: math.nan if value is None else value for name, value in found.items()}
 
-    def add(self, step: int, values: Mapping[str, Any], seconds: float) -> None:
+    def add(self, step: int, values: Mapping[str, Any], seconds: float) -> bool:
         """Appends a line, unless there is one of its kind for this step.
 
         Args:
             step: Steps made.
             values: Names and numbers.
             seconds: Seconds of training until now.
+
+        Returns:
+            Whether it was appended.
         """
         numbers = {name: _finite(value) for name, value in values.items()}
         entry = {"step": step, **numbers, "seconds": round(seconds, 3)}
         kind = _is_evaluation(entry)
         if any(one["step"] == step and _is_evaluation(one) == kind for one in self.entries[::-1]):
-            return
+            return False
         self.entries.append(entry)
         if self._writes:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
+        return True
 
     def evaluated(self, step: int, scores: Mapping[str, Any], seconds: float) -> None:
         """Appends the scores of an evaluation, as `zopeft.jobs.evaluate.measure` gives them."""

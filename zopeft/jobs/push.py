@@ -14,9 +14,9 @@ KINDS = {
     "config.json": "model",
 }
 """A file that a result has, and what it then is."""
-ASIDE = ("checkpoint-*", "*.tmp", ".*", "run.json")
-"""What stays at home: a run's checkpoints, files that are being written, and its record, which
-names folders of the machine."""
+ASIDE = ("checkpoint-*", "best-*.safetensors", "*.tmp", ".*", "run.json")
+"""What stays at home: a run's checkpoints and best weights, files that are being written, and its
+record, which names folders of the machine."""
 
 
 def push(folder: str, repository: str, private: bool = True, message: str = "") -> dict[str, Any]:

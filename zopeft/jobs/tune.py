@@ -6,7 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from zopeft.errors import RunError, input_error
+from zopeft.errors import RunError
+from zopeft.jobs.best import clear_best
 from zopeft.jobs.build import (
     load_base,
     load_finetuner,
@@ -17,6 +18,7 @@ from zopeft.jobs.build import (
     task_slug,
     wrap,
 )
+from zopeft.jobs.continuing import check_same, goes_on
 from zopeft.jobs.data import make_task, record_of, take_template, told
 from zopeft.jobs.ending import diverged
 from zopeft.jobs.evaluate import measure
@@ -24,6 +26,7 @@ from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept, steps_of
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.jobs.trackers import check_tracker
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
 from zopeft.report.summary import ends, hardware, peak_bytes, versions
@@ -34,9 +37,6 @@ if TYPE_CHECKING:
     from zopeft.tasks import Task
     from zopeft.tasks.counts import Counts
     from zopeft.tasks.rows import Rows
-
-FREE = ("steps", "log_steps", "save_steps", "eval_batch_size")
-"""Settings of training that may change when a run goes on."""
 
 
 @dataclass
@@ -90,12 +90,13 @@ def tune(
         RunError: The loss was not finite for some steps in a row; the last good state is
             in the folder.
     """
+    check_tracker(recipe.training.report_to)
     task = make_task(recipe)
     with _folder(recipe, task, out, overwrite, resume) as folder:
         earlier = stored_record(out) if resume else {}
         if resume:
-            _check_same(recipe, earlier)
-            resume = _goes_on(folder, earlier, listener)
+            check_same(recipe, earlier)
+            resume = goes_on(folder, earlier, listener)
         return _tuned(recipe, task, folder, earlier if resume else {}, listener)
 
 
@@ -114,22 +115,22 @@ def _tuned(
     for line in begin_lines(recipe, prepared, steps_of(folder.path) if earlier else 0):
         listener(Progress("load", note=line))
     log = Metrics(folder.path, resume=bool(earlier))
+    if not earlier:
+        clear_best(folder.path)
     metrics = _before(recipe, prepared, earlier, listener)
     if metrics["before"]:
         log.evaluated(0, metrics["before"], 0.0)
     folder.write({**state, "status": "running", "metrics": metrics})
     run = _run(recipe, folder, prepared, log, bool(earlier), listener)
     save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
-    model, rows = prepared.blocks.model, prepared.validation
-    metrics["after"] = measure(
-        recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after"
-    )
-    log.evaluated(run.steps, metrics["after"], log.seconds)
+    metrics["after"] = _after(recipe, prepared, log, run, listener)
     wrong = diverged(metrics, run.losses)
     plot_losses({prepared.method: run.losses}, folder.path / "loss.png", prepared.task.name)
     summary = {
         **state,
         "steps": run.steps,
+        "stopped": run.stopped,
+        "best": run.best,
         "skipped": run.skipped,
         "forward_passes": run.forward_passes,
         "seconds": round(time.monotonic() - started, 3),
@@ -155,63 +156,6 @@ def _folder(recipe: Recipe, task: Task, out: str | None, overwrite: bool, resume
     stem = f"{task_slug(recipe.task.name or task.name)}-{recipe.peft.name}-{method}"
     inputs = [recipe.model.name, recipe.task.data, recipe.data.validation, recipe.method.finetuner]
     return Folder(out, stem, overwrite, resume, inputs, Kept(steps_of, "step"))
-
-
-def _goes_on(folder: Folder, earlier: dict[str, Any], listener: Listener) -> bool:
-    """Returns whether there are steps to go on from; without any, the run starts again.
-
-    Raises:
-        InputError: There are none although the run has come to its end.
-    """
-    from zopeft.training.checkpoints import newest_checkpoint
-
-    path = folder.path
-    if (path / "journal.bin").exists() or newest_checkpoint(path) is not None:
-        return True
-    if earlier.get("status") in ("done", "diverged"):
-        raise input_error(
-            "--resume",
-            "the run is done, and has kept neither a journal nor a checkpoint to go on from",
-            str(path),
-            "start a new run in another --out",
-        )
-    note = "no step of this run has been kept: it starts from the beginning"
-    listener(Progress("load", note=note))
-    return False
-
-
-def _check_same(recipe: Recipe, earlier: dict[str, Any]) -> None:
-    """Refuses to resume with other settings; only the number of steps may change.
-
-    Raises:
-        InputError: A setting differs from the run's.
-    """
-    free = {f"training.{name}" for name in FREE}
-    # A run of an earlier version lacks what has been added since, and had the default.
-    before = {**_flat(Recipe().to_dict()), **_flat(earlier["recipe"])}
-    now = _flat(recipe.to_dict())
-    changed = [
-        f"{key} {before.get(key)!r} -> {now.get(key)!r}"
-        for key in sorted({*before, *now} - {*free, "about"})
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise input_error(
-            "--resume",
-            "other settings than the run's",
-            "; ".join(changed),
-            "leave them out, or start a new run in another --out",
-        )
-
-
-def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
-    """Returns a nested recipe with dotted keys."""
-    return {
-        f"{section}.{key}": value
-        for section, values in recipe.items()
-        if isinstance(values, dict)
-        for key, value in values.items()
-    }
 
 
 def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
@@ -292,6 +236,21 @@ def _before(
             recipe, model, tokenizer, prepared.task, rows, listener, "evaluate before"
         )
     }
+
+
+def _after(
+    recipe: Recipe, prepared: Prepared, log: Metrics, run: Any, listener: Listener
+) -> dict[str, Any]:
+    """Returns the scores of the result: those of its evaluation in the run, or measured."""
+    known = log.scores(run.steps if run.best is None else run.best)
+    if recipe.training.eval_steps and known is not None:
+        return known
+    model, rows = prepared.blocks.model, prepared.validation
+    scores = measure(
+        recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after"
+    )
+    log.evaluated(run.steps, scores, log.seconds)
+    return scores
 
 
 def _run(

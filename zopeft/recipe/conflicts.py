@@ -34,6 +34,7 @@ def conflicts(recipe: Recipe) -> list[str]:
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
         )
     found += _of_own_data(recipe)
+    found += _of_training(recipe)
     method, meta = recipe.method, recipe.meta
     problem = conflict(method.directions, method.sides, method.normalise)
     if problem:
@@ -72,3 +73,15 @@ def _of_own_data(recipe: Recipe) -> list[str]:
         for name in names
         if getattr(recipe.data, name) != getattr(usual, name)
     ]
+
+
+def _of_training(recipe: Recipe) -> list[str]:
+    """Returns what is wrong between settings of the steps."""
+    training, found = recipe.training, []
+    if (training.keep_best or training.patience) and not training.eval_steps:
+        found.append(
+            "--keep-best, --patience: go by evaluations during the run; add --eval-every N"
+        )
+    if training.warmup and training.warmup >= training.steps and recipe.job == "tune":
+        found.append(explain("--warmup", "takes all of the steps", training.warmup, "lower it"))
+    return found

@@ -14,6 +14,7 @@ from zopeft.recipe.bench_schema import BenchSection, Job
 from zopeft.recipe.data_schema import DataSection
 from zopeft.recipe.fields import named, number
 from zopeft.recipe.meta_schema import MetaSection
+from zopeft.recipe.training_schema import TrainingSection
 
 JOBS = ("tune", "meta-train", "eval", "bench")
 FULL = "full"
@@ -147,39 +148,6 @@ class MethodSection:
     sides: Literal["two", "one"] = "two"
     normalise: bool = False
     options: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class TrainingSection:
-    """How long, in which portions, and what is kept.
-
-    Attributes:
-        steps: Optimizer steps.
-        batch_size: Examples a forward pass.
-        accumulation: Batches a step; their losses are averaged.
-        layout: "packed" has the texts of a batch share rows, and options their prompt, so that
-            no padding and nothing twice is computed; "padded" gives each text a row; "auto"
-            packs where the first batch has the same loss both ways.
-        schedule: Learning rate over the steps.
-        seed: Seed of everything random: batches, directions, adapter.
-        eval_before: Measure the metric before the first step, too.
-        eval_batch_size: Examples a forward pass while measuring.
-        log_steps: A line of metrics (``metrics.jsonl``) every so many steps.
-        save_steps: A checkpoint every so many steps; 0 keeps only the journal.
-        journal: Write the journal, from which the weights can be rebuilt.
-    """
-
-    steps: int = number(1000, least=1)
-    batch_size: int = number(16, least=1)
-    accumulation: int = number(1, least=1)
-    layout: Literal["auto", "packed", "padded"] = "auto"
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    seed: int = number(0, least=0)
-    eval_before: bool = True
-    eval_batch_size: int = number(16, least=1)
-    log_steps: int = number(10, least=1)
-    save_steps: int = number(0, least=0)
-    journal: bool = True
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ def settings_of(
     """
     settings: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
     settings["schedule"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-    if settings["schedule"] != "constant":
+    if settings["schedule"] not in ("constant", "constant_with_warmup"):
         settings["max_steps"] = max_steps
+    settings["warmup"] = args.get_warmup_steps(max_steps)
     if examples is not None:
         settings["examples"] = examples
     settings["eps"] = method.eps
