@@ -144,7 +144,7 @@ def test_input_that_is_wrong_leaves_the_record_of_a_run_that_was_to_go_on(
 @pytest.mark.parametrize(
     ("words", "place", "told"),
     [
-        (("eval", *SST2, "--out", "OUT"), "zopeft.jobs.evaluate.load_base", "nothing was"),
+        (("eval", *SST2, "--out", "OUT"), "zopeft.jobs.served.load_base", "nothing was"),
         (("meta-train", *SST2, "--out", "OUT"), "zopeft.jobs.meta_train.load_base", "nothing"),
         (("demo", "--out", "OUT"), "zopeft.jobs.demo.meta_train", "no result; to start again"),
         (("bench", *SST2, "--out", "OUT"), "zopeft.jobs.bench.bench.hold_all", "no runs are kept"),

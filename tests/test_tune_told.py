@@ -102,7 +102,7 @@ def test_a_line_is_kept_once_and_numbers_that_are_not_finite_are_null(tmp_path):
     again = Metrics(tmp_path, resume=True)
     assert again.seconds == 5.0
     again.keep(4)
-    assert again.evaluation(4)["eval_loss"] == 3.0
+    assert again.scores(4)["loss"] == 3.0
     assert [line["step"] for line in lines_of(tmp_path)] == [4, 4]
     Metrics(tmp_path)
     assert lines_of(tmp_path) == []
