@@ -15,6 +15,7 @@ from rich.table import Table
 from rows import RESULTS
 
 KEYS = {
+    "batches": ("hardware", "threads", "model", "task", "loss", "space", "dtype", "build", "case"),
     "convergence": ("hardware", "model", "task", "part", "case", "steps", "lr", "seed"),
     "gpu": ("hardware", "model", "space", "dtype", "case"),
     "learning": ("hardware", "task", "space", "seed"),
@@ -26,6 +27,7 @@ KEYS = {
     "step_time": ("hardware", "threads", "model", "space", "dtype", "case"),
 }
 VALUES = {
+    "batches": ("value", "ratio", "tokens", "tokens_ratio", "clock", "commit"),
     "convergence": ("loss_before", "loss_after", "loss_of_run", "drift", "commit"),
     "gpu": (
         "elements",
