@@ -89,6 +89,7 @@ def test_every_setting_of_the_method_reaches_a_tuning_run(request_of, tmp_path):
     body = Bodies().get(told, 1)
     prepared = dataclasses.make_dataclass("Prepared", ["blocks", "method"])(body.blocks, "mezo")
     args = _arguments(told.recipe, tmp_path, prepared)
+    args.layout = "padded"  # Nothing here collates a batch to be tried out.
     trainer = ZOTrainer(body.blocks.model, args, train_dataset=body.train, blocks=body.blocks)
     trainer.args.learning_rate = 1e-3
     method = trainer.create_optimizer()
