@@ -15,25 +15,19 @@ experts: all others are taken to be read by every step.
 from __future__ import annotations
 
 import re
-import sys
-from bisect import bisect_right
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from zopeft.blocks import Block, Blocks
-from zopeft.blocks.memory import extent
 from zopeft.blocks.scales import ScaleHolder
+from zopeft.engine.touches import Fetches, Touches, in_compiled, uncompiled
 
 EXPERT = re.compile(r"(^|\.)experts\.[^.]*\d")
 """Where modules lie of which a router chooses a few."""
-SHOWN = 4
-"""Places of unread blocks that a line names."""
 
 
 class Reads:
@@ -142,7 +136,7 @@ class Reads:
                 stack.enter_context(self._fetched(numbers))
                 if touches is not None:
                     # Compiled code neither asks for weights nor shows its operations.
-                    stack.enter_context(_uncompiled())
+                    stack.enter_context(uncompiled())
                     stack.enter_context(self._touched(touches))
                 yield
         finally:
@@ -157,7 +151,7 @@ class Reads:
     @contextmanager
     def own(self, numbers: frozenset[int]) -> Iterator[None]:
         """Says that a module's own forward runs inside, which may read these blocks."""
-        self.compiled = self.compiled or _in_compiled()
+        self.compiled = self.compiled or in_compiled()
         self._own.append(numbers)
         self.latest |= numbers
         try:
@@ -203,135 +197,15 @@ class Reads:
             self.touching = False
 
     def _touch(self, numbers: frozenset[int], used: bool) -> None:
-        self.compiled = self.compiled or _in_compiled()
+        self.compiled = self.compiled or in_compiled()
         self.latest |= numbers
         if used and not any(numbers <= own for own in self._own):
             self.outside |= numbers
-
-
-class Fetches(dict[str, Any]):
-    """A module's parameters that note which of them are asked for.
-
-    Args:
-        plain: The parameters.
-        numbers: Indices of the blocks of each name.
-        seen: Where they are noted.
-    """
-
-    def __init__(self, plain: dict[str, Any], numbers: dict[str, set[int]], seen: set[int]) -> None:
-        super().__init__(plain)
-        self.numbers, self.seen = numbers, seen
-
-    def __getitem__(self, leaf: str) -> Any:
-        self.seen |= self.numbers.get(leaf, set())
-        return super().__getitem__(leaf)
-
-
-class Touches(TorchFunctionMode):
-    """Tells which blocks' memory the operations inside are given.
-
-    Args:
-        blocks: The blocks.
-        note: Called with the blocks' indices, and whether a result holds more than a view.
-    """
-
-    def __init__(
-        self, blocks: Iterable[Block], note: Callable[[frozenset[int], bool], None]
-    ) -> None:
-        super().__init__()
-        found: dict[tuple[int, int], set[int]] = {}
-        for number, block in enumerate(blocks):
-            place = extent(block.parameter)
-            if place is not None:
-                found.setdefault((place.first, place.last), set()).add(number)
-        self._spans = sorted((*span, frozenset(numbers)) for span, numbers in found.items())
-        self._firsts = [first for first, _, _ in self._spans]
-        self._note = note
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if getattr(func, "__name__", "") == "__get__":
-            return result
-        for numbers in {n for tensor in _tensors((args, kwargs)) if (n := self._find(tensor))}:
-            made = [self._find(tensor) for tensor in _tensors(result)]
-            self._note(numbers, any(other != numbers for other in made))
-        return result
-
-    def _find(self, tensor: Tensor) -> frozenset[int] | None:
-        try:
-            address = 0 if tensor.is_meta else tensor.data_ptr()
-        except RuntimeError:
-            return None
-        at = bisect_right(self._firsts, address) - 1
-        if at < 0 or address >= self._spans[at][1]:
-            return None
-        return self._spans[at][2]
-
-
-def unread_line(blocks: Sequence[Block], unread: Iterable[int]) -> str:
-    """Returns one line on blocks that are left alone, and where they are.
-
-    Args:
-        blocks: All blocks, [N].
-        unread: Indices of those that the first step has not read.
-    """
-    missed = set(unread)
-    read = {part for i, block in enumerate(blocks) if i not in missed for part in _parts(block)}
-    places = Counter(_place(blocks[index], read) for index in sorted(missed))
-    elements = sum(blocks[index].numel for index in missed)
-    shown = ", ".join(f"{count} in {place}" for place, count in places.most_common(SHOWN))
-    more = f" and {len(places) - SHOWN} other places" if len(places) > SHOWN else ""
-    return (
-        f"{len(missed)} of {len(blocks)} blocks ({elements:,} elements) are read by no forward "
-        f"pass and left alone: {shown}{more}"
-    )
-
-
-def _parts(block: Block) -> list[str]:
-    """The names of all modules around a block in the bare model, the outermost first."""
-    names = block.key.split(".")
-    return [".".join(names[:end]) for end in range(1, len(names) + 1)]
-
-
-def _place(block: Block, read: set[str]) -> str:
-    """The outermost module around a block in which nothing is read; numbers as ``*``."""
-    outermost = next((part for part in _parts(block) if part not in read), block.key)
-    return re.sub(r"(?<=\.)\d+(?=\.|$)", "*", outermost)
 
 
 def _noting(seen: set[int], number: int) -> Callable[..., None]:
     return lambda *_: seen.add(number)
 
 
-def _in_compiled() -> bool:
-    """Whether a function that ``torch.compile`` has made is being run; also uncompiled."""
-    frame = sys._getframe() if "torch._dynamo" in sys.modules else None
-    while frame is not None:
-        code = frame.f_code
-        if code.co_name == "compile_wrapper" and "_dynamo" in code.co_filename:
-            return True
-        frame = frame.f_back
-    return False
-
-
-def _uncompiled() -> AbstractContextManager[Any]:
-    if "torch._dynamo" not in sys.modules:
-        return nullcontext()
-    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
-    return stance
-
-
 def _pattern(block: Block) -> str:
     return re.sub(r"\d+", "*", block.name)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(list(value.values()))

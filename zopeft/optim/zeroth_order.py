@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zopeft.blocks import Blocks
 from zopeft.engine import Shape
-from zopeft.engine.reads import unread_line
+from zopeft.engine.unread import unread_line
 from zopeft.noise import step_seed
 from zopeft.optim.arguments import check_arguments, check_fit, group_of
 from zopeft.optim.bad_steps import BadSteps
