@@ -15,6 +15,7 @@ from torch import Tensor, uint8
 
 from zopeft.errors import input_error
 from zopeft.optim.options import options_of
+from zopeft.optim.zeroth_order import ZerothOrder
 
 FORMAT_VERSION = 1
 COMPARED = (
@@ -185,7 +186,7 @@ class JournalHeader:
         return [f"block {new[0]} {list(new[1])} instead of {old[0]} {list(old[1])}"]
 
 
-def header_of(optimizer: Any, **fields: Any) -> JournalHeader:
+def header_of(optimizer: ZerothOrder, **fields: Any) -> JournalHeader:
     """Returns the header of a run with a zeroth-order optimizer.
 
     Args:

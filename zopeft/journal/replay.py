@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
+from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.journal.header import header_of
 from zopeft.journal.journal import Journal
 from zopeft.journal.start import fingerprint, load_start
+from zopeft.optim.zeroth_order import ZerothOrder
 
 
-def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = None) -> int:
+def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | None = None) -> int:
     """Replays a journal into an optimizer's blocks: the weights are those of the run.
 
     An optimizer that has made no step begins at the run's start: an adapter gets its
@@ -59,7 +60,7 @@ def rebuild(journal: str | Path | Journal, optimizer: Any, until: int | None = N
     return int(optimizer.steps)
 
 
-def to_start(journal: Journal, blocks: Any) -> None:
+def to_start(journal: Journal, blocks: Blocks) -> None:
     """Brings blocks to where a journal starts.
 
     Args:

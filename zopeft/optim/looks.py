@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.engine.vector import HERE, Vector
+from zopeft.probing.closure import Closure
 from zopeft.probing.groups import Group, run_groups
 
 if TYPE_CHECKING:
@@ -36,16 +37,24 @@ class Tangent(tuple):
         return super().__new__(cls, (vector, 0.0))
 
 
+class Watch(Protocol):
+    """What looks at a model while it runs."""
+
+    def watching(self) -> AbstractContextManager[Any]:
+        """Watches the forward passes inside."""
+        ...
+
+
 class Watched(tuple):
     """The probe at the weights themselves, run alone, with something watching the model.
 
     Attributes:
-        watch: What has ``watching()``; None where nothing is to be seen.
+        watch: What watches; None where nothing is to be seen.
     """
 
-    watch: Any
+    watch: Watch | None
 
-    def __new__(cls, watch: Any) -> Watched:
+    def __new__(cls, watch: Watch | None) -> Watched:
         """Returns the probe."""
         made = super().__new__(cls, HERE)
         made.watch = watch
@@ -58,7 +67,7 @@ def counts(probe: Probe) -> bool:
 
 
 def run_looks(
-    engine: Engine, probing: Probing, probes: Sequence[Probe], closure: Any
+    engine: Engine, probing: Probing, probes: Sequence[Probe], closure: Closure
 ) -> tuple[Tensor, int]:
     """Runs probes; some kinds of looks in forwards of their own.
 

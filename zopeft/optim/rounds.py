@@ -13,8 +13,9 @@ from zopeft.errors import InputError, input_error
 from zopeft.optim.looks import Aside, counts, run_looks
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.writes import Write
+from zopeft.probing.closure import Closure
 
-Runner = Callable[[Sequence[Probe], Any], tuple[Tensor, int]]
+Runner = Callable[[Sequence[Probe], Closure], tuple[Tensor, int]]
 """From probes and closure to losses [P] and the number of forward passes."""
 
 
@@ -38,7 +39,7 @@ class Rounds:
         self.step, self.plan, self.run = step, plan, run
         self.asked: list[float] = []
         self.forward_passes = 0
-        self._closures: list[Any] = []
+        self._closures: list[Closure] = []
         self._sums: list[float] = []
         self.probes: list[Probe] = []
         self._ask(next(plan))
@@ -50,7 +51,7 @@ class Rounds:
         self.probes = list(probes)
         self._sums = [0.0] * len(self.probes)
 
-    def add(self, closure: Any) -> Tensor:
+    def add(self, closure: Closure) -> Tensor:
         """Runs the first round for a micro-batch; returns its losses, fp32 [P]."""
         self._closures.append(closure)
         return self._run(closure)
@@ -81,7 +82,7 @@ class Rounds:
             return None
         return self._sums[0] / len(self._closures)
 
-    def _run(self, closure: Any) -> Tensor:
+    def _run(self, closure: Closure) -> Tensor:
         losses, passes = self.run(self.probes, closure)
         self.forward_passes += passes
         self._sums = [a + b for a, b in zip(self._sums, losses.tolist(), strict=True)]
@@ -136,7 +137,7 @@ def begun(step: Step) -> Rounds:
     method = step.method
     method.kept.begin(step.blocks)
 
-    def run(probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
+    def run(probes: Sequence[Probe], closure: Closure) -> tuple[Tensor, int]:
         return run_looks(method.engine, method.probing, probes, closure)
 
     return Rounds(step, method.plan(step), run)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Self
 
 import torch
@@ -37,9 +37,9 @@ from zopeft.optim.state import State
 from zopeft.optim.step import Step
 from zopeft.optim.writing import write_step
 from zopeft.probing.batch_loss import runs_compiled
+from zopeft.probing.closure import Closure
 from zopeft.probing.probing import Probing
 
-Closure = Callable[[], Tensor]
 AUTO_CLIP = 2.0
 """Clipping that goes with lr="auto": the tails of the projected gradient are long."""
 

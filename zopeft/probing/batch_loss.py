@@ -10,6 +10,7 @@ from torch import Tensor
 from zopeft.blocks.bare import COMPILED
 from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import input_error
+from zopeft.probing.closure import Closure
 from zopeft.probing.model_loss import ModelLoss
 from zopeft.probing.packed import LAYOUT, PADDED, laid_out
 from zopeft.probing.trial import known_choice
@@ -115,7 +116,7 @@ class BatchLoss:
         return losses
 
 
-def runs_compiled(closure: Any) -> bool:
+def runs_compiled(closure: Closure) -> bool:
     """Says whether a closure is known to run a compiled model, its attribute ``model``."""
     model = getattr(closure, "model", None)
     return hasattr(model, COMPILED) or getattr(model, "_compiled_call_impl", None) is not None

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from zopeft.engine.carrier import UnstackableError
-from zopeft.engine.direction import Probe
 from zopeft.engine.vector import Vector
 from zopeft.errors import input_error
+from zopeft.probing.closure import Closure, GroupedClosure, groupable
 from zopeft.probing.probing import Probing
 
 logger = logging.getLogger(__name__)
@@ -39,7 +39,7 @@ class Group(tuple):
         return made
 
 
-def run_groups(probing: Probing, probes: Sequence[Group], closure: Any) -> tuple[Tensor, int]:
+def run_groups(probing: Probing, probes: Sequence[Group], closure: Closure) -> tuple[Tensor, int]:
     """Runs probes of groups: a forward over the batch for each K of them, where that goes.
 
     Otherwise each group's rows run by themselves, which is as many rows in more forwards.
@@ -55,7 +55,8 @@ def run_groups(probing: Probing, probes: Sequence[Group], closure: Any) -> tuple
     Raises:
         InputError: The closure gives no losses of single examples.
     """
-    if not hasattr(closure, "grouped"):
+    own = groupable(closure)
+    if own is None:
         raise input_error(
             "closure",
             "gives no losses of single examples, which the method needs",
@@ -66,19 +67,19 @@ def run_groups(probing: Probing, probes: Sequence[Group], closure: Any) -> tuple
     sides = [probes[first : first + count] for first in range(0, len(probes), count)]
     if probing.groups_together:
         try:
-            return torch.cat([_together(probing, side, closure) for side in sides]), len(sides)
+            return torch.cat([_together(probing, side, own) for side in sides]), len(sides)
         except UnstackableError as error:
             probing.groups_together = not error.always
             logger.info("groups run apart: %s", error)
     columns = []
     for number in range(count):
-        own: list[Probe] = [side[number] for side in sides]
-        found, _ = probing.apart(own, lambda number=number: closure.grouped(count, number))
+        found, _ = probing.apart(
+            [side[number] for side in sides], partial(own.grouped, count, number)
+        )
         columns.append(torch.stack(found))
     return torch.stack(columns, 1).flatten(), len(sides)
 
 
-def _together(probing: Probing, side: Sequence[Group], closure: Any) -> Tensor:
+def _together(probing: Probing, side: Sequence[Group], closure: GroupedClosure) -> Tensor:
     with probing.stacking.shown(side):
-        losses: Tensor = closure.grouped(len(side), None).detach().float()
-    return losses
+        return closure.grouped(len(side), None).detach().float()

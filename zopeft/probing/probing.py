@@ -16,6 +16,7 @@ from zopeft.engine import Engine
 from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
+from zopeft.probing.closure import Closure, StackedClosure, stackable
 from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import QUANTISED, SIXTEEN, ProbeNoise, measure_noise
 from zopeft.probing.sharing import SharedLayers, shared_layers
@@ -84,7 +85,7 @@ class Probing:
         self.noise: ProbeNoise | None = None
         self.steps_planned = 0
 
-    def run(self, probes: Sequence[Probe], closure: Any) -> tuple[Tensor, int]:
+    def run(self, probes: Sequence[Probe], closure: Closure) -> tuple[Tensor, int]:
         """Runs the probes of a step.
 
         Args:
@@ -95,9 +96,18 @@ class Probing:
             fp32 [P], the losses; and the number of forward passes, a stacked one counting as
             many times as it has copies of the batch.
         """
+        together = stackable(closure) if self.stacks(closure, self._sharing_of(probes)) else None
+        losses = [] if together is None else self._together(probes, together)
+        stacked = len(losses)
+        if stacked == len(probes):
+            return torch.stack(losses), stacked
+        apart, count = self.apart(probes[stacked:], closure)
+        return torch.stack([*losses, *apart]), stacked + count
+
+    def _together(self, probes: Sequence[Probe], closure: StackedClosure) -> list[Tensor]:
+        """Runs probes in as few forwards as may be; returns the losses of those that ran so."""
         losses: list[Tensor] = []
-        sharing = self._sharing_of(probes)
-        for part in self._parts(probes, closure, sharing):
+        for part in self._parts(probes, closure):
             try:
                 with self.stacking.shown(part):
                     found = closure.stacked(len(part)).detach().float()
@@ -106,14 +116,10 @@ class Probing:
                 self._refused = error.always
                 logger.info("probes run apart: %s", error)
                 break
-        stacked = len(losses)
-        if stacked == len(probes):
-            return torch.stack(losses), stacked
-        apart, count = self.apart(probes[stacked:], closure)
-        return torch.stack([*losses, *apart]), stacked + count
+        return losses
 
     def look_for_noise(
-        self, closure: Any, scales: Tensor | None, eps: float, seed: int, one_sided: bool
+        self, closure: Closure, scales: Tensor | None, eps: float, seed: int, one_sided: bool
     ) -> int:
         """Measures what of the probes is rounding, and tells the user where it is much.
 
@@ -145,12 +151,8 @@ class Probing:
             self._sharings[touched] = shared_layers(self.engine.blocks, touched)
         return self._sharings[touched]
 
-    def _parts(
-        self, probes: Sequence[Probe], closure: Any, sharing: SharedLayers | None
-    ) -> list[Sequence[Probe]]:
-        """Shares the probes out to forwards, about as many to each; none where none is stacked."""
-        if not self.stacks(closure, sharing):
-            return []
+    def _parts(self, probes: Sequence[Probe], closure: StackedClosure) -> list[Sequence[Probe]]:
+        """Shares the probes out to forwards, about as many to each."""
         most = len(probes)
         if self.probes != "stacked":
             most = 2 * self.most_tokens // int(closure.tokens)
@@ -158,7 +160,7 @@ class Probing:
         cuts = [round(part * len(probes) / count) for part in range(count + 1)]
         return [probes[first:last] for first, last in pairwise(cuts)]
 
-    def stacks(self, closure: Any, sharing: SharedLayers | None = None) -> bool:
+    def stacks(self, closure: Closure, sharing: SharedLayers | None = None) -> bool:
         """Whether a closure's probes are to be stacked.
 
         Args:
@@ -174,7 +176,7 @@ class Probing:
             return False
         return 0 < int(getattr(closure, "tokens", 0)) <= self.most_tokens
 
-    def apart(self, probes: Sequence[Probe], closure: Any) -> tuple[list[Tensor], int]:
+    def apart(self, probes: Sequence[Probe], closure: Closure) -> tuple[list[Tensor], int]:
         """Runs each probe in a forward of its own; see `run`."""
         sharing, count = self._sharing_of(probes), 0
         losses: list[Tensor] = []
