@@ -11,7 +11,7 @@ from zopeft.optim.learning_rate import DIRECTIONS
 from zopeft.optim.rate import EARLY, LOOK_EARLY, LOOK_LATE
 
 if TYPE_CHECKING:
-    from zopeft.jobs.tune import Prepared
+    from zopeft.jobs.prepared import Prepared
     from zopeft.probing.trial import Choice
     from zopeft.recipe.schema import Recipe
 

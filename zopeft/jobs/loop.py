@@ -16,6 +16,7 @@ from zopeft.jobs.beginning import layout_line
 from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.following import Follower
 from zopeft.jobs.metrics import Metrics
+from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener
 from zopeft.jobs.validating import Validation
 from zopeft.models.quiet import quiet
@@ -87,7 +88,7 @@ class FollowedTrainer(ZOTrainer):
 def run_steps(
     recipe: Recipe,
     out: Path,
-    prepared: Any,
+    prepared: Prepared,
     metrics: Metrics,
     resume: bool,
     listener: Listener,
@@ -97,7 +98,7 @@ def run_steps(
     Args:
         recipe: Its settings.
         out: Its folder, for journal and checkpoints.
-        prepared: Its objects, see `zopeft.jobs.tune.Prepared`.
+        prepared: Its objects, made before.
         metrics: Takes what is measured as it goes.
         resume: Whether the run in `out` is continued.
         listener: Called after each step.
@@ -192,7 +193,7 @@ def journaled_losses(out: Path) -> dict[int, float]:
     return {r.step + 1: r.loss for r in records}
 
 
-def _arguments(recipe: Recipe, out: Path, prepared: Any) -> ZOTrainingArguments:
+def _arguments(recipe: Recipe, out: Path, prepared: Prepared) -> ZOTrainingArguments:
     """Returns the trainer's arguments."""
     training, method = recipe.training, recipe.method
     device = device_of(prepared.blocks.model)

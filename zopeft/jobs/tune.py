@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import RunError
@@ -25,6 +24,7 @@ from zopeft.jobs.evaluate import measure
 from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept, steps_of
 from zopeft.jobs.metrics import Metrics
+from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.trackers import check_tracker
 from zopeft.recipe.schema import Recipe
@@ -32,38 +32,7 @@ from zopeft.report.plot import plot_losses
 from zopeft.report.summary import ends, hardware, peak_bytes, versions
 
 if TYPE_CHECKING:
-    from zopeft.blocks import Blocks
-    from zopeft.models import ModelSource
     from zopeft.tasks import Task
-    from zopeft.tasks.counts import Counts
-    from zopeft.tasks.rows import Rows
-
-
-@dataclass
-class Prepared:
-    """Everything a run needs, made before its folder is touched.
-
-    Attributes:
-        blocks: What is trained; ``blocks.model`` is the model.
-        tokenizer: The model's tokenizer.
-        source: Where the model came from.
-        task: The task.
-        train: The encoded training examples.
-        validation: The validation rows.
-        counts: What the rows of "train" and "validation" come to.
-        finetuner: The fine-tuner, or None.
-        method: Name of the optimizer.
-    """
-
-    blocks: Blocks
-    tokenizer: Any
-    source: ModelSource
-    task: Any
-    train: Any
-    validation: Rows
-    counts: dict[str, Counts]
-    finetuner: Any
-    method: str
 
 
 def tune(
