@@ -15,7 +15,7 @@ from transformers.modeling_flash_attention_utils import _is_packed_sequence, _pr
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import zopeft
-from zopeft.engine.copies import UnstackableError
+from zopeft.engine.carrier import UnstackableError
 from zopeft.probing.packed import LAYOUT, with_layout
 from zopeft.probing.trial import Choice, choose
 from zopeft.tasks import task_loss
