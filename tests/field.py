@@ -7,7 +7,9 @@ import torch
 import zopeft
 from zopeft.methods import METHODS
 
-FIELD = [name for name in METHODS if METHODS[name].order == 0]
+ENTRIES = [name for name in METHODS if METHODS[name].order == 0]
+FIELD = [name for name in ENTRIES if "full" in METHODS[name].spaces]
+"""Those that can serve a plain model."""
 
 
 def extras(name, blocks):

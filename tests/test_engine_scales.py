@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import zopeft
 from zopeft.engine import Direction, Engine
 from zopeft.errors import InputError, RunError
+from zopeft.methods import METHODS
 
 bitsandbytes = pytest.importorskip("bitsandbytes")
 
@@ -267,3 +268,19 @@ def test_layers_of_other_packages_by_their_attributes(kind, dtype):
     # Far below the spacing of 16-bit numbers, and still it moves.
     assert not torch.equal(scale, before)
     torch.testing.assert_close(scale.float(), before.float(), rtol=0.05, atol=0)
+
+
+def test_qzo_is_mezo_on_the_scales_and_nothing_else(folder):
+    ends = []
+    for name, options in (("mezo", {"clip": 2.0}), ("qzo", {})):
+        model = load(folder, "nf4")
+        blocks = zopeft.discover(model, space="scales")
+        before = bits(blocks)
+        method = METHODS[name](blocks, lr=1e-4, seed=1, **options)
+        for _ in range(3):
+            method.step(lambda m=model: loss(m))
+        assert not same(blocks, before)
+        ends.append(bits(blocks))
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
+    with pytest.raises(InputError, match="QZO: cannot serve these weights, got 'full'"):
+        METHODS["qzo"](zopeft.discover(torch.nn.Linear(3, 3)), lr=1e-3)

@@ -264,3 +264,10 @@ def test_a_resolved_recipe_is_a_recipe(tmp_path):
     again = load_recipe("tune", str(file))
     assert again == made
     assert isinstance(again, Recipe)
+
+
+def test_a_method_that_serves_one_space_alone_trains_it_where_nothing_is_said():
+    assert load_recipe("tune", overrides=["method.name=qzo"]).peft.name == "scales"
+    assert load_recipe("tune", overrides=["method.name=hizoo", "method.lr=1"]).peft.name == "lora"
+    line = problem("tune", overrides=["method.name=qzo", "peft.name=full"])
+    assert line == "--method: qzo cannot serve full; choose another method or other weights"

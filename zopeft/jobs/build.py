@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from zopeft.tasks.rows import Rows
 
 BIASES = r"(^|\.)bias$"
+START_ROWS = 16
+"""Training rows whose activations an adapter is started from."""
 EMBEDDED_NOTE = "no MODEL given: using the embedded model (small, made for trying things out)"
 
 
@@ -81,6 +83,27 @@ def wrap(recipe: Recipe, model: Any) -> Blocks:
 
     tuned = attach(model, str(section.name), section.options, recipe.training.seed)
     return discover(tuned, "adapter", section.select)
+
+
+def start_adapter(recipe: Recipe, model: Any, train: Any, collate: Any) -> None:
+    """Starts a LoRA from the activations of the first training rows, where the recipe says so.
+
+    Args:
+        recipe: The recipe.
+        model: The model with its new adapter.
+        train: The encoded training examples.
+        collate: Makes batches of them.
+    """
+    if recipe.peft.options.get("start") != "activations":
+        return
+    from zopeft.blocks.offloaded import device_of
+    from zopeft.models.activations import start_from_activations
+
+    count, device = min(START_ROWS, len(train)), device_of(model)
+    parts = [range(first, min(first + 4, count)) for first in range(0, count, 4)]
+    batches = (collate([train[row] for row in part]) for part in parts)
+    moved = ({n: v.to(device) for n, v in batch.items()} for batch in batches)
+    start_from_activations(model, moved, recipe.training.seed)
 
 
 def load_task(name: str | None, loss: Literal["answer", "choice"] | None = None) -> Any:

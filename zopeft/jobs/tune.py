@@ -14,6 +14,7 @@ from zopeft.jobs.build import (
     method_name,
     model_label,
     on_embedded,
+    start_adapter,
     task_slug,
     wrap,
 )
@@ -133,7 +134,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     Raises:
         InputError: Something that the recipe names cannot be used.
     """
-    from zopeft.tasks import TaskDataset
+    from zopeft.tasks import Collator, TaskDataset
     from zopeft.tasks.counts import Counts
     from zopeft.tasks.evaluation import check_rows, fit_length
     from zopeft.tasks.table import table_rows
@@ -150,6 +151,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     length = fit_length(blocks.model, recipe.task.max_length)
     known = table_rows(blocks.model)
     train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
+    start_adapter(recipe, blocks.model, train, Collator(tokenizer, known))
     scored = check_rows(blocks.model, tokenizer, task, validation, length)
     counts = {"train": Counts.of(train, rows), "validation": Counts.of(scored, validation)}
     for line in told(recipe, task, tokenizer, counts["train"], counts["validation"]):

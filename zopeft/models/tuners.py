@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from zopeft.blocks.offloaded import device_of
 from zopeft.errors import input_error, warn
+from zopeft.models.activations import STARTS, start_from_activations
 from zopeft.models.options import build_config
 from zopeft.models.targets import (
     FEED_FORWARD,
@@ -104,10 +106,12 @@ def lora(model: Any, **options: Any) -> PeftModel:
     """LoRA: ``W + (alpha / r) B A`` with B = 0 at the start.
 
     The option ``train`` says which of the two matrices are trained: "AB", or "B" alone
-    beside a fixed random A (LoRA-FA), which halves what a direction has to cover.
+    beside a fixed A (LoRA-FA), which halves what a direction has to cover. ``start`` says what A
+    begins with: "random", or "activations", the directions of the layers' inputs (ZO-Act, see
+    `zopeft.models.activations`): of random tokens, until a run has rows to take them from.
 
     Raises:
-        InputError: ``train`` is something else.
+        InputError: ``train`` or ``start`` is something else.
 
     References:
         LoRA: Low-Rank Adaptation of Large Language Models (Hu et al. 2021), equation 3.
@@ -116,9 +120,11 @@ def lora(model: Any, **options: Any) -> PeftModel:
     """
     from peft import LoraConfig
 
-    train = options.pop("train", "AB")
+    train, start = options.pop("train", "AB"), options.pop("start", "random")
     if train not in ("AB", "B"):
         raise input_error("peft lora", "train must be AB or B", train)
+    if start not in STARTS:
+        raise input_error("peft lora", "start must be random or activations", start)
     defaults: dict[str, Any] = {
         "r": 8,
         "lora_alpha": 16,
@@ -127,6 +133,8 @@ def lora(model: Any, **options: Any) -> PeftModel:
     }
     defaults |= targets_for(model, "lora", options) | _conv1d(model)
     tuned = wrap(model, "lora", build_config("lora", LoraConfig, defaults, options))
+    if start == "activations" and device_of(model).type != "meta":
+        start_from_activations(tuned)
     if train == "B":
         for name, parameter in tuned.named_parameters():
             if ".lora_A." in name or ".lora_embedding_A." in name:

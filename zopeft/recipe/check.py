@@ -17,7 +17,7 @@ from zopeft.recipe.conflicts import conflicts
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.method_options import with_method_options
 from zopeft.recipe.names import unknown
-from zopeft.recipe.schema import FULL, SECTIONS, Recipe
+from zopeft.recipe.schema import FULL, SCALES, SECTIONS, Recipe
 
 _MAPPINGS = ("peft.options", "method.options", "data.columns", "data.template_options")
 """Keys that hold keys of their own; each may be given alone."""
@@ -157,7 +157,8 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
             problems.append(wrong_value)
         else:
             chosen[setting.key] = value
-    chosen.setdefault("peft.name", "lora" if chosen.get("job", "tune") == "tune" else FULL)
+    tunes = chosen.get("job", "tune") == "tune"
+    chosen.setdefault("peft.name", _usual_peft(chosen) if tunes else FULL)
     if chosen.get("job", "tune") in ("tune", "eval") and _own(chosen):
         # MeZO's thousand examples are a habit of benchmarks; people's own rows all count.
         chosen.setdefault("task.train_examples", None)
@@ -176,6 +177,16 @@ def _own(chosen: Mapping[str, Any]) -> bool:
     if name is None:
         return chosen.get("task.data") is not None
     return str(name).endswith((".yaml", ".yml"))
+
+
+def _usual_peft(chosen: Mapping[str, Any]) -> str:
+    """Returns what a run trains that does not say: LoRA, or the one thing its method can serve."""
+    name = chosen.get("method.name")
+    if name is None:
+        return "lora"
+    from zopeft.methods import METHODS
+
+    return SCALES if getattr(METHODS[name], "spaces", ()) == (SCALES,) else "lora"
 
 
 def _option(key: str) -> tuple[str, str]:

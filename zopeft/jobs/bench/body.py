@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zopeft.jobs.bench.cells import Cell
-from zopeft.jobs.build import load_base, load_rows, load_task, on_embedded, wrap
+from zopeft.jobs.build import load_base, load_rows, load_task, on_embedded, start_adapter, wrap
 from zopeft.jobs.progress import ignore
 from zopeft.models.quiet import quiet
 from zopeft.recipe.schema import BARE, Recipe
@@ -66,6 +66,9 @@ class Bodies:
         Raises:
             InputError: The model, the adapter or the data cannot be used.
         """
+        from zopeft.tasks import Collator
+        from zopeft.tasks.table import table_rows
+
         recipe = replace(cell.recipe, training=replace(cell.recipe.training, seed=seed))
         blocks, tokenizer, embedded = self._model(recipe)
         key = (cell.model, cell.space, cell.task, cell.digest, seed)
@@ -73,7 +76,10 @@ class Bodies:
             # One model's data at a time; a seed's rows are wanted again by every entry.
             self._data = {k: v for k, v in self._data.items() if k[:4] == key[:4]}
             self._data[key] = _data(recipe, blocks, tokenizer, embedded)
-        return Body(blocks, tokenizer, *self._data[key])
+        body = Body(blocks, tokenizer, *self._data[key])
+        collate = Collator(tokenizer, table_rows(blocks.model))
+        start_adapter(recipe, blocks.model, body.train, collate)
+        return body
 
     def _model(self, recipe: Recipe) -> tuple[Blocks, Any, bool]:
         """Returns blocks at their start, tokenizer and whether the model is the embedded one."""
