@@ -13,12 +13,59 @@ if not os.path.exists("/dev/nvidiactl"):
 
 import gc
 import json
+import subprocess
 import sys
+import tempfile
+import time
 from pathlib import Path
 
 import pytest
 
 FROZEN = pytest.StashKey[int]()
+COMPILED = pytest.StashKey[tempfile.TemporaryDirectory]()
+COMPILING = pytest.StashKey[subprocess.Popen]()
+KERNELS = "zopeft.kernels.numba_kernels"
+COMPILE = f"""
+import pathlib, sys
+try:
+    import {KERNELS}
+finally:
+    pathlib.Path(sys.argv[1]).touch()
+"""
+
+
+class Waiting:
+    """Holds up whoever imports the compiled kernels until one process has compiled them."""
+
+    def __init__(self, done):
+        self.done = Path(done)
+
+    def find_spec(self, name, path=None, target=None):
+        end = time.monotonic() + 120
+        while name == KERNELS and not self.done.exists() and time.monotonic() < end:
+            time.sleep(0.05)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node):
+    """Has the kernels compiled once for all workers, while they import and collect."""
+    shared = node.config.stash
+    if COMPILED not in shared:
+        shared[COMPILED] = tempfile.TemporaryDirectory()
+        words = [sys.executable, "-c", COMPILE, f"{shared[COMPILED].name}/done"]
+        shared[COMPILING] = subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    node.workerinput["compiled"] = f"{shared[COMPILED].name}/done"
+
+
+def pytest_configure(config):
+    if hasattr(config, "workerinput"):
+        sys.meta_path.insert(0, Waiting(config.workerinput["compiled"]))
+
+
+def pytest_unconfigure(config):
+    if COMPILED in config.stash:
+        config.stash[COMPILING].wait()
+        config.stash[COMPILED].cleanup()
 
 
 def pytest_runtest_setup(item):
