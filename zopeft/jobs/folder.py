@@ -125,6 +125,11 @@ class Folder:
         what = f"the folder holds a run of zopeft {job} that {end}"
         return input_error("--out", what, where, f"{again(job, self.path)}; or {do}")
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes."""
+        return self._leads
+
     def begin(self, state: Mapping[str, Any]) -> None:
         """Clears the folder, where it is to be, and writes the run's first record.
 

@@ -95,6 +95,9 @@ def _kind(path: Path, folder: str) -> str:
         from zopeft.models.checkpoint import read_json
 
         status = read_json(path / RECORD).get("status", "done")
+        if status == "diverged":
+            do = "tune again with a lower --lr"
+            raise input_error("FOLDER", "its run diverged, and is not worth sharing", folder, do)
         if status != "done":
             raise input_error("FOLDER", "its run has not ended", str(status), "--resume it first")
     return kind

@@ -27,6 +27,7 @@ from zopeft.jobs.kept import Kept, steps_of
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.jobs.result_card import write_card
 from zopeft.jobs.trackers import check_tracker
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
@@ -116,6 +117,8 @@ def _tuned(
         "diverged": wrong,
         "status": "diverged" if wrong else "done",
     }
+    if folder.leads:
+        write_card(folder.path, recipe, prepared.task, prepared.source, summary)
     folder.write(summary)
     return summary
 

@@ -17,7 +17,7 @@ from zopeft.jobs.progress import Listener, Progress
 from zopeft.recipe.schema import Recipe
 
 if TYPE_CHECKING:
-    from zopeft.jobs.tune import Prepared
+    from zopeft.jobs.prepared import Prepared
 
 
 class Validation(TrainerCallback):

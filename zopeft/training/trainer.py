@@ -27,6 +27,7 @@ from zopeft.probing.trial import Choice
 from zopeft.staging import unveil
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.card import correct_card
 from zopeft.training.loading import load_weights
 from zopeft.training.making import finetuner_of, method_of
 from zopeft.training.mode import said_to_train
@@ -355,6 +356,12 @@ class ZOTrainerMixin(Beneath):
     def _load_best_model(self) -> None:
         folder, load = str(self.state.best_model_checkpoint), super()._load_best_model
         load_weights(self.model, self.find_blocks(), folder, load)
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """As the Trainer, with the method in place of the optimizer that it would name."""
+        super().create_model_card(*args, **kwargs)
+        if self.is_world_process_zero():
+            correct_card(Path(str(self.args.output_dir), "README.md"), self.args, self.method)
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """As the Trainer, for all who may read the folder."""
