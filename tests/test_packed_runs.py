@@ -150,3 +150,19 @@ def test_what_cannot_be_packed_is_told_once(tmp_path, caplog):
         trainer(tmp_path / "p", loss=lambda model, batch: None, layout="packed").train()
     with pytest.raises(InputError, match="layout: unknown way of laying out batches, got 'tight'"):
         arguments(tmp_path, layout="tight")
+
+
+def evaluated(out, layout):
+    """The loss of a short run's evaluation, and how many rows it took."""
+    run, rows = trainer(out, layout=layout, max_steps=1, learning_rate=0.0), []
+    run.train()
+    run.model.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    return run.evaluate(Examples())["eval_loss"], sum(rows)
+
+
+def test_what_is_evaluated_is_packed_like_what_is_trained(tmp_path):
+    packed, padded = (evaluated(tmp_path / layout, layout) for layout in ("auto", "padded"))
+    assert packed[0] == pytest.approx(padded[0], rel=1e-5)
+    assert packed[1] < padded[1]

@@ -22,7 +22,7 @@ from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
 from zopeft.optim.shown_rate import guard
-from zopeft.probing.packed import PADDED
+from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
 from zopeft.staging import unveil
 from zopeft.training import checkpoints
@@ -304,11 +304,13 @@ class ZOTrainerMixin(Beneath):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
-        """Evaluates a batch with the loss that is trained."""
+        """Evaluates a batch with the loss that is trained, laid out as the run's batches are."""
         if self.loss_function is None:
             return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        prepared = self._prepare_inputs(inputs)
+        batch = dict(laid_out(model, prepared, self.loss_function, self.layout.way))
         with torch.no_grad(), self.accelerator.autocast():
-            loss = self.loss_function(model, self._prepare_inputs(inputs))
+            loss = self.loss_function(model, batch)
         return loss.detach().mean(), None, None
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
