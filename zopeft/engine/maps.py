@@ -57,13 +57,14 @@ def map_weights(
                 decay, address = float(decays[index]), elements.blocks[index].address
                 with carrier.edited(index, seed) as weight:
                     for part in elements.parts(index, weight):
-                        own = [part.of(buffer[index]) for buffer in buffers]
-                        new, *kept = function(
-                            index,
-                            part.stored.to(torch.float32, copy=True).mul_(decay),
-                            *(vector.values(part) for vector in vectors),
-                            *(piece.float() for piece in own),
-                        )
+                        own = [part.of(buffer[index]).float() for buffer in buffers]
+                        # Vectors may be functions of the weights as they are.
+                        values = [vector.values(part) for vector in vectors]
+                        # Weights in fp32 are changed where they lie, as state is.
+                        shown = part.stored.float()
+                        if decay != 1.0:
+                            shown.mul_(decay)
+                        new, *kept = function(index, shown, *values, *own)
                         _store(elements, seed, address, part.start, new, part.stored)
                         for buffer, value in zip(buffers, kept, strict=True):
                             part.view(buffer[index]).copy_(value)
@@ -80,7 +81,6 @@ def _map_group(
 ) -> None:
     """Does a map for the blocks of a group at once, whose weights are fp32."""
     bundle = group.bundle(carrier.stored)
-    # Vectors may be functions of the weights as they are, before their decay.
     values = [vector.values(bundle) for vector in vectors]
     own = decays[list(group.indices)]
     even = bool((own == own[0]).all())
