@@ -208,7 +208,7 @@ class FlatBuffer(Carrier):
             terms, shrink = terms_of(directions, coefficients[:, index]), float(decays[index])
             if terms[0][1] != 0.0 or shrink != 1.0:
                 matrix = self.master[place].view(block.shape)
-                update_matrix(self.kernels, self.forms, index, terms, shrink, matrix)
+                update_matrix(self.kernels, self.forms, index, terms, shrink, matrix, False)
         return statistics if layout is self.places.whole else None
 
     def statistics(self) -> Statistics:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -13,6 +15,8 @@ from zopeft.kernels.form import Form, row_numbers
 from zopeft.kernels.plain_layout import Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 
+FEW = 256
+"""Rows of the largest matrix whose table is kept."""
 KINDS = {
     torch.float32: compiled.FLOAT32,
     torch.bfloat16: compiled.BFLOAT16,
@@ -48,9 +52,23 @@ def all_scales(scales: Tensor | None, layout: Layout) -> npt.NDArray[np.float32]
 
 
 def row_table(rows: slice | Tensor, weight: Tensor, address: int) -> Table:
-    """Returns a run a row; its row number stands in the place of a block's index."""
+    """Returns a run a row; its row number stands in the place of a block's index.
+
+    It may be kept, and is not to be changed.
+    """
+    if isinstance(rows, slice) and rows.stop - rows.start <= FEW:
+        return _few_rows(rows.start, rows.stop, weight.shape[1], address)
     chosen = row_numbers(rows, weight.device).numpy()
     table = runs.of_rows(chosen, weight.shape[1], address)
+    table[:, BLOCK] = chosen
+    return table
+
+
+@lru_cache(maxsize=512)
+def _few_rows(start: int, stop: int, width: int, address: int) -> Table:
+    """Does `row_table` for a matrix whose table takes longer to make than its noise."""
+    chosen = np.arange(start, stop)
+    table = runs.of_rows(chosen, width, address)
     table[:, BLOCK] = chosen
     return table
 

@@ -211,8 +211,9 @@ class NumbaKernels(PlainKernels):
         self._run(table, compiled.update_matrix, moments, *arguments, *rates, *place)
         if not measured:
             return None
-        table[:, BLOCK] = 0
-        return arrays.only(moments, table)
+        alike = table.copy()
+        alike[:, BLOCK] = 0
+        return arrays.only(moments, alike)
 
     def statistics(self, weight: Tensor) -> Statistics:
         """See `PlainKernels.statistics`."""
