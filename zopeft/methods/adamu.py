@@ -26,7 +26,7 @@ class AdaMUOptions(Options):
         0.01, "share of the fresh noise in the second moment", least=0.0, most=1.0
     )
     sigma: float = option(1e-8, "what is added to the second moment", above=0.0)
-    warmup: int = option(1024, "steps with alpha and beta1 at 1: plain MeZO", least=0)
+    warmup: int = option(1024, "steps with alpha and beta1 at 1: fresh noise alone", least=0)
     anneal: int = option(0, "steps in which they then go down by a cosine; 0 for at once", least=0)
 
 

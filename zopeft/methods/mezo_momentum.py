@@ -56,6 +56,8 @@ class MeZOMomentum(ZerothOrder):
         """See `ZerothOrder.plan`."""
         gradients = yield from step.gradients()
         beta, mean = self.own.beta, self.own.convention == "ema"
+        if beta == 0.0:
+            return [step.descend(step.directions, gradients)]
         new, correction = (1.0 - beta, 1.0 - beta**step.count) if mean else (1.0, 1.0)
 
         def moved(lr: float, weight: Tensor, estimate: Tensor, momentum: Tensor) -> tuple:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -67,6 +68,9 @@ class SparseMeZO(ZerothOrder):
         return [step.descend(directions, gradients), step.change(threshold=thresholds)]
 
     def _threshold(self, index: int) -> float:
+        if self.own.sparsity == 0.0:
+            # Weights may grow: none is too large.
+            return math.inf
         weight = self.engine.weights(index).reshape(-1)
         sizes = weight[:: max(1, -(-len(weight) // SAMPLE))].abs().float()
         rank = max(1, round((1.0 - self.own.sparsity) * len(sizes)))

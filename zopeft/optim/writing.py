@@ -124,12 +124,15 @@ def _mapped(
     if isinstance(write, Map):
         own = write.function
         return lambda index, *tensors: own(float(lr[index]), *tensors), write.vectors, write.state
-    count = len(write.gradients)
+    # Where it can, the rate goes into the coefficients, as in the kernels: one rounding less.
+    rate = float(lr[0]) if _even(lr) else 1.0
+    factor = rate / len(write.gradients)
     pairs = zip(write.gradients, write.directions, strict=True)
-    total: Vector = Sum(tuple((g / count, vector) for g, vector in pairs))
+    total: Vector = Sum(tuple((-factor * g, vector) for g, vector in pairs))
 
     def descended(index: int, weight: Tensor, step: Tensor) -> tuple[Tensor, ...]:
-        return (weight.sub_(step, alpha=float(lr[index])),)
+        own = float(lr[index])
+        return (weight.add_(step) if own == rate else weight.add_(step, alpha=own),)
 
     return descended, (total,), ()
 
