@@ -32,6 +32,7 @@ from zopeft.engine.flips import flips_of
 from zopeft.engine.layer_forward import LayerForward
 from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
+from zopeft.engine.residents import Residents
 from zopeft.engine.side_path import has_side_path
 from zopeft.engine.swaps import Swaps
 from zopeft.engine.twins import Twins
@@ -69,36 +70,35 @@ class ModuleWeights(Carrier):
         self._twins = Twins(self.indices, self.blocks, elements)
         self._swaps = Swaps(self.blocks, self._twins, offload)
         self._exact = ExactVectors()
-        self._resident: set[nn.Module] = set()
-        self._reached: set[nn.Module] = set()
-        self._settled = False
+        self._residents = Residents(self.indices, self.blocks, self._swaps, offload, reads)
         self._stack: tuple[Sequence[Probe], CopiedBatch] | None = None
 
     @contextmanager
     def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
         self._twins.vector, self._twins.step = direction, step
-        self._reached.clear()
+        self._residents.reached.clear()
         try:
             with self._swaps.everywhere() if self.whole else self._wrapped():
                 yield
         finally:
             self._twins.vector = None
-        if self.reads.latest:
-            self.reads.note(n for module in self._reached for n in self._numbers(module))
+        self._residents.note()
 
     @contextmanager
     def _wrapped(self) -> Iterator[None]:
         """Has each module run with a twin of its weights, for the time of its forward."""
         wrapped: list[tuple[nn.Module, str, Any]] = []
         self._swaps.begin()
-        resident = [place for module in self._resident for place in self._swaps.moved(module)]
+        resident = [
+            place for module in self._residents.modules for place in self._swaps.moved(module)
+        ]
         with self._swaps.swapped(resident):
             try:
                 for module in self._swaps.places:
                     # The first probe looks at which modules run, moved or not.
-                    idle = self._settled and not self._swaps.moved(module)
-                    if idle or module in self._resident:
+                    idle = self._residents.settled and not self._swaps.moved(module)
+                    if idle or module in self._residents.modules:
                         continue
                     slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
                     wrapped.append((module, slot, module.__dict__.get(slot)))
@@ -128,21 +128,17 @@ class ModuleWeights(Carrier):
             )
         self.whole = True
 
-    def _numbers(self, module: nn.Module) -> frozenset[int]:
-        """Indices of the blocks of a module, among all of the engine's."""
-        return frozenset(self.indices[place.number] for place in self._swaps.places[module])
-
     @property
     def settled(self) -> bool:
         """Whether all weights that are read outside of their modules have been found."""
-        return self._settled or self.whole
+        return self._residents.settled or self.whole
 
     @property
     def ungroupable(self) -> str:
         """Why the patterns of a direction (`Flips`) cannot share a forward; "" if they can."""
         if self.whole:
             return "the model is compiled"
-        if self.offload or self._resident:
+        if self.offload or self._residents.modules:
             return "the model's weights are not all where its layers are"
         return ""
 
@@ -190,54 +186,13 @@ class ModuleWeights(Carrier):
                 yield {}
         finally:
             self._stack = None
-        if self._missed():
+        if self._residents.missed():
             raise UnstackableError("weights are read outside of their layer", True)
-        self._settled = True
+        self._residents.settled = True
 
     def settle(self) -> bool:
-        """Checks after a probe that what was read ran through its module's own forward.
-
-        A module whose parameters are read by its parent, instead or as well, gets its
-        scratch weights for the whole of each later probe. Offloaded ones are there in their
-        own forward alone: a module that has not run was not used.
-
-        Returns:
-            True if the probe just done has missed such weights and must be done again.
-
-        Raises:
-            InputError: Something reads the weights themselves, whatever its module holds.
-        """
-        if self.whole:
-            return False
-        missed = self._missed()
-        if not self._settled:
-            self._refuse_references()
-        self._settled = self._settled or not missed
-        self._resident |= missed
-        return bool(missed)
-
-    def _missed(self) -> set[nn.Module]:
-        """Returns the modules whose weights the latest probe has read unperturbed."""
-        read, outside = self.reads.latest, self.reads.outside
-        if not read:
-            return set()
-        found = set()
-        for module in self._swaps.places.keys() - self._resident:
-            numbers = self._numbers(module)
-            if (module not in self._reached and numbers & read) or numbers & outside:
-                found.add(module)
-        return self.offload.always_there(found)
-
-    def _refuse_references(self) -> None:
-        for module in self._resident:
-            for place in self._swaps.places[module]:
-                if self.indices[place.number] in self.reads.outside:
-                    raise input_error(
-                        "model",
-                        "a trained weight is read through a reference of its own",
-                        self.blocks[place.number].name,
-                        "read it from its module, or take carrier='flat'",
-                    )
+        """See `Residents.settle`; where all weights are shown at once none is missed."""
+        return not self.whole and self._residents.settle()
 
     def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
         layer = LayerForward(module, forward, self._swaps, self._exact)
@@ -253,10 +208,10 @@ class ModuleWeights(Carrier):
         def perturbed_forward(*args: Any, **kwargs: Any) -> Any:
             if self._twins.vector is None:
                 return forward(*args, **kwargs)
-            self._reached.add(module)
+            self._residents.reached.add(module)
             if not self.reads.touching:
                 return run(*args, **kwargs)
-            with self.reads.own(self._numbers(module)):
+            with self.reads.own(self._residents.numbers(module)):
                 return run(*args, **kwargs)
 
         return perturbed_forward

@@ -14,6 +14,7 @@ from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.vector import HERE, Sum, Vector
 from zopeft.noise import direction_seed, role_seed, step_seed
 from zopeft.optim.looks import Aside
+from zopeft.optim.taken import Taken
 from zopeft.optim.writes import Change, Descent, Map, Write
 
 if TYPE_CHECKING:
@@ -23,28 +24,6 @@ if TYPE_CHECKING:
 
 Plan = Generator[Sequence[Probe], list[float], Sequence[Write]]
 """Yields points to look at, is sent their losses, and returns what to write."""
-
-
-@dataclass
-class Taken:
-    """What the losses of a step's pairs have shown, for its record.
-
-    Args:
-        first: Number of the first of its losses among all that the step asked for; where it is
-            not 0, the one before is the loss at the weights.
-        count: How many they are; 0 where the plan makes its estimate itself.
-        mirrored: Whether the loss on the other side of the first direction follows them.
-        spread: What the differences were divided by.
-        gradients: Projected gradients, [K].
-        raw: The same before they were clipped and divided.
-    """
-
-    first: int = 0
-    count: int = 0
-    mirrored: bool = False
-    spread: float = 1.0
-    gradients: tuple[float, ...] = ()
-    raw: list[float] = field(default_factory=list)
 
 
 @dataclass
