@@ -87,13 +87,13 @@ def test_the_registry_holds_these_methods():
 )
 def test_converges_on_a_quadratic(name, carrier):
     model = Quadratic()
-    method = make(name, model, lr=4e-3, carrier=carrier)
+    method = make(name, model, lr=8e-3, carrier=carrier)
     first = model.loss().item()
-    for _ in range(400):
+    for _ in range(150):
         method.step(model.loss)
     # Scales of untrained networks leave some blocks almost still.
-    assert model.loss().item() < (0.4 if method.needs_finetuner else 0.1) * first
-    assert method.steps == 400 and method.skipped == 0
+    assert model.loss().item() < (0.4 if method.needs_finetuner else 0.25) * first
+    assert method.steps == 150 and method.skipped == 0
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
