@@ -15,8 +15,12 @@ from . import options as o
 def _option(flag: str, name: str, metavar: str = "") -> Any:
     """Returns the flag of a setting of meta-training, which says itself what it is."""
     words = metavar or "|".join(choices(MetaOptions, name))
-    line = about(MetaOptions, name)
-    return typer.Option(flag, metavar=words, help=f"{line[0].upper()}{line[1:]}.")
+    line, usual = about(MetaOptions, name), getattr(MetaOptions, name)
+    text = f"{line[0].upper()}{line[1:]}."
+    shown = False if usual is None else str(usual)
+    return typer.Option(
+        flag, metavar=words, help=text, show_default=shown, rich_help_panel="Meta-training"
+    )
 
 
 Objective = Annotated[str | None, _option("--objective", "objective")]
@@ -31,6 +35,9 @@ Hidden = Annotated[str | None, _option("--hidden", "hidden", "N")]
 LrModel = Annotated[str | None, _option("--lr-model", "lr_model", "NUMBER")]
 LrPertnn = Annotated[str | None, _option("--lr-pertnn", "lr_pertnn", "NUMBER")]
 MetaLr = Annotated[str | None, _option("--lr", "lr_zo", "NUMBER")]
+MetaSteps = Annotated[str | None, _option("--steps", "steps", "N")]
+MetaBatchSize = Annotated[str | None, _option("--batch-size", "batch_size", "N")]
+MetaEps = Annotated[str | None, _option("--eps", "eps", "NUMBER")]
 ResetEvery = Annotated[str | None, _option("--reset-every", "reset_every", "N")]
 
 
@@ -57,18 +64,19 @@ def meta_train(
     load_in_8bit: o.In8bit = False,
     load_in_4bit: o.In4bit = False,
     out: o.Out = None,
-    steps: o.Steps = None,
-    batch_size: o.BatchSize = None,
-    eps: o.Eps = None,
+    steps: MetaSteps = None,
+    batch_size: MetaBatchSize = None,
+    eps: MetaEps = None,
     seed: o.Seed = None,
     dtype: o.Dtype = None,
     overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
     """Learn a fine-tuner once for a base model; needs gradients, tune then does not."""
     from .output import output
-    from .summary import meta_table
+    from .summary import dry_table, meta_table
 
     model, overrides = o.split_words(words)
     flags: o.Flags = {
@@ -98,5 +106,5 @@ def meta_train(
         checked = load_recipe("meta-train", recipe, overrides, flags)
         from zopeft.jobs.meta_train import meta_train as run
 
-        summary = run(checked, out, overwrite=overwrite, listener=screen.listen)
-        screen.result(summary, meta_table(summary))
+        summary = run(checked, out, overwrite, screen.listen, dry_run)
+        screen.result(summary, (dry_table if dry_run else meta_table)(summary))

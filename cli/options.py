@@ -7,12 +7,25 @@ are told at once.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from zopeft.errors import input_error
+from zopeft.recipe.schema import SECTIONS
+
+MODEL, DATA, TRAINED = "Model", "Data", "What is trained"
+METHOD, STEPS, ALONG, RUN = "Method", "Steps", "Along the way", "The run"
+"""Groups of flags in a command's help."""
+
+
+def default_of(key: str) -> str:
+    """Returns the default of a recipe's key, as help shows it."""
+    section, _, name = key.partition(".")
+    return str(next(f.default for f in fields(SECTIONS[section]) if f.name == name))
+
 
 Words = Annotated[
     list[str] | None,
@@ -24,109 +37,254 @@ Words = Annotated[
 ]
 Model = Annotated[str | None, typer.Argument(metavar="[MODEL]", help="Alias, hub id or folder.")]
 Task = Annotated[
-    str | None, typer.Option("--task", metavar="NAME", help="A task's name or YAML file.")
+    str | None,
+    typer.Option(
+        "--task", rich_help_panel=DATA, metavar="NAME", help="A task's name or YAML file."
+    ),
 ]
 Tasks = Annotated[
     list[str] | None,
-    typer.Option("--task", metavar="NAME", help="A task's name; may be given several times."),
+    typer.Option(
+        "--task",
+        rich_help_panel=DATA,
+        metavar="NAME",
+        help="A task's name; may be given several times.",
+    ),
 ]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DIR", help="Local train/validation files, hub columns."),
+    typer.Option(
+        "--data",
+        rich_help_panel=DATA,
+        metavar="DIR",
+        help="Local train/validation files, hub columns.",
+    ),
 ]
 OwnData = Annotated[
     str | None,
     typer.Option(
         "--data",
+        rich_help_panel=DATA,
         metavar="PATH|ID",
         help="Your own rows: a file, folder or hub id, whose columns tell what they are. "
         "With --task: rows in that task's columns.",
     ),
 ]
 Split = Annotated[
-    str | None, typer.Option("--split", metavar="NAME", help="The split of the data to take.")
+    str | None,
+    typer.Option(
+        "--split", rich_help_panel=DATA, metavar="NAME", help="The split of the data to take."
+    ),
 ]
 Validation = Annotated[
     str | None,
     typer.Option(
         "--validation",
+        rich_help_panel=DATA,
         metavar="FILE|NAME",
         help="Own data's rows to score on; without: its validation split, or a tenth held out.",
     ),
 ]
-Lora = Annotated[bool, typer.Option("--lora", help="Train a LoRA adapter.")]
-Prefix = Annotated[bool, typer.Option("--prefix", help="Train a prefix.")]
-Full = Annotated[bool, typer.Option("--full", help="Train the model's own weights.")]
+Lora = Annotated[
+    bool, typer.Option("--lora", rich_help_panel=TRAINED, help="Train a LoRA adapter.")
+]
+Prefix = Annotated[bool, typer.Option("--prefix", rich_help_panel=TRAINED, help="Train a prefix.")]
+Full = Annotated[
+    bool, typer.Option("--full", rich_help_panel=TRAINED, help="Train the model's own weights.")
+]
 Peft = Annotated[
-    str | None, typer.Option("--peft", metavar="NAME", help="Train any other PEFT adapter.")
+    str | None,
+    typer.Option(
+        "--peft", rich_help_panel=TRAINED, metavar="NAME", help="Train any other PEFT adapter."
+    ),
 ]
 FineTunerOption = Annotated[
     str | None,
-    typer.Option("--finetuner", metavar="PATH|ID", help="A learned fine-tuner's folder or hub id."),
+    typer.Option(
+        "--finetuner",
+        rich_help_panel=METHOD,
+        metavar="PATH|ID",
+        help="A learned fine-tuner's folder or hub id.",
+    ),
 ]
 Method = Annotated[
-    str | None, typer.Option("--method", metavar="NAME", help="Optimizer (zopeft list methods).")
+    str | None,
+    typer.Option(
+        "--method", rich_help_panel=METHOD, metavar="NAME", help="Optimizer (zopeft list methods)."
+    ),
 ]
 RecipeOption = Annotated[
-    str | None, typer.Option("--recipe", metavar="NAME|FILE", help="Settings to start from.")
+    str | None,
+    typer.Option(
+        "--recipe", rich_help_panel=RUN, metavar="NAME|FILE", help="Settings to start from."
+    ),
 ]
-In8bit = Annotated[bool, typer.Option("--load-in-8bit", help="Quantise the model to 8 bit.")]
-In4bit = Annotated[bool, typer.Option("--load-in-4bit", help="Quantise the model to 4 bit.")]
-Out = Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder of the result.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")]
-Steps = Annotated[str | None, typer.Option("--steps", metavar="N", help="Optimizer steps.")]
+In8bit = Annotated[
+    bool, typer.Option("--load-in-8bit", rich_help_panel=MODEL, help="Quantise the model to 8 bit.")
+]
+In4bit = Annotated[
+    bool, typer.Option("--load-in-4bit", rich_help_panel=MODEL, help="Quantise the model to 4 bit.")
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", rich_help_panel=RUN, metavar="DIR", help="Folder of the result."),
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", rich_help_panel=RUN, help="Continue the run in --out.")
+]
+Steps = Annotated[
+    str | None,
+    typer.Option(
+        "--steps",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.steps"),
+        metavar="N",
+        help="Optimizer steps.",
+    ),
+]
 BatchSize = Annotated[
-    str | None, typer.Option("--batch-size", metavar="N", help="Examples a forward pass.")
+    str | None,
+    typer.Option(
+        "--batch-size",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.batch_size"),
+        metavar="N",
+        help="Examples a forward pass.",
+    ),
 ]
-Lr = Annotated[str | None, typer.Option("--lr", metavar="NUMBER|auto", help="Learning rate.")]
-Eps = Annotated[str | None, typer.Option("--eps", metavar="NUMBER", help="Probe distance.")]
-Seed = Annotated[str | None, typer.Option("--seed", metavar="N", help="Seed of the run.")]
+Lr = Annotated[
+    str | None,
+    typer.Option(
+        "--lr",
+        rich_help_panel=METHOD,
+        show_default=default_of("method.lr"),
+        metavar="NUMBER|auto",
+        help="Learning rate.",
+    ),
+]
+Eps = Annotated[
+    str | None,
+    typer.Option("--eps", rich_help_panel=METHOD, metavar="NUMBER", help="Probe distance."),
+]
+Seed = Annotated[
+    str | None,
+    typer.Option(
+        "--seed",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.seed"),
+        metavar="N",
+        help="Seed of the run.",
+    ),
+]
 Dtype = Annotated[
     str | None,
-    typer.Option("--dtype", metavar="NAME", help="auto, float32, bfloat16 or float16."),
+    typer.Option(
+        "--dtype",
+        rich_help_panel=MODEL,
+        show_default=default_of("model.dtype"),
+        metavar="NAME",
+        help="auto, float32, bfloat16 or float16.",
+    ),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an earlier result in --out.")]
+Overwrite = Annotated[
+    bool,
+    typer.Option("--overwrite", rich_help_panel=RUN, help="Replace an earlier result in --out."),
+]
 Layout = Annotated[
     str | None,
-    typer.Option("--layout", metavar="NAME", help="Batches: auto, packed or padded."),
+    typer.Option(
+        "--layout",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.layout"),
+        metavar="NAME",
+        help="Batches: auto, packed or padded.",
+    ),
 ]
 Accumulate = Annotated[
     str | None,
-    typer.Option("--accumulate", metavar="N", help="Batches a step; their losses are averaged."),
+    typer.Option(
+        "--accumulate",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.accumulation"),
+        metavar="N",
+        help="Batches a step; their losses are averaged.",
+    ),
 ]
 Schedule = Annotated[
     str | None,
     typer.Option(
-        "--schedule", metavar="NAME", help="Learning rate over the steps: constant, linear, cosine."
+        "--schedule",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.schedule"),
+        metavar="NAME",
+        help="Learning rate over the steps: constant, linear, cosine.",
     ),
 ]
 Warmup = Annotated[
     str | None,
-    typer.Option("--warmup", metavar="N", help="Steps over which the rate rises from 0."),
+    typer.Option(
+        "--warmup",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.warmup"),
+        metavar="N",
+        help="Steps over which the rate rises from 0.",
+    ),
 ]
 EvalEvery = Annotated[
     str | None,
-    typer.Option("--eval-every", metavar="N", help="Measure every N steps, and at the end."),
+    typer.Option(
+        "--eval-every",
+        rich_help_panel=ALONG,
+        show_default=default_of("training.eval_steps"),
+        metavar="N",
+        help="Measure every N steps, and at the end.",
+    ),
 ]
 KeepBest = Annotated[
     bool,
-    typer.Option("--keep-best", help="The result is the weights with the lowest validation loss."),
+    typer.Option(
+        "--keep-best",
+        rich_help_panel=ALONG,
+        help="The result is the weights with the lowest validation loss.",
+    ),
 ]
 Patience = Annotated[
     str | None,
-    typer.Option("--patience", metavar="K", help="Stop after K evaluations without a lower loss."),
+    typer.Option(
+        "--patience",
+        rich_help_panel=ALONG,
+        show_default=default_of("training.patience"),
+        metavar="K",
+        help="Stop after K evaluations without a lower loss.",
+    ),
 ]
 ReportTo = Annotated[
     str | None,
-    typer.Option("--report-to", metavar="NAME", help="Also tell tensorboard, wandb or trackio."),
+    typer.Option(
+        "--report-to",
+        rich_help_panel=ALONG,
+        show_default=default_of("training.report_to"),
+        metavar="NAME",
+        help="Also tell tensorboard, wandb or trackio.",
+    ),
 ]
 ResumeOrBegin = Annotated[
     bool,
     typer.Option(
-        "--resume", help="Continue the run in --out; --resume auto: continue it or begin it."
+        "--resume",
+        rich_help_panel=RUN,
+        help="Continue the run in --out; --resume auto: continue it or begin it.",
     ),
 ]
 ResumeAuto = Annotated[bool, typer.Option("--resume-auto", hidden=True)]
+DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run",
+        rich_help_panel=RUN,
+        help="Check everything and say what would be done; write nothing.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Png = Annotated[

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -81,3 +81,42 @@ def check(
             [{"recipe": n, "job": j, "task_settings": t, "ok": True} for n, j, t, _ in rows],
             rows_table("recipes", ("recipe", "job", "task settings", "check"), rows),
         )
+
+
+@recipe_app.command("keys")
+def keys(
+    section: Annotated[
+        str | None,
+        typer.Argument(metavar="[SECTION]", help="One section, such as training; without: all."),
+    ] = None,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """List every key of a recipe: type, default, range and meaning."""
+    from zopeft.errors import close_matches
+    from zopeft.recipe.keys import recipe_keys
+    from zopeft.recipe.schema import SECTIONS
+
+    from .output import output, rows_table
+
+    with output(json, debug) as screen:
+        if section is not None and section not in SECTIONS:
+            do = close_matches(section, SECTIONS)
+            raise input_error("SECTION", "no such section", section, do)
+        found = recipe_keys(section)
+        rows = [(one.key, one.type, _default(one.default), one.range, one.about) for one in found]
+        screen.result(
+            [one.to_dict() for one in found],
+            rows_table("keys", ("key", "type", "default", "range", "meaning"), rows),
+        )
+
+
+def _default(value: Any) -> str:
+    """Returns a default as YAML would have it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(str, value))}]"
+    return "{}" if value == {} else str(value)

@@ -31,6 +31,17 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
     return facts_table("diverged" if summary.get("diverged") else "tuned", facts)
 
 
+def dry_table(summary: Mapping[str, Any]) -> Table:
+    """Returns what a run would do, all of which has been checked."""
+    passes = summary.get("forward_passes")
+    facts = {
+        "steps": summary["steps"],
+        "forward passes": None if passes is None else sum(passes.values()),
+        "out": summary["out"],
+    }
+    return facts_table("would run", facts)
+
+
 def remedy(summary: Mapping[str, Any]) -> str:
     """Returns what to do after a run that diverged."""
     given = summary["recipe"]["method"]["lr"] != "auto"

@@ -38,6 +38,7 @@ def tune(
     patience: o.Patience = None,
     report_to: o.ReportTo = None,
     overwrite: o.Overwrite = False,
+    dry_run: o.DryRun = False,
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
@@ -45,7 +46,7 @@ def tune(
     from zopeft.errors import run_error
 
     from .output import output
-    from .summary import remedy, tune_table
+    from .summary import dry_table, remedy, tune_table
 
     model, overrides = o.split_words(words)
     flags: o.Flags = {
@@ -76,7 +77,10 @@ def tune(
         checked = load_recipe("tune", recipe, overrides, flags, stored)
         from zopeft.jobs.tune import tune as run
 
-        summary = run(checked, out, overwrite=overwrite, resume=resume, listener=screen.listen)
+        summary = run(checked, out, overwrite, resume, screen.listen, dry_run)
+        if dry_run:
+            screen.result(summary, dry_table(summary))
+            return
         screen.result(summary, tune_table(summary))
         if summary["diverged"]:
             raise run_error(

@@ -11,7 +11,9 @@ from zopeft.optim.learning_rate import DIRECTIONS
 from zopeft.optim.rate import EARLY, LOOK_EARLY, LOOK_LATE
 
 if TYPE_CHECKING:
+    from zopeft.blocks import Blocks
     from zopeft.jobs.prepared import Prepared
+    from zopeft.models import ModelSource
     from zopeft.probing.trial import Choice
     from zopeft.recipe.schema import Recipe
 
@@ -27,26 +29,36 @@ def begin_lines(recipe: Recipe, prepared: Prepared, done: int = 0) -> list[str]:
         prepared: Its objects.
         done: Steps that have been made before; 0 for a new run.
     """
-    each = _forwards(recipe, prepared.method)
-    lines = [_model(recipe, prepared), _trained(recipe, prepared)]
+    each = forwards_of(recipe, prepared.method)
+    lines = model_lines(recipe, prepared.blocks, prepared.source)
     return [*lines, _method(recipe, prepared, each), _planned(recipe, each, done)]
 
 
-def _model(recipe: Recipe, prepared: Prepared) -> str:
+def model_lines(recipe: Recipe, blocks: Blocks, source: ModelSource) -> list[str]:
+    """Returns the lines on the model and on what of it is trained.
+
+    Args:
+        recipe: The run's settings.
+        blocks: What is trained.
+        source: Where the model came from.
+    """
+    return [_model(recipe, blocks, source), _trained(recipe, blocks)]
+
+
+def _model(recipe: Recipe, blocks: Blocks, source: ModelSource) -> str:
     from zopeft.jobs.build import model_label
 
-    model: Any = prepared.blocks.model
+    model: Any = blocks.model
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     floats = [p for p in model.parameters() if p.is_floating_point()]
     facts = [type(base).__name__, *sorted({str(p.dtype).removeprefix("torch.") for p in floats})]
     facts += ["8-bit"] if recipe.model.load_in_8bit else []
     facts += ["4-bit"] if recipe.model.load_in_4bit else []
     facts += sorted({p.device.type for p in model.parameters()})
-    return f"model: {model_label(prepared.source)} ({', '.join(facts)})"
+    return f"model: {model_label(source)} ({', '.join(facts)})"
 
 
-def _trained(recipe: Recipe, prepared: Prepared) -> str:
-    blocks = prepared.blocks
+def _trained(recipe: Recipe, blocks: Blocks) -> str:
     own, every = sum(blocks.numels), sum(p.numel() for p in blocks.model.parameters())
     # The numbers of a quantised model are packed, and not to be counted so.
     packed = recipe.model.load_in_4bit or recipe.model.load_in_8bit or own > every
@@ -55,7 +67,7 @@ def _trained(recipe: Recipe, prepared: Prepared) -> str:
     return f"trained: {recipe.peft.name}, {len(blocks):,} {word}, {own:,} parameters{share}"
 
 
-def _forwards(recipe: Recipe, name: str) -> int | None:
+def forwards_of(recipe: Recipe, name: str) -> int | None:
     """Returns the forward passes of a step and batch; None with gradients."""
     from zopeft.methods import METHODS
 
@@ -81,18 +93,36 @@ def _method(recipe: Recipe, prepared: Prepared, each: int | None) -> str:
 
 def _planned(recipe: Recipe, each: int | None, done: int) -> str:
     """Returns how many forward passes a run is about to make, and for what."""
-    steps, batches = max(0, recipe.training.steps - done), recipe.training.accumulation
-    times = (each or 1) * batches
-    parts, total = [f"{steps:,} steps of {times}"], steps * times
+    parts = passes_of(recipe, each, done)
+    words = [f"{max(0, recipe.training.steps - done):,} steps of {_batches(recipe, each)}"]
+    if "measuring" in parts:
+        words.append(f"{parts['measuring']} or more to measure the learning rate")
+    if "following" in parts:
+        words.append(f"{parts['following']:,} to follow it")
+    gone = f" (after {done:,} that are kept)" if done else ""
+    return f"passes: about {sum(parts.values()):,} planned: {', '.join(words)}{gone}"
+
+
+def _batches(recipe: Recipe, each: int | None) -> int:
+    return (each or 1) * recipe.training.accumulation
+
+
+def passes_of(recipe: Recipe, each: int | None, done: int = 0) -> dict[str, int]:
+    """Returns the forward passes of a run by what they are for.
+
+    Args:
+        recipe: The run's settings.
+        each: Forward passes of a step and batch; None with gradients.
+        done: Steps that have been made before.
+    """
+    steps = recipe.training.steps
+    parts = {"steps": max(0, steps - done) * _batches(recipe, each)}
     if recipe.method.lr == "auto" and each is not None:
         if not done:
-            parts.append(f"{MEASURING} or more to measure the learning rate")
-            total += MEASURING
-        follows = max(0, _looks(recipe.training.steps) - _looks(done)) * batches
-        parts.append(f"{follows:,} to follow it")
-        total += follows
-    gone = f" (after {done:,} that are kept)" if done else ""
-    return f"passes: about {total:,} planned: {', '.join(parts)}{gone}"
+            parts["measuring"] = MEASURING
+        looks = max(0, _looks(steps) - _looks(done))
+        parts["following"] = looks * recipe.training.accumulation
+    return parts
 
 
 def _looks(steps: int) -> int:

@@ -139,6 +139,23 @@ def run_steps(
     return _told(recipe, out, trainer, loss, seconds, best, validation.stopped)
 
 
+def check_steps(recipe: Recipe, out: Path, prepared: Prepared) -> None:
+    """Refuses settings of a run that no method or trainer takes, without a step.
+
+    Args:
+        recipe: Its settings.
+        out: Its folder.
+        prepared: Its objects.
+
+    Raises:
+        InputError: One of them makes no sense with the others.
+    """
+    from zopeft.training.making import method_of
+
+    arguments = _arguments(recipe, out, prepared)
+    method_of(arguments, prepared.blocks, prepared.finetuner, prepared.train)
+
+
 def _told(
     recipe: Recipe,
     out: Path,

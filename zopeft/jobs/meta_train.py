@@ -31,6 +31,7 @@ def meta_train(
     out: str | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
+    dry: bool = False,
 ) -> dict[str, Any]:
     """Learns a fine-tuner and writes it to a folder.
 
@@ -39,6 +40,7 @@ def meta_train(
         out: Folder of the fine-tuner; None takes ``runs/meta-TASKS-SPACE-N``.
         overwrite: Whether an earlier result may be replaced.
         listener: Called with reports.
+        dry: Whether all is made ready and told, and no step made and nothing written.
 
     Returns:
         The summary.
@@ -53,12 +55,13 @@ def meta_train(
     stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
     inputs = [recipe.model.name, recipe.task.data]
     with Folder(out, stem, overwrite, inputs=inputs) as folder:
-        return _learned(recipe, folder, listener)
+        return _learned(recipe, folder, listener, dry)
 
 
-def _learned(recipe: Recipe, folder: Folder, listener: Listener) -> dict[str, Any]:
+def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> dict[str, Any]:
     """Learns a fine-tuner into its folder."""
     from zopeft.finetuner.size import file_bytes
+    from zopeft.jobs.beginning import model_lines
 
     started = time.monotonic()
     model, tokenizer, source = load_base(recipe, listener)
@@ -76,6 +79,11 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener) -> dict[str, An
         "versions": versions(),
         "hardware": hardware(),
     }
+    counts = ", ".join(f"{len(found):,} of {name}" for name, found in rows.items())
+    for line in (f"rows: {counts}", *model_lines(recipe, blocks, source)):
+        listener(Progress("load", note=line))
+    if dry:
+        return {**state, "dry_run": True, "steps": recipe.meta.steps}
     history: list[dict[str, Any]] = []
     finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
     if source.embedded:

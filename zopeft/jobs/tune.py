@@ -43,6 +43,7 @@ def tune(
     overwrite: bool = False,
     resume: bool = False,
     listener: Listener = ignore,
+    dry: bool = False,
 ) -> dict[str, Any]:
     """Tunes a model or an adapter and writes it to a folder.
 
@@ -52,6 +53,7 @@ def tune(
         overwrite: Whether an earlier result may be replaced.
         resume: Whether the run in `out` is continued.
         listener: Called with reports.
+        dry: Whether all is made ready and told, and no step made and nothing written.
 
     Returns:
         The summary, which is also the folder's ``run.json``.
@@ -68,6 +70,8 @@ def tune(
         if resume:
             check_same(recipe, earlier)
             resume = goes_on(folder, earlier, listener)
+        if dry:
+            return _rehearsed(recipe, task, folder, resume, listener)
         return _tuned(recipe, task, folder, earlier if resume else {}, listener)
 
 
@@ -121,6 +125,23 @@ def _tuned(
         write_card(folder.path, recipe, prepared.task, prepared.source, summary)
     folder.write(summary)
     return summary
+
+
+def _rehearsed(
+    recipe: Recipe, task: Task, folder: Folder, resume: bool, listener: Listener
+) -> dict[str, Any]:
+    """Makes everything ready, says what would be done, and leaves the folder as it is."""
+    from zopeft.jobs.beginning import begin_lines, forwards_of, passes_of
+    from zopeft.jobs.loop import check_steps
+
+    prepared = _prepare(recipe, task, listener)
+    done = steps_of(folder.path) if resume else 0
+    for line in begin_lines(recipe, prepared, done):
+        listener(Progress("load", note=line))
+    check_steps(recipe, folder.path, prepared)
+    passes = passes_of(recipe, forwards_of(recipe, prepared.method), done)
+    state = _state(recipe, folder, prepared)
+    return {**state, "dry_run": True, "steps": recipe.training.steps, "forward_passes": passes}
 
 
 def _folder(recipe: Recipe, task: Task, out: str | None, overwrite: bool, resume: bool) -> Folder:
