@@ -46,18 +46,19 @@ SMALL = {
 }
 
 
-def tiny(layers=LAYERS):
+def tiny(layers=LAYERS, **sizes):
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=23,
-        hidden_size=8,
-        intermediate_size=12,
-        num_hidden_layers=layers,
-        num_attention_heads=2,
-        initializer_range=0.3,
-        tie_word_embeddings=False,
-        attn_implementation="eager",
-    )
+    own = {
+        "vocab_size": 23,
+        "hidden_size": 8,
+        "intermediate_size": 12,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "attn_implementation": "eager",
+    }
+    config = LlamaConfig(**{**own, **sizes})
     return LlamaForCausalLM(config).eval()
 
 
