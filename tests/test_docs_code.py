@@ -12,7 +12,10 @@ from zopeft.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-JOBS = ("tune", "evaluate", "meta_train", "estimate", "import_finetuner", "demo", "bench.bench")
+JOBS = (
+    *("tune", "evaluate", "meta_train", "estimate", "import_finetuner", "demo", "merge", "push"),
+    "bench.bench",
+)
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 

@@ -41,7 +41,7 @@ def load_base(
 
     section = recipe.model
     source = resolve(section.name)
-    told = note if source.embedded else f"loading {source.path}"
+    told = note if source.embedded else f"loading {source.label}"
     listener(Progress("load", note=told))
     model, tokenizer = load_model(
         source,
@@ -153,7 +153,7 @@ def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> Rows:
 
 def model_label(source: ModelSource) -> str:
     """Returns what a summary calls a model."""
-    return "embedded" if source.embedded else source.alias or source.path
+    return "embedded" if source.embedded else source.alias or source.label
 
 
 def on_embedded(source: ModelSource) -> bool:

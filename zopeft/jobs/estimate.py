@@ -92,7 +92,7 @@ def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
 
     meta = recipe.meta
     source = resolve(recipe.model.name)
-    blocks = discover(outline(load_config(source), source.path), "full")
+    blocks = discover(outline(load_config(source), source.label), "full")
     groups = groups_of(blocks, "block")
     for index in matrices(blocks, embeddings=meta.rows == "none"):
         rows, columns = blocks[index].shape

@@ -118,7 +118,7 @@ def estimate(
     if not isinstance(source, ModelSource):
         source = resolve(source)
     config = load_config(source)
-    name = source.path
+    name = source.label
     bare = outline(config, name, dtype)
     plain = Plan(bare, batch_size, length, bits)
     # On the meta device a prefix cannot start from activations, and has the same shape.

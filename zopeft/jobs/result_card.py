@@ -94,7 +94,7 @@ def _base(source: ModelSource) -> str:
     if source.embedded:
         return "the embedded model of zopeft"
     found = _hub_id(source)
-    return f"[{found}](https://huggingface.co/{found})" if found else f"`{Path(source.path).name}`"
+    return f"`{found or Path(source.label).name}`"
 
 
 def _text(folder: Path, source: ModelSource, summary: Mapping[str, Any]) -> str:

@@ -78,7 +78,7 @@ def _tokenizer(recipe: Recipe) -> tuple[ModelSource, Any, Any]:
     offline = not source.local and not hub.reachable()
     with quiet(), hub.cache_only(offline):
         tokenizer = load_tokenizer(source, offline)
-        return source, tokenizer, AutoConfig.from_pretrained(source.path)
+        return source, tokenizer, AutoConfig.from_pretrained(source.path, **source.files)
 
 
 def _example(tokenizer: Any, one: Encoded, place: str) -> dict[str, Any]:

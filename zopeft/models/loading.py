@@ -10,6 +10,7 @@ from zopeft import hub
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, close_matches, input_error, warn
 from zopeft.models.checkpoint import check_folder, read_json
+from zopeft.models.gguf import check_gguf, check_reader, dense, mend
 from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
@@ -73,12 +74,16 @@ def load_model(
     on_cpu = str(place) == "cpu" or (place == "auto" and not torch.cuda.is_available())
     chosen = _dtype(dtype, on_cpu)
     if source.local:
-        check_folder(Path(source.path))
+        check_gguf(Path(source.label)) if source.gguf else check_folder(Path(source.path))
+    elif source.gguf:
+        check_reader(source.label)
     offline = not source.local and not hub.reachable()
     compute = torch.float32 if on_cpu else _half() if chosen == "auto" else chosen
     quantised = quantization_config(load_in_8bit, load_in_4bit, compute, quant_type, double_quant)
     options: dict[str, Any] = {"dtype": chosen}
-    if quantised is not None:
+    if source.gguf:
+        options = dense(source, on_cpu, chosen, quantised is not None)
+    elif quantised is not None:
         _refuse_second(source)
         options |= {"quantization_config": quantised, "dtype": compute}
     if place == "auto":
@@ -88,6 +93,8 @@ def load_model(
     with quiet(relay=True), hub.cache_only(offline):
         tokenizer = load_tokenizer(source, offline)
         model = _model(source, offline, options)
+        if source.gguf:
+            mend(model, tokenizer, source)
     keep_unpacked(model)
     return model.eval(), tokenizer
 
@@ -152,7 +159,7 @@ def load_tokenizer(source: ModelSource, offline: bool = False) -> PreTrainedToke
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, **source.files)
     except Exception as error:
         if not source.local:
             raise _hub_error(source, offline, error) from error
@@ -167,9 +174,9 @@ def load_tokenizer(source: ModelSource, offline: bool = False) -> PreTrainedToke
 def _no_tokenizer(source: ModelSource, why: str) -> InputError:
     if not source.local:
         do = "give the folder of a local copy that has the base model's tokenizer files"
-        return input_error(source.path, f"no usable tokenizer there ({why})", do=do)
+        return input_error(source.label, f"no usable tokenizer there ({why})", do=do)
     do = "copy the base model's tokenizer files into it"
-    return input_error(source.path, f"no usable tokenizer in this folder ({why})", do=do)
+    return input_error(source.label, f"no usable tokenizer in this folder ({why})", do=do)
 
 
 def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTrainedModel:
@@ -186,7 +193,7 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
         if type(error).__name__ == "OutOfMemoryError":
             raise
         raise input_error(
-            source.path,
+            source.label,
             f"the model can't be loaded ({_first_line(error)})",
             do="check the folder against the config.json in it",
         ) from error
@@ -194,7 +201,7 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
     if missing:
         # transformers would go on with random numbers in their place.
         raise input_error(
-            source.path,
+            source.label,
             f"{len(missing)} of the model's tensors are not in its weight files",
             ", ".join(missing[:3]),
             "copy or download the folder again",
@@ -202,7 +209,7 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
     unread = sorted(info["unexpected_keys"])
     if unread:
         warn(
-            source.path,
+            source.label,
             f"{len(unread)} of the tensors in its weight files have no place in"
             f" {type(model).__name__} and are left out",
             ", ".join(unread[:3]),
@@ -212,7 +219,7 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
 
 def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputError:
     """One line for everything that goes wrong between here and the hub."""
-    name = source.alias or source.path
+    name = source.alias or source.label
     text = str(error).lower()
     login = "accept its licence on its hub page and log in with `hf auth login`"
     if offline or "couldn't connect" in text:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
 from zopeft.errors import InputError, input_error
+from zopeft.models.gguf import check_gguf, check_reader
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
 
@@ -31,12 +32,14 @@ def load_config(source: ModelSource | str | None = None) -> Any:
 
     if not isinstance(source, ModelSource):
         source = resolve(source)
-    if source.local and not (Path(source.path) / CONFIG).is_file():
+    if source.gguf:
+        check_gguf(Path(source.label)) if source.local else check_reader(source.label)
+    elif source.local and not (Path(source.path) / CONFIG).is_file():
         raise input_error(source.path, f"no {CONFIG} in this folder", do="give a model's folder")
     offline = not source.local and not hub.reachable()
     try:
         with quiet(), hub.cache_only(offline):
-            return AutoConfig.from_pretrained(source.path)
+            return AutoConfig.from_pretrained(source.path, **source.files)
     except Exception as error:  # the hub's client raises its own, httpx's and the system's
         raise _unavailable(source, error) from None
 

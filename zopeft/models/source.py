@@ -8,6 +8,7 @@ from pathlib import Path
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.hub import is_repository
 from zopeft.models.aliases import MODELS
+from zopeft.models.gguf import SUFFIX
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class ModelSource:
         embedded: True for the model inside the package.
         gated: True where the hub is known to ask for a login.
         local: True where `path` is a folder.
+        gguf: Name of the GGUF file in it that holds the model; None for a usual folder.
     """
 
     path: str
@@ -27,6 +29,17 @@ class ModelSource:
     embedded: bool = False
     gated: bool = False
     local: bool = False
+    gguf: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What names the model and can be resolved again: a folder, id, or GGUF file in one."""
+        return self.path if self.gguf is None else f"{self.path}/{self.gguf}"
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The argument of ``from_pretrained`` that names the file, if there is one."""
+        return {} if self.gguf is None else {"gguf_file": self.gguf}
 
 
 def resolve(name: str | None = None) -> ModelSource:
@@ -35,11 +48,12 @@ def resolve(name: str | None = None) -> ModelSource:
     A folder comes first, then an alias, then a hub id.
 
     Args:
-        name: An alias, a folder, a hub id ``organisation/name``, or None for the
-            embedded model.
+        name: An alias, a folder, a GGUF file or a folder of one, a hub id
+            ``organisation/name`` or a GGUF file there (``organisation/name/FILE.gguf``), or None
+            for the embedded model.
 
     Raises:
-        InputError: `name` is none of these.
+        InputError: `name` is none of these, or a folder of several GGUF files.
     """
     if name is None:
         from zopeft.embedded import MODEL_DIR
@@ -47,7 +61,9 @@ def resolve(name: str | None = None) -> ModelSource:
         return ModelSource(str(MODEL_DIR), embedded=True, local=True)
     folder = Path(name).expanduser()
     if folder.is_dir():
-        return ModelSource(str(folder), local=True)
+        return ModelSource(str(folder), local=True, gguf=_only_gguf(folder))
+    if folder.is_file() and folder.suffix.lower() == SUFFIX:
+        return ModelSource(str(folder.parent), local=True, gguf=folder.name)
     if folder.is_file():
         raise input_error("model", "a file where a folder is needed", name, "give its folder")
     if name.lower() in MODELS:
@@ -56,7 +72,25 @@ def resolve(name: str | None = None) -> ModelSource:
     if is_repository(name):
         gated = any(MODELS[alias].path == name and MODELS[alias].gated for alias in MODELS)
         return ModelSource(name, gated=gated)
+    repository, _, file = name.rpartition("/")
+    if file.lower().endswith(SUFFIX) and is_repository(repository):
+        return ModelSource(repository, gguf=file)
     raise _unknown(name)
+
+
+def _only_gguf(folder: Path) -> str | None:
+    """The GGUF file of a folder that holds no other model.
+
+    Raises:
+        InputError: There are several.
+    """
+    if any((folder / name).exists() for name in ("config.json", "adapter_config.json")):
+        return None
+    files = sorted(file.name for file in folder.glob("*") if file.suffix.lower() == SUFFIX)
+    if len(files) > 1:
+        do = f"give one of them: {folder / files[0]}"
+        raise input_error("model", f"{len(files)} GGUF files in this folder", str(folder), do)
+    return files[0] if files else None
 
 
 def _unknown(name: str) -> InputError:
