@@ -28,9 +28,9 @@ from .interrupts import TYPERS_INTERRUPT, InterruptError, ended_by_signals
 from .lists import list_names
 from .merge import merge
 from .meta_train import meta_train
-from .options import with_auto
 from .push import push
 from .recipes import recipe_app
+from .run_options import with_auto
 from .tune import tune
 
 app = typer.Typer(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from . import options as o
+from . import run_options as r
 
 
 def tune(
@@ -21,8 +22,8 @@ def tune(
     load_in_8bit: o.In8bit = False,
     load_in_4bit: o.In4bit = False,
     out: o.Out = None,
-    resume: o.ResumeOrBegin = False,
-    resume_auto: o.ResumeAuto = False,
+    resume: r.ResumeOrBegin = False,
+    resume_auto: r.ResumeAuto = False,
     steps: o.Steps = None,
     batch_size: o.BatchSize = None,
     lr: o.Lr = None,
@@ -30,13 +31,13 @@ def tune(
     seed: o.Seed = None,
     dtype: o.Dtype = None,
     layout: o.Layout = None,
-    accumulate: o.Accumulate = None,
-    schedule: o.Schedule = None,
-    warmup: o.Warmup = None,
-    eval_every: o.EvalEvery = None,
-    keep_best: o.KeepBest = False,
-    patience: o.Patience = None,
-    report_to: o.ReportTo = None,
+    accumulate: r.Accumulate = None,
+    schedule: r.Schedule = None,
+    warmup: r.Warmup = None,
+    eval_every: r.EvalEvery = None,
+    keep_best: r.KeepBest = False,
+    patience: r.Patience = None,
+    report_to: r.ReportTo = None,
     overwrite: o.Overwrite = False,
     dry_run: o.DryRun = False,
     json: o.Json = False,
@@ -53,8 +54,8 @@ def tune(
         **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
         **o.space(lora, prefix, full, peft),
         **o.training_flags(steps, batch_size, seed),
-        **o.pacing_flags(accumulate, schedule, warmup),
-        **o.evaluation_flags(eval_every, keep_best, patience, report_to),
+        **r.pacing_flags(accumulate, schedule, warmup),
+        **r.evaluation_flags(eval_every, keep_best, patience, report_to),
         "task.name": ("--task", task),
         "task.data": ("--data", data),
         "data.split": ("--split", split),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 
 import pytest
@@ -33,6 +34,9 @@ def test_the_beginning_and_the_measuring_are_told(zopeft_command, base, tmp_path
     assert "LlamaForCausalLM, float32, cpu" in told["model"]
     assert "lora, 8 blocks, " in told["trained"] and "parameters, " in told["trained"]
     assert "mezo, 2 forward passes a step, lr auto, eps 0.01" in told["method"]
+    assert "16 to train and 16 to score on" in told["rows"]
+    counted = re.search(r"of (\d+) taught; ([\d.]+) a text, the longest text has", told["tokens"])
+    assert float(counted[2]) == pytest.approx(int(counted[1]) / 16, rel=0.01)
     passes = "about 31 planned: 3 steps of 4, 17 or more to measure the learning rate, 2 to follow"
     assert passes in told["passes"]
     assert "2 times 2 examples a step, pa" in told["batches"]

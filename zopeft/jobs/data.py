@@ -130,8 +130,9 @@ def told(
     counts = [one for one in (train, scored) if one is not None]
     shown = counts[0]
     share = f"{shown.taught:,} of {shown.tokens:,} {'taught' if train else 'scored'}"
+    mean = shown.tokens / max(1, shown.texts)
     longest = f"the longest text has {max(one.longest for one in counts):,}"
-    lines.append(f"tokens: {share}; {longest}")
+    lines.append(f"tokens: {share}; {mean:,.1f} a text, {longest}")
     cut = sum(one.cut for one in counts)
     if cut:
         texts = sum(one.texts for one in counts)
