@@ -17,6 +17,7 @@ import torch
 import zopeft
 from zopeft.engine import Rows, Subspace
 from zopeft.methods import METHODS
+from zopeft.noise import step_seed
 
 FOLDER = Path(__file__).with_name("golden")
 STEPS, EARLY = 30, 5
@@ -24,6 +25,10 @@ VOCABULARY = 32
 SPACES = ("full", "lora", "prefix")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SEED = 11
+PLACES = ((0, 0, 0), (2**63 + 12345, 0xFFFFFFFF, 250), (step_seed(11, 29), 77, 2**31 + 1))
+"""Seed, address and first element of the noise that is kept."""
+COUNT = 12
+"""Elements of it."""
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,10 @@ import math
 import pytest
 import torch
 from golden_runs import (
+    COUNT,
     EARLY,
     FOLDER,
+    PLACES,
     RUNS,
     SPACES,
     STEPS,
@@ -35,8 +37,6 @@ from zopeft.noise import FAMILIES, Noise, direction_seed, rounding_words, step_s
 from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 
 GOLDEN = json.loads((FOLDER / "golden.json").read_text())
-PLACES = ((0, 0, 0), (2**63 + 12345, 0xFFFFFFFF, 250), (step_seed(11, 29), 77, 2**31 + 1))
-COUNT = 12
 
 
 @pytest.fixture(params=["plain", "numba"])

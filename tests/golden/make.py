@@ -13,21 +13,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+import golden_runs as golden
 import torch
-from golden_runs import (
-    EARLY,
-    FOLDER,
-    RUNS,
-    SPACES,
-    STEPS,
-    Run,
-    batch,
-    digest,
-    kept,
-    method_of,
-    model_of,
-    schedule_of,
-)
 
 import zopeft
 from zopeft.journal import Journal, fingerprint, header_of, save_start
@@ -36,9 +23,6 @@ from zopeft.noise.address import LEFT_STREAM, RIGHT_STREAM
 from zopeft.optim.record import StepRecord
 
 RUN_SEEDS = (0, 11, -3, 2**40)
-PLACES = ((0, 0, 0), (2**63 + 12345, 0xFFFFFFFF, 250), (step_seed(11, 29), 77, 2**31 + 1))
-"""Seed, address and first element of the noise that is kept."""
-COUNT = 12
 
 
 def bits(tensor: torch.Tensor) -> list[str]:
@@ -64,58 +48,59 @@ def addressing() -> dict[str, Any]:
     noise, streams = {}, {}
     for family in FAMILIES:
         made = Noise(family)
-        noise[family] = [bits(made.at_elements(*place, COUNT)) for place in PLACES]
+        noise[family] = [bits(made.at_elements(*place, golden.COUNT)) for place in golden.PLACES]
         counters = torch.arange(1)
         streams[family] = [
-            bits(made.at_counters(PLACES[1][0], counters, 77, stream)[:4])
+            bits(made.at_counters(golden.PLACES[1][0], counters, 77, stream)[:4])
             for stream in (LEFT_STREAM, RIGHT_STREAM)
         ]
     return {
         "addresses": {
             space: {
-                block.name: block.address for block in zopeft.discover(model_of(Run(space, "fp32")))
+                block.name: block.address
+                for block in zopeft.discover(golden.model_of(golden.Run(space, "fp32")))
             }
-            for space in SPACES
+            for space in golden.SPACES
         },
         "step_seeds": {f"{run} {n}": step_seed(run, n) for run in RUN_SEEDS for n in (-1, 0, 29)},
         "direction_seeds": [direction_seed(12345, number) for number in range(4)],
         "noise": noise,
         "streams": streams,
-        "rounding": [rounding_words(*place, COUNT).tolist() for place in PLACES],
+        "rounding": [rounding_words(*place, golden.COUNT).tolist() for place in golden.PLACES],
     }
 
 
-def make(name: str, run: Run) -> dict[str, Any]:
+def make(name: str, run: golden.Run) -> dict[str, Any]:
     """Makes a run, with real forward passes, and writes its journal."""
-    model = model_of(run)
-    method = method_of(run, model)
+    model = golden.model_of(run)
+    method = golden.method_of(run, model)
     start = None
     if run.space != "full":
         start = f"{run.space}-{run.dtype}.safetensors"
-        save_start(method.blocks, FOLDER / start)
-    found: dict[str, Any] = {"start": digest(dict(model.named_parameters())), "records": {}}
-    found["begin"] = digest(kept(method))
-    method.calibrate(lambda: model(**batch(0)).loss)
-    schedule = schedule_of(run, method)
+        save_start(method.blocks, golden.FOLDER / start)
+    found: dict[str, Any] = {"start": golden.digest(dict(model.named_parameters())), "records": {}}
+    found["begin"] = golden.digest(golden.kept(method))
+    method.calibrate(lambda: model(**golden.batch(0)).loss)
+    schedule = golden.schedule_of(run, method)
     header = header_of(method, start=start, fingerprint=fingerprint(method.blocks), run="0" * 16)
-    with Journal.create(FOLDER / f"{name}.bin", header, overwrite=True) as journal:
-        for step in range(STEPS):
+    with Journal.create(golden.FOLDER / f"{name}.bin", header, overwrite=True) as journal:
+        for step in range(golden.STEPS):
             factor = float("nan") if step in run.bad else 1.0
-            method.step(lambda f=factor, s=step: f * model(**batch(s)).loss)
+            method.step(lambda f=factor, s=step: f * model(**golden.batch(s)).loss)
             schedule.step()
             journal.append(method.last_record)
-            if step in (0, STEPS - 1):
+            if step in (0, golden.STEPS - 1):
                 found["records"][str(step)] = plain(method.last_record)
-            if step + 1 == EARLY:
-                found["early"] = digest(kept(method))
-    return {**found, "end": digest(kept(method))}
+            if step + 1 == golden.EARLY:
+                found["early"] = golden.digest(golden.kept(method))
+    return {**found, "end": golden.digest(golden.kept(method))}
 
 
 def main() -> None:
     """Writes everything."""
     torch.set_num_threads(1)
-    made = {**addressing(), "runs": {name: make(name, run) for name, run in RUNS.items()}}
-    (FOLDER / "golden.json").write_text(json.dumps(made, indent=1) + "\n")
+    made = {**addressing(), "runs": {name: make(name, run) for name, run in golden.RUNS.items()}}
+    (golden.FOLDER / "golden.json").write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,6 +47,11 @@ class MeZOAdam(ZerothOrder):
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""
         gradients = yield from step.gradients()
+        estimate = step.estimate(step.directions, gradients)
+        return [step.map(self.rule(step), estimate, state=["first", "second"])]
+
+    def rule(self, step: Step) -> Callable[..., tuple[Tensor, ...]]:
+        """Returns what makes weights and moments of weights, estimate and moments."""
         beta1, beta2, eps = self.own.beta1, self.own.beta2, self.own.adam_eps
         scale1, scale2 = 1.0 - beta1**step.count, 1.0 - beta2**step.count
 
@@ -56,5 +61,4 @@ class MeZOAdam(ZerothOrder):
             root = (v / scale2).sqrt_().add_(eps)
             return weight.addcdiv_(m, root, value=-lr / scale1), m, v
 
-        estimate = step.estimate(step.directions, gradients)
-        return [step.map(moved, estimate, state=["first", "second"])]
+        return moved

@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from zopeft.optim.declared import Options, option
-from zopeft.optim.state import Kept, PerElement
-from zopeft.optim.step import Plan, Step
-from zopeft.optim.zeroth_order import ZerothOrder
+from zopeft.methods.mezo_adam import AdamOptions, MeZOAdam
+from zopeft.optim.declared import option
+from zopeft.optim.step import Step
 
 
 @dataclass(frozen=True)
-class RAdaZOOptions(Options):
+class RAdaZOOptions(AdamOptions):
     """The options of `RAdaZO`."""
 
-    beta1: float = option(0.9, "decay of the first moment", least=0.0, below=1.0)
-    beta2: float = option(0.999, "decay of the second moment", least=0.0, below=1.0)
     adam_eps: float = option(1e-8, "what is added to the second moment", above=0.0)
 
 
-class RAdaZO(ZerothOrder):
+class RAdaZO(MeZOAdam):
     """Adam whose second moment is that of the running mean, not of single estimates.
 
     ``m <- b1 m + (1 - b1) g z; v <- b2 v + (1 - b2) m^2; theta <- theta - lr m / sqrt(v +
@@ -33,15 +30,9 @@ class RAdaZO(ZerothOrder):
     """
 
     Options = RAdaZOOptions
-    gradient_units = False
 
-    def keeps(self) -> Mapping[str, Kept]:
-        """See `ZerothOrder.keeps`: m and v."""
-        return {"first": PerElement(), "second": PerElement()}
-
-    def plan(self, step: Step) -> Plan:
-        """See `ZerothOrder.plan`."""
-        gradients = yield from step.gradients()
+    def rule(self, step: Step) -> Callable[..., tuple[Tensor, ...]]:
+        """See `MeZOAdam.rule`."""
         beta1, beta2, eps = self.own.beta1, self.own.beta2, self.own.adam_eps
 
         def moved(lr: float, weight: Tensor, estimate: Tensor, m: Tensor, v: Tensor) -> tuple:
@@ -49,5 +40,4 @@ class RAdaZO(ZerothOrder):
             v.mul_(beta2).addcmul_(m, m, value=1.0 - beta2)
             return weight.addcdiv_(m, (v + eps).sqrt_(), value=-lr), m, v
 
-        estimate = step.estimate(step.directions, gradients)
-        return [step.map(moved, estimate, state=["first", "second"])]
+        return moved
