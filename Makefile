@@ -14,11 +14,12 @@ export PIP_DISABLE_PIP_VERSION_CHECK ?= 1
 # What computes, for processors without AVX on one thread, and for AVX2 on two.
 OLD ?= tests/test_golden.py tests/test_noise.py \
 	tests/test_kernels_matrix.py tests/test_kernels_processors.py tests/test_engine.py \
-	tests/test_methods.py tests/test_methods_directions.py tests/test_journal_rebuild.py \
-	tests/test_journal_directions.py tests/test_training_mixin.py tests/test_finetuner_learned.py
-AVX2 ?= tests/test_golden.py tests/test_engine.py tests/test_methods_directions.py \
-	tests/test_methods_rate.py tests/test_journal_rebuild.py tests/test_training_trainer.py \
-	tests/test_training_mixin.py tests/test_peft_matrix.py tests/test_finetuner_learned.py
+	tests/test_methods_contracts.py tests/test_methods_directions.py tests/test_journal_rebuild.py \
+	tests/test_training_mixin.py tests/test_finetuner_learned.py
+AVX2 ?= tests/test_golden.py tests/test_engine.py tests/test_methods.py \
+	tests/test_methods_directions.py tests/test_methods_rate.py tests/test_journal_rebuild.py \
+	tests/test_training_trainer.py tests/test_finetuner_learned.py \
+	tests/test_peft_matrix.py::test_the_defaults_of_a_type_converge
 
 .PHONY: help setup test test-isa demo docs lint types format clean
 
