@@ -75,6 +75,27 @@ def test_taught_tokens_are_in_colour_on_a_terminal(monkeypatch, capsys):
     assert capsys.readouterr().out == "a [x]\x1b[1;32mb\x1b[0m\n"
 
 
+def test_answers_that_can_never_be_generated_are_told(folder, zopeft_command):  # noqa: F811
+    (folder / "task.yaml").write_text('name: a\nprompt: "{q}"\nanswer: a\ndata: rows.jsonl\n')
+    jsonl(folder / "rows.jsonl", [{"q": "x", "a": "one\ntwo"}, {"q": "y", "a": "one"}] * 10)
+    words = ("data", "show", "--task", "task.yaml", "--examples", 1)
+    lines = zopeft_command.json(*words)["lines"]
+    told = [line for line in lines if "answers hold" in line]
+    assert len(told) == 1 and "of 18 answers hold '\\n'" in told[0] and "`stop: TEXT`" in told[0]
+    (folder / "task.yaml").write_text((folder / "task.yaml").read_text() + "stop: null\n")
+    assert not [line for line in zopeft_command.json(*words)["lines"] if "hold" in line]
+
+
+def test_a_model_without_a_configuration(folder, tiny_model, zopeft_command):  # noqa: F811
+    jsonl(folder / "films.jsonl", LABELS)
+    for path in tiny_model.iterdir():
+        if path.name.startswith("tokenizer"):
+            (folder / "m" / path.name).parent.mkdir(exist_ok=True)
+            (folder / "m" / path.name).write_bytes(path.read_bytes())
+    line = zopeft_command.refused("data", "show", folder / "m", "--data", "films.jsonl")
+    assert "m: no usable " in line
+
+
 def test_kinds_are_listed_with_their_columns(zopeft_command):
     listed = {one["name"]: one["about"] for one in zopeft_command.json("list", "kinds")}
     assert len(listed) == 6

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,7 +113,12 @@ def take_template(
 
 
 def told(
-    recipe: Recipe, task: Task, tokenizer: Any, train: Counts | None, scored: Counts
+    recipe: Recipe,
+    task: Task,
+    tokenizer: Any,
+    rows: Sequence[Mapping[str, Any]],
+    train: Counts | None,
+    scored: Counts,
 ) -> list[str]:
     """Returns the lines that say what a job works on.
 
@@ -121,12 +126,14 @@ def told(
         recipe: The recipe.
         task: The task.
         tokenizer: The tokenizer, with the template that is used.
+        rows: The rows to train on, or to score on where none are.
         train: What the rows to train on come to; None where none are.
         scored: What the rows to score on come to.
     """
     lines = [f"data: {_kind(task, tokenizer)}", f"rows: {_rows(recipe, task, train, scored)}"]
     if task.own is not None and task.own.told:
         lines.append(f"note: {task.own.told}")
+    lines += _never_generated(task, rows)
     counts = [one for one in (train, scored) if one is not None]
     shown = counts[0]
     share = f"{shown.taught:,} of {shown.tokens:,} {'taught' if train else 'scored'}"
@@ -141,6 +148,19 @@ def told(
             f"{recipe.task.max_length} or the model allows, and are cut"
         )
     return lines
+
+
+def _never_generated(task: Task, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What to say of answers that go on after the text that ends them."""
+    if task.kind != "answer" or not task.stop:
+        return []
+    taught = [task.example(row).answers[0].removesuffix(task.stop) for row in rows]
+    count = sum(task.stop in answer for answer in taught)
+    if not count:
+        return []
+    do = "data.stop=TEXT" if task.own is not None else "`stop: TEXT` (or null) in the task's file"
+    what = f"{count:,} of {len(rows):,} answers hold {task.stop!r}, which ends what is generated"
+    return [f"note: {what}: the rest of them can't be scored; say {do}"]
 
 
 def record_of(task: Task, counts: Mapping[str, Counts]) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def _evaluated(
     take_template(recipe, task, tokenizer, embedded, listener)
     rows = load_rows(recipe, task, "validation", embedded)
     counts = Counts.of(check_rows(model, tokenizer, task, rows, recipe.task.max_length), rows)
-    for line in told(recipe, task, tokenizer, None, counts):
+    for line in told(recipe, task, tokenizer, rows, None, counts):
         listener(Progress("load", note=line))
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
     summary: dict[str, Any] = {

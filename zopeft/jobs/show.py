@@ -58,7 +58,7 @@ def show(recipe: Recipe, examples: int = 3, listener: Listener = ignore) -> dict
         "task": task.name,
         "max_length": length,
         "data": record_of(task, counts),
-        "lines": told(recipe, task, tokenizer, counts["train"], counts["validation"]),
+        "lines": told(recipe, task, tokenizer, rows, *counts.values()),
         "examples": [
             _example(tokenizer, one, rows.place(k) if len(data) == len(rows) else f"text {k + 1}")
             for k, one in enumerate(data.encoded[:examples])
@@ -78,7 +78,12 @@ def _tokenizer(recipe: Recipe) -> tuple[ModelSource, Any, Any]:
     offline = not source.local and not hub.reachable()
     with quiet(), hub.cache_only(offline):
         tokenizer = load_tokenizer(source, offline)
-        return source, tokenizer, AutoConfig.from_pretrained(source.path, **source.files)
+        try:
+            config = AutoConfig.from_pretrained(source.path, **source.files)
+        except Exception as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise input_error(source.label, f"no usable configuration there ({why})") from error
+    return source, tokenizer, config
 
 
 def _example(tokenizer: Any, one: Encoded, place: str) -> dict[str, Any]:

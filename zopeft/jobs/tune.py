@@ -178,7 +178,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     start_adapter(recipe, blocks.model, train, Collator(tokenizer, known))
     scored = check_rows(blocks.model, tokenizer, task, validation, length)
     counts = {"train": Counts.of(train, rows), "validation": Counts.of(scored, validation)}
-    for line in told(recipe, task, tokenizer, counts["train"], counts["validation"]):
+    for line in told(recipe, task, tokenizer, rows, *counts.values()):
         listener(Progress("load", note=line))
     return Prepared(
         blocks=blocks,
