@@ -201,6 +201,7 @@ def test_other_adapters_run_apart(name):
     model = attach(build("llama"), name, {"r": 4} if name == "vera" else {}, seed=1)
     blocks = zopeft.discover(model)
     assert (Stacking(Engine(blocks)).unstackable == "") == (name in STACKED)
+    assert (zopeft.MeZO(blocks, lr=0.0).engine.unstackable == "") == (name in STACKED)
     if name in STACKED:
         return
     rows = forwards(model)

@@ -45,6 +45,8 @@ class Engine:
     Attributes:
         reads: Which blocks the forward passes of a step read.
         device: Where scales and statistics are: the first block's, while its module runs.
+        unstackable: Why several probes cannot share a forward, as what runs them has found
+            (`zopeft.probing`); "" if they can.
 
     Raises:
         InputError: `noise`, `carrier` or `backend` is unknown, a shape does not fit, or a
@@ -71,6 +73,7 @@ class Engine:
             raise input_error("shapes", "the scales of quantised layers have none", None)
         self.forms = Forms(blocks, self.shapes, self.kernels)
         self.reads = Reads(blocks)
+        self.unstackable = ""
         self._in_place = False
         self._numbers = {block.name: index for index, block in enumerate(blocks)}
         self.elements = Elements(blocks, self.kernels, self.forms)

@@ -72,7 +72,7 @@ class Probing:
         if probes not in PROBES:
             raise input_error("probes", "unknown way of probing", probes, f"use one of {PROBES}")
         self.engine, self.probes, self.stacking = engine, probes, Stacking(engine)
-        reason = self.stacking.unstackable
+        reason = engine.unstackable = self.stacking.unstackable
         if probes == "stacked" and reason:
             raise input_error("probes", f"cannot be stacked: {reason}", probes, "use auto")
         device = engine.blocks[0].parameter.device
