@@ -132,6 +132,15 @@ class OracleEngine:
             as_matrix(buffer[0]).copy_(value)
         as_matrix(self.theta).copy_(new)
 
+    def slope(self, vector, closure):
+        here = closure()
+        found = []
+        for step in (1.0, -1.0):
+            with self.perturbed(vector, step):
+                found.append(closure())
+        # On a quadratic a difference is the derivative, whatever its step.
+        return here, (found[0] - found[1]) / 2.0
+
     def dot(self, first, second):
         return (self.values(first) * self.values(second)).sum().reshape(1)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from oracle import OracleForms, oracle
 
 from zopeft.engine import Direction
 from zopeft.engine.vector import Elementwise, Held
+from zopeft.methods import agzo, loren
 from zopeft.noise import direction_seed, step_seed
 from zopeft.optim.step import Step
 from zopeft.optim.writing import write_all
@@ -348,6 +350,80 @@ def test_muon():
     }
     _, theta = shaped("zo_muon", drawn, rotation, r=1, queries=2, exact=True)
     close(theta, [0.9996783674759062, -0.5059913731747776, 0.24957115663454163, 1.9920115024336298])
+
+
+def test_forward_gradient():
+    method, path = runs("forward_gradient", steps(Z1))
+    close(method.last_record.projected_grads, [40.125])
+    close(path[0], [0.59875, -0.09875, 0.049375, 1.1975])
+
+
+def test_activation_guided_directions(monkeypatch):
+    """A is noted in fp32."""
+    basis = torch.tensor([[0.8944271909999159], [0.4472135954999579]])
+    monkeypatch.setattr(agzo, "linear_layers", lambda blocks: [0])
+    monkeypatch.setattr(agzo.Activations, "basis", lambda self, index: basis.numpy())
+    method, loss = oracle("agzo", PROBLEM, {}, shape=(2, 2))
+    left = torch.tensor([1.0, -2.0], dtype=torch.float64)
+    method.engine.kernels = SimpleNamespace(draw=lambda *_: [left])
+    method.step(loss)
+    expected = [1.1485960533147512, -0.4257019733426244, -0.04719210662950257, 1.8514039466852488]
+    torch.testing.assert_close(
+        method.engine.theta.reshape(-1), torch.tensor(expected).double(), rtol=0, atol=1e-6
+    )
+    assert method.last_record.projected_grads[0] == pytest.approx(-16.61354381999834, rel=1e-6)
+
+
+def test_noise_shaped_by_a_curvature_of_rows():
+    noise = Held([matrix([1.0, 2.0], [-2.0, 0.5])])
+    a, rho = torch.tensor([0.3, -0.4], dtype=torch.float64), 0.1
+    method, _ = oracle("loren", PROBLEM, {}, shape=(2, 2))
+    found = method.engine.values(loren.shaped(noise, {0: a}, rho))
+    close(found[0], [4.045459150595187, 5.146979999767682])
+    inverse = torch.linalg.inv(rho * torch.eye(2).double() + torch.outer(a, a))
+    values, vectors = torch.linalg.eigh(inverse)
+    close(found, noise.tensors[0] @ (vectors * values.sqrt()) @ vectors.t())
+
+
+def test_a_step_of_shaped_noise_and_its_curvature():
+    """Leave-one-out slopes, momentum, and the natural-evolution step of a, written out."""
+    zs = [matrix([1.0, -1.0], [0.5, 2.0]), matrix([0.5, 1.0], [-1.0, -0.25])]
+    noises = {seed(0, n): z for n, z in enumerate(zs)}
+    options = {"queries": 2, "rho": 0.5, "lr_curvature": 0.2}
+    method, loss = oracle("loren", PROBLEM, noises, shape=(2, 2), **options)
+    a = torch.tensor([0.5, -0.25], dtype=torch.float64)
+    method.kept["curvature"][0].copy_(a)
+    theta = method.engine.theta.clone()
+    root = method.engine.values
+    us = [root(loren.shaped(Held([z]), {0: a}, 0.5)) for z in zs]
+    pa, pb = (torch.tensor(PROBLEM[key], dtype=torch.float64) for key in ("a", "b"))
+
+    def at(point):
+        t = point.reshape(-1)
+        return float((pa * t * t).sum() / 2 + (pb * t).sum())
+
+    losses = [at(theta + 0.125 * u) for u in us]
+    pulls = [(one - sum(losses) / 2) / 0.125 for one in losses]
+    method.step(loss)
+    momentum = 0.1 * sum(pull * u for pull, u in zip(pulls, us, strict=True))
+    close(method.kept["momentum"][0], momentum)
+    close(method.engine.theta, theta - 0.01 * momentum)
+    inverse = torch.linalg.inv(0.5 * torch.eye(2).double() + torch.outer(a, a))
+    slope = sum(
+        pull * (inverse @ a - (u * (u @ a).unsqueeze(1)).mean(0))
+        for pull, u in zip(pulls, us, strict=True)
+    )
+    close(method.kept["curvature"][0], a - 0.2 * 0.125 * slope)
+
+
+def test_the_mixture_of_adamu_is_annealed_by_a_cosine():
+    method, _ = oracle("zo_adamu", PROBLEM, {}, warmup=2, anneal=4)
+    found = [method._annealed(number) for number in range(8)]
+    half = [0.5 * (1.0 - math.cos(math.pi * part / 4)) for part in range(5)]
+    close(found, [0.0, 0.0, *half, 1.0])
+    close(half[1:4], [0.14644660940672627, 0.5, 0.8535533905932737])
+    method, _ = oracle("zo_adamu", PROBLEM, {}, warmup=2)
+    close([method._annealed(number) for number in range(4)], [0.0, 0.0, 1.0, 1.0])
 
 
 def test_lezo_writes_what_it_probes():
