@@ -41,7 +41,7 @@ def test_a_result_has_a_card_of_its_own(
 def test_the_base_model_is_named_as_the_hub_knows_it(tmp_path):
     found = resolve("organisation/name")
     assert _hub_id(found) == "organisation/name"
-    assert _base(found) == "[organisation/name](https://huggingface.co/organisation/name)"
+    assert _base(found) == "`organisation/name`"
     assert _hub_id(resolve(None)) is None and "embedded" in _base(resolve(None))
 
 

@@ -90,8 +90,13 @@ def test_signals_that_end_a_process_are_told_as_an_interrupt(
     how, zopeft_command, words, tmp_path, monkeypatch
 ):
     before = signal.getsignal(signal.SIGTERM)
+    # Under nohup a hang-up is ignored, and stays so.
+    ignored = signal.signal(getattr(signal, how), signal.SIG_DFL)
     interrupting(monkeypatch, "zopeft.jobs.tune.measure", how)
-    line = zopeft_command.refused(*words, code=1)
+    try:
+        line = zopeft_command.refused(*words, code=1)
+    finally:
+        signal.signal(getattr(signal, how), ignored)
     assert f"interrupted by {how}; no steps are kept in {tmp_path / 'out'}; go on with" in line
     assert json.loads((tmp_path / "out" / "run.json").read_text())["status"] == "interrupted"
     assert signal.getsignal(signal.SIGTERM) is before

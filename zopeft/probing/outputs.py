@@ -29,7 +29,8 @@ def outputs(
             narrowed logits [1, U, V] have them; None for all of its tokens.
 
     Yields:
-        fp32 [U, V] at evenly chosen places, `SOME` at most.
+        fp32 [U, V] at evenly chosen places, `SOME` at most; nothing of a forward of some rows
+        alone, as models that look at padding are run.
     """
     ids, mask = batch["input_ids"], batch.get("attention_mask")
     if needed is None:
@@ -38,10 +39,10 @@ def outputs(
         places = needed
     count = min(SOME, len(places))
     chosen = torch.linspace(0, len(places) - 1, count, device=places.device).long()
-    layout, width = batch.get(LAYOUT), ids.shape[1]
-    flat = places[chosen]
+    layout, flat = batch.get(LAYOUT), places[chosen]
+    rows, width = ids.shape if layout is None else layout.ids.shape
     if layout is not None:
-        flat, width = layout.places[flat], layout.ids.shape[1]
+        flat = layout.places[flat]
     found: list[Tensor] = []
 
     def keep(_: nn.Module, args: Any, output: Any) -> None:
@@ -50,6 +51,8 @@ def outputs(
             return
         if needed is not None and logits.shape[:2] == (1, len(needed)):
             found.append(logits[0, chosen].float())
+            return
+        if logits.shape[0] != rows or logits.shape[1] < width:
             return
         # What stands before the text is PEFT's.
         found.append(logits[:, logits.shape[1] - width :].flatten(0, 1)[flat].float())
