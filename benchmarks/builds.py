@@ -56,15 +56,16 @@ def main() -> None:
     parser.add_argument("before", type=Path, help="tree of the other build")
     parser.add_argument("--rounds", type=int, default=2, help="how often each is run")
     parser.add_argument("--keep", action="store_true", help="append to results/builds.jsonl")
-    parser.add_argument("flags", nargs="*", help="of step_time.py, after --")
-    args = parser.parse_args()
+    words = sys.argv[1:]
+    cut = words.index("--") if "--" in words else len(words)
+    args, flags = parser.parse_args(words[:cut]), words[cut + 1 :]
     trees = {"before": args.before.resolve(), "after": HERE}
     found: dict[tuple[Any, ...], dict[str, list[dict[str, Any]]]] = defaultdict(
         lambda: {name: [] for name in trees}
     )
     for _ in range(args.rounds):
         for name, tree in trees.items():
-            for row in measured(tree, args.flags):
+            for row in measured(tree, flags):
                 found[tuple(row[key] for key in WHAT)][name].append(row)
     rows = []
     for what, sides in found.items():
