@@ -90,9 +90,10 @@ class Worker:
         from zopeft.tasks import task_loss
 
         task, space = wish["task"], wish["space"]
-        model, examples = self.models[space], self._examples(wish)
+        model = self.models[space]
         if wish["case"] == SCORE:
             return lambda: self._score(model, task, wish["rows"])
+        examples = self._examples(wish)
         batch = self._moved(self.collate(examples))
         if wish["case"] == BARE:
             keys = ("input_ids", "attention_mask", "labels")
