@@ -84,10 +84,15 @@ class Standing:
 
     @property
     def verdict(self) -> str:
-        """Returns "better", "worse" or "even": beyond two standard errors of the mean or not."""
+        """Returns "better", "worse" or "even": beyond two standard errors of the mean or not.
+
+        Without a rate, or where nothing is left of all runs, worse; of single runs, even.
+        """
         runs = sum(map(len, self.ratios.values()))
-        if not runs:
+        if not runs or all(cell.diverged == len(cell.losses) for cell in self.cells.values()):
             return "worse"
+        if runs == len(self.ratios):
+            return "even"
         error = self.spread / math.sqrt(runs)
         log = math.log(self.mean)
         return "even" if abs(log) <= 2 * error else "better" if log < 0 else "worse"
