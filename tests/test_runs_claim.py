@@ -66,7 +66,7 @@ def test_claims_of_processes_that_were_killed(who, locks, tmp_path):
             Claim(tmp_path)
         os.utime(file, (1, 1))
     with Claim(tmp_path):
-        assert json.loads(file.read_text())["pid"] == os.getpid()
+        assert json.loads(file.read_text().splitlines()[-1])["pid"] == os.getpid()
         with pytest.raises(InputError, match="in use"):
             Claim(tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -96,6 +96,25 @@ def test_of_many_runs_with_one_out_one_has_it(tmp_path):
     assert all("in use" in one for one in found if isinstance(one, str))
     winners[0].close()
     assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_made_by_one_that_did_not_get_it_is_taken_away(locks, tmp_path, monkeypatch):
+    place, opened, others = tmp_path / "deep" / "out", claim._opened, []
+
+    def late(path):
+        if not others:
+            others.append(None)
+            others[0] = Claim(place)
+        return opened(path)
+
+    monkeypatch.setattr(claim, "_opened", late)
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        Claim(place)
+    assert [path.name for path in place.iterdir()] == [CLAIM]
+    with pytest.raises(InputError, match=f"process {os.getpid()} on"):
+        Claim(place)
+    others[0].release()
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -15,12 +15,16 @@ import os
 import secrets
 import socket
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from zopeft.errors import InputError, input_error
 
 CLAIM = ".zopeft-claim"
+MADE = "made"
+_LONGEST = 1 << 16
 _TRIES = 100
 _SETTLED = 10.0
 """Seconds after which a claim that names nobody is not just being written."""
@@ -70,7 +74,8 @@ class Claim:
     """A folder that this process has for itself until `release`.
 
     The folder is made where it is missing, and taken away again at `release` if nothing has
-    been put into it.
+    been put into it. One that made the folder but did not get it leaves that to the one that
+    has it: both write into the claim's file, a JSON object a line, and nobody cuts it.
 
     Args:
         folder: The folder.
@@ -101,10 +106,12 @@ class Claim:
                 continue
             try:
                 if _owned(file, new, self.path):
-                    os.ftruncate(file, 0)
-                    os.pwrite(file, json.dumps(asdict(Holder.this())).encode(), 0)
+                    _add(file, asdict(Holder.this()))
                     return file
             except BaseException:
+                # Written before they are tried here: whoever is last takes them away.
+                if self._made:
+                    _add(file, {MADE: [str(path.absolute()) for path in self._made]})
                 os.close(file)
                 raise
             os.close(file)
@@ -115,16 +122,16 @@ class Claim:
         if self._file < 0:
             return
         self.path.unlink(missing_ok=True)
+        # Read after that: what others write from now on, they take away themselves.
+        self._made += [Path(path) for line in _lines(self._file) for path in line.get(MADE, ())]
         os.close(self._file)
         self._file = -1
         self._unmake()
 
     def _unmake(self) -> None:
-        for folder in reversed(self._made):
-            try:
+        for folder in sorted(self._made, key=lambda path: len(path.absolute().parts))[::-1]:
+            with suppress(OSError):
                 folder.rmdir()
-            except OSError:
-                return
 
     def __enter__(self) -> Claim:
         return self
@@ -163,7 +170,7 @@ def _make(folder: Path, new: bool) -> list[Path]:
 
 def _opened(path: Path) -> tuple[int, bool]:
     """Opens a claim, and says whether it was not there."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_APPEND
     try:
         return os.open(path, flags | os.O_EXCL, 0o666), True
     except FileExistsError:
@@ -214,11 +221,30 @@ def _cleared_away(file: int, path: Path) -> bool:
     return False
 
 
-def _named(file: int) -> Holder | None:
+def _add(file: int, line: dict[str, Any]) -> None:
+    """Adds a line to an open claim, in one write."""
+    os.write(file, f"\n{json.dumps(line)}".encode())
+
+
+def _lines(file: int) -> list[dict[str, Any]]:
+    """Returns the lines of an open claim that can be read."""
+    found = []
     try:
-        return Holder(**json.loads(os.pread(file, 4096, 0)))
-    except (OSError, ValueError, TypeError):
-        return None
+        text = os.pread(file, _LONGEST, 0).decode(errors="replace")
+    except OSError:
+        return []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            found.append(json.loads(line))
+    return [line for line in found if isinstance(line, dict)]
+
+
+def _named(file: int) -> Holder | None:
+    """Returns the last process that an open claim names."""
+    for line in reversed(_lines(file)):
+        with suppress(TypeError):
+            return Holder(**line)
+    return None
 
 
 def _taken(path: Path, holder: Holder | None) -> InputError:
