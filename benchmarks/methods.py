@@ -2,10 +2,11 @@
 
 Each entry trains stories260K (or another small model) on each task, in each space, with as
 many forward passes as the others. Its learning rate is chosen on one seed, by the loss of
-training rows that are held out, from a grid in its own units, which begins where a forward
-pass takes the weights as far as one of MeZO does at its best rate; three other seeds are
-reported, by the loss of validation rows. All entries of a seed see the same batches. Settings
-are the methods' defaults.
+training rows that are held out, after half as many passes, from a grid in its own units, which
+begins where a forward pass takes the weights as far as one of MeZO does at its best rate; three
+other seeds are reported, by the loss of validation rows. All entries of a seed see the same
+batches. Settings are the methods' defaults; the sensitive mask is learned on text of no
+evaluated task.
 
 Rows are appended to results/methods/, a file a task and space; a run whose row is there is
 not made again, so a broken-off command is repeated as it was.
@@ -55,6 +56,8 @@ def train(args: argparse.Namespace) -> None:
             path = FOLDER / f"{task}-{space}.jsonl"
             field = Field(ground, path, told, args.forwards)
             for entry in chosen:
+                if entry.name in args.skip:
+                    continue
                 field.hold(entry, baseline, args.seeds)
 
 
@@ -69,8 +72,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--task", nargs="+", default=list(TASKS))
     parser.add_argument("--space", nargs="+", default=list(SPACES), choices=SPACES)
     parser.add_argument("--only", nargs="+", default=[], metavar="ENTRY", help="these entries")
+    parser.add_argument("--skip", nargs="+", default=[], metavar="ENTRY", help="not these")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], help="reported ones")
-    parser.add_argument("--forwards", type=int, default=1000, help="forward passes of a run")
+    parser.add_argument("--forwards", type=int, default=2000, help="forward passes of a run")
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--length", type=int, default=48, help="most tokens of an example")
     parser.add_argument("--eager", dest="compiled", action="store_false", help="compile nothing")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 import zopeft
 from zopeft.errors import InputError
+from zopeft.finetuner.digest import digest_of
 from zopeft.methods import METHODS
 from zopeft.models import load_model
 from zopeft.tasks import Collator, TaskDataset, load_rows, load_task, task_loss
@@ -23,8 +25,22 @@ TUNED_ON, REPORTED_ON = 128, 256
 """Rows whose loss chooses a rate (of the training rows, held out), and validation rows."""
 CLIP = 2.0
 """Largest projected gradient, in those before: what zopeft does of its own accord at lr=auto."""
-AS_IT_IS = ("agzo", "forward_gradient")
-"""Methods that look into the forward pass or differentiate it: it is not compiled for them."""
+AS_IT_IS = ("agzo", "forward_gradient", "grzo")
+"""Methods that change, see or differentiate the forward pass: it is not compiled for them."""
+
+
+TEXT = ("cb", "wsc", "drop")
+"""Tasks of the package whose text a mask is learned on."""
+EMBEDDED = Path(zopeft.__file__).parent / "embedded" / "data"
+
+
+def of_text(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Returns the loss of all tokens of a batch, as in pre-training."""
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    found: Tensor = model(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
+    ).loss
+    return found
 
 
 @dataclass(frozen=True)
@@ -45,9 +61,18 @@ class Entry:
     shuffled: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, blocks: zopeft.Blocks, data: Any, lr: float | str, seed: int) -> Any:
-        """Returns the optimizer over some blocks."""
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a run's row says of the fine-tuner: nothing where there is none."""
+        return {"finetuner": digest_of(learned(self.finetuner, False))} if self.finetuner else {}
+
+    def make(
+        self, blocks: zopeft.Blocks, data: Any, lr: float | str, seed: int, mask: Any = None
+    ) -> Any:
+        """Returns the optimizer over some blocks; `mask()` serves methods that need one."""
         given = {"probes": "separate", "clip": CLIP, **self.options}
+        if mask and "mask" in METHODS[self.method].required:
+            given["mask"] = mask()
         if self.finetuner:
             given["finetuner"] = learned(self.finetuner, self.shuffled)
             given |= frequency_options(None, given["finetuner"], blocks, [data])
@@ -111,6 +136,13 @@ class Ground:
         self._plain = self.decoder.forward
         self._fast = torch.compile(self._plain, dynamic=False) if compiled else self._plain
         self._batches: dict[int, list[dict[str, Tensor]]] = {}
+        self._mask: Any = None
+
+    def closure(self, method: Any, batch: dict[str, Tensor]) -> Any:
+        """Returns what a method's step calls: a plain function, where that does."""
+        if method.groups:
+            return zopeft.BatchLoss(self.model, batch, task_loss)
+        return lambda: task_loss(self.model, batch)
 
     @property
     def size(self) -> int:
@@ -145,6 +177,22 @@ class Ground:
             # A tensor of its own: an earlier run's method may hold views of the old one.
             block.parameter.data = start.clone()
         self.decoder.forward = self._plain if entry.method in AS_IT_IS else self._fast
+
+    def mask(self) -> Any:
+        """Returns the weights of the largest squared gradients on text of no evaluated task."""
+        if self._mask is None:
+            self.reset(0, Entry("mezo", "agzo"))
+            collate = Collator(self.tokenizer)
+            batches = []
+            for name in TEXT:
+                task = load_task(name)
+                rows = load_rows(task, "train", f"{EMBEDDED}/{name}")[:64]
+                rows = TaskDataset(task, rows, self.tokenizer, 2 * self.length).encoded
+                batches += [collate(rows[first : first + 8]) for first in range(0, len(rows), 8)]
+            self._mask = zopeft.sensitive_mask(
+                self.model, batches, blocks=self.blocks, loss_function=of_text
+            )
+        return self._mask
 
     def moved(self, seed: int) -> float:
         """Returns how far the weights are from their start."""

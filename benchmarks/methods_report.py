@@ -108,6 +108,8 @@ def read(folder: Path) -> tuple[dict[str, dict[str, dict[str, Cell]]], dict[str,
             if path.stem == "cost":
                 costs[row["entry"]] = row
                 continue
+            if row["kind"] == "refused":
+                continue
             found = cells[row["space"]].setdefault(row["entry"], {})
             cell = found.setdefault(row["task"], Cell())
             if row["kind"] == "run":

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from methods_ground import Entry, Ground
 
-from zopeft.errors import RunError
+from zopeft.errors import InputError, RunError
 from zopeft.tasks import task_loss
 
 SEARCHED = 0
@@ -24,6 +24,8 @@ MOST = 8
 """Rates that are tried at most."""
 LOOK = 60
 """Forward passes after which is seen how far a method has gone."""
+SHORT = 2
+"""A run that tries a rate has the forward passes of a reported one divided by this."""
 BLOWN = 3.0
 """A run is broken off once the mean loss of 20 steps is so many times that of the first 20."""
 DUAL = 2
@@ -52,20 +54,27 @@ class Outcome:
 def go(ground: Ground, entry: Entry, lr: float, seed: int, forwards: int) -> Outcome:
     """Trains from the start of a seed, and leaves the weights where that ends."""
     ground.reset(seed, entry)
-    method = entry.make(ground.blocks, ground.train, lr, seed)
+    method = entry.make(ground.blocks, ground.train, lr, seed, ground.mask)
     out, losses, cost = Outcome(), [], 0
     worth = DUAL if entry.method == "forward_gradient" else 1
     feed, begun = ground.feed(seed), time.process_time()
 
-    def loss() -> torch.Tensor:
-        out.forwards += worth
-        found: torch.Tensor = task_loss(ground.model, batch)
-        return found
+    def counted(closure: Any) -> Any:
+        if method.groups:
+            out.forwards += method.forwards
+            return closure
+
+        def loss() -> torch.Tensor:
+            out.forwards += worth
+            found: torch.Tensor = closure()
+            return found
+
+        return loss
 
     while out.forwards + cost <= forwards:
         batch, before = next(feed), out.forwards
         try:
-            losses.append(float(method.step(loss)))
+            losses.append(float(method.step(counted(ground.closure(method, batch)))))
         except RunError:
             out.diverged = True
             break
@@ -111,7 +120,12 @@ class Field:
 
     def best(self, entry: Entry, baseline: Entry) -> float | None:
         """Returns the rate that does best on `SEARCHED`: downhill from the first, rate by rate."""
-        first = self.first(entry, baseline)
+        try:
+            first = self.first(entry, baseline)
+        except InputError as error:
+            # It does not serve these weights.
+            self._keep({"kind": "refused", "entry": entry.name, "why": str(error)})
+            return None
         if first is None:
             return None
         tried: dict[int, float] = {}
@@ -142,7 +156,7 @@ class Field:
         passes take the weights as far as they take MeZO's at its best rate, whatever the
         units of either.
         """
-        found = self._find("first", entry.name)
+        found = self._find("first", entry.name, **entry.identity)
         if found is not None:
             first: float | None = found["lr"]
             return first
@@ -154,7 +168,7 @@ class Field:
             if self._wanted is None:
                 self._wanted = self._reach(baseline, start)
             lr = self._as_far(entry, start, self._wanted)
-        self._keep({"kind": "first", "entry": entry.name, "lr": lr})
+        self._keep({"kind": "first", "entry": entry.name, "lr": lr, **entry.identity})
         return lr
 
     def _proposed(self, entry: Entry) -> float:
@@ -187,11 +201,12 @@ class Field:
 
     def run(self, kind: str, entry: Entry, lr: float, seed: int) -> Row:
         """Makes a run, or returns its row."""
-        asked = {"seed": seed, "lr": lr, "budget": self.forwards}
+        budget = self.forwards // SHORT if kind == "rate" else self.forwards
+        asked = {"seed": seed, "lr": lr, "budget": budget, **entry.identity}
         known = self._find(kind, entry.name, **asked)
         if known is not None:
             return known
-        out = go(self.ground, entry, lr, seed, self.forwards)
+        out = go(self.ground, entry, lr, seed, budget)
         groups = self.ground.tuned_on if kind == "rate" else self.ground.reported_on
         after = math.inf if out.diverged else self.ground.loss(groups)
         before = self._before(entry, seed, groups)
