@@ -159,10 +159,13 @@ def test_chat_of_an_adapters_folder_answers_with_its_base(adapter, capsys):
     assert told["model"] == f"embedded + {adapter}"
 
 
-def test_the_doctor_finds_this_machine_well(capsys):
-    assert main(["doctor", "--json"]) == 0
+def test_the_doctor_looks_at_this_machine(capsys):
+    # What a machine lacks, a full disk or a compiler, is no fault of the doctor's.
+    code = main(["doctor", "--json"])
     told = {check["name"]: check for check in json.loads(capsys.readouterr().out)["checks"]}
-    assert told["kernels"]["state"] == told["a step"]["state"] == "ok"
+    assert code == any(check["state"] == "broken" for check in told.values())
+    assert told["kernels"]["state"] in ("ok", "warning")
+    assert told["a step"]["state"] == "ok"
     assert "hub" in told and "torch" in told
 
 
