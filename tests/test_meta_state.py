@@ -334,17 +334,17 @@ def test_the_rate_and_the_bend_share_one_look_at_the_weights():
     plain = zopeft.ZOFineTuner(blocks, moving(blocks), lr="auto", seed=1)
     method = zopeft.ZOFineTuner(blocks, moving(blocks, BEND), lr="auto", seed=1)
     for one in (plain, method):
-        one.calibrate(closure)
+        one.settle(closure)
     looks = []
     for _ in range(7):
         before = method.forward_passes
-        look, rate = method.rate.due(), method.rate.lr
+        look, seen = method.rate.due(), method.rate.measured.looks
         method.step(closure)
         assert method.forward_passes == before + 3
         assert method.last_record.centre is not None
-        assert look or method.rate.lr == rate
+        assert method.rate.measured.looks == seen + look
         looks.append(look)
-    assert looks == [True, False, False, False, False, True, False]
+    assert looks[0] and sum(looks) in (2, 3)
     assert math.isfinite(method.course.reading().bend)
     for _ in range(2):
         plain.step(closure)

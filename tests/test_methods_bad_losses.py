@@ -70,7 +70,7 @@ def test_a_look_that_is_not_finite_says_nothing_to_a_fine_tuner():
     blocks = zopeft.discover(model)
     finetuner = zopeft.FineTuner.initial(blocks, seed=1)
     method = zopeft.ZOFineTuner(blocks, finetuner, lr="auto", eps=1e-3, **ONE_SIDED)
-    method.calibrate(model.loss)
+    method.settle(model.loss)
     assert method.rate.due()
     method.step(spoilt(model, 4))
     record = method.last_record

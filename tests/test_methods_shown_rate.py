@@ -25,10 +25,12 @@ SCHEDULES = {
 }
 
 
-def started(way="pair", **options):
+def started(way="pair", ahead=True, **options):
+    """A method whose rate is settled, by a look ahead or by none."""
     model = Quadratic()
     method = zopeft.MeZO(zopeft.discover(model), lr="auto", eps=1e-3, **WAYS[way], **options)
-    assert method.calibrate(model.loss) == method.rate.first > 0
+    found = method.calibrate(model.loss) if ahead else method.settle(model.loss)
+    assert found == method.rate.first > 0 and (method.forward_passes > 0) == ahead
     return model, method
 
 
@@ -38,9 +40,10 @@ def shown(method):
     return rates.pop()
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("way", WAYS)
-def test_groups_tell_the_rate_of_the_step_at_every_moment(way):
-    model, method = started(way)
+def test_groups_tell_the_rate_of_the_step_at_every_moment(way, ahead):
+    model, method = started(way, ahead)
     assert shown(method) == method.rate.first
     seen = []
     for step in range(STEPS):
@@ -54,14 +57,15 @@ def test_groups_tell_the_rate_of_the_step_at_every_moment(way):
             assert shown(method) == before
         seen.append(before)
     assert len(set(seen)) > 3
-    assert way == "normalised" or seen[0] == method.rate.first
+    assert way == "normalised" or seen[0] != method.rate.first
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_multiplies_the_running_rate(name, told):
+def test_a_schedule_multiplies_the_running_rate(name, told, ahead):
     """Whether it counts from the first rate or from the last, and whether it was guarded."""
-    model, method = started()
+    model, method = started(ahead=ahead)
     schedule = SCHEDULES[name](method)
     if told:
         assert guard(schedule) is schedule and guard(schedule) is schedule
@@ -71,7 +75,7 @@ def test_a_schedule_multiplies_the_running_rate(name, told):
     factors = []
     for _ in range(STEPS):
         method.estimate(model.loss)
-        factor, wanted = method.rate.factor, plain.param_groups[0]["lr"]
+        factor, wanted = method.shown.factor, plain.param_groups[0]["lr"]
         assert shown(method) == wanted * factor
         method.step()
         assert method.last_record.lr == (wanted * factor,)
@@ -100,7 +104,7 @@ def test_a_plateau_lowers_the_running_rate():
         for loss in (1.0, 2.0):
             plateau.step(loss)
         method.estimate(model.loss)
-        wanted = method.rate.first * method.rate.factor / 2
+        wanted = method.rate.first * method.shown.factor / 2
         assert shown(method) == pytest.approx(wanted, rel=1e-12)
 
 
@@ -108,14 +112,13 @@ def test_a_schedule_that_is_made_in_the_middle_multiplies_what_it_finds():
     model, method = started()
     for _ in range(12):
         method.step(model.loss)
-    found, then = shown(method), method.rate
-    factor = method.shown.factor
+    found, factor = shown(method), method.shown.factor
     assert factor != 1.0
     schedule = lr_scheduler.LambdaLR(method, lambda t: 1.0 if t < 3 else 0.5)
     for t in range(6):
         method.estimate(model.loss)
         share = 1.0 if t < 3 else 0.5
-        wanted = found * share * then.factor / factor
+        wanted = found * share * method.shown.factor / factor
         assert shown(method) == pytest.approx(wanted, rel=1e-12)
         method.step()
         schedule.step()
@@ -125,20 +128,22 @@ def test_a_rate_that_somebody_sets_is_the_rate_of_now():
     model, method = started()
     for _ in range(12):
         method.step(model.loss)
-    factor = method.rate.factor
     method.estimate(model.loss)
     for group in method.param_groups:
         group["lr"] = 1e-5
     method.apply()
     assert method.last_record.lr == (1e-5,)
     assert shown(method) == 1e-5
+    factor = method.shown.factor
     method.estimate(model.loss)
-    assert shown(method) == pytest.approx(1e-5 * method.rate.factor / factor, rel=1e-12)
+    assert method.shown.factor != factor
+    assert shown(method) == pytest.approx(1e-5 * method.shown.factor / factor, rel=1e-12)
 
 
+@pytest.mark.parametrize("ahead", [True, False])
 @pytest.mark.parametrize("scheduled", [None, "guarded", "plain"])
-def test_a_restored_run_shows_the_same_and_goes_on_with_the_same_bits(scheduled):
-    model, method = started()
+def test_a_restored_run_shows_the_same_and_goes_on_with_the_same_bits(scheduled, ahead):
+    model, method = started(ahead=ahead)
     schedule = None
     if scheduled:
         schedule = SCHEDULES["from the first"](method)
@@ -172,14 +177,15 @@ def test_a_restored_run_shows_the_same_and_goes_on_with_the_same_bits(scheduled)
     assert equal(weights(other), weights(model))
 
 
-def test_a_replayed_step_shows_its_rate():
-    model, method = started()
+@pytest.mark.parametrize("way", WAYS)
+def test_a_replayed_step_shows_its_rate(way):
+    model, method = started(way, ahead=False)
     records = []
     for _ in range(STEPS):
         method.step(model.loss)
         records.append(method.last_record)
     other = Quadratic()
-    twin = zopeft.MeZO(zopeft.discover(other), lr="auto", eps=1e-3)
+    twin = zopeft.MeZO(zopeft.discover(other), lr="auto", eps=1e-3, **WAYS[way])
     twin.begin_rate(method.rate.start, method.rate.first)
     for record in records:
         twin.recall(record)
@@ -197,7 +203,7 @@ def test_a_bad_step_shows_the_rate_that_it_would_have_had():
     method.step(lambda: torch.tensor(math.nan))
     assert method.last_record.skipped and shown(method) == method.last_record.lr[0]
     method.estimate(model.loss)
-    assert shown(method) == pytest.approx(method.last_record.lr[0] / 2, rel=1e-12)
+    assert shown(method) <= method.last_record.lr[0] / 2 * (1 + 1e-12)
 
 
 def test_a_schedule_made_before_the_rate_is_known_is_refused():

@@ -26,7 +26,7 @@ def lines_of(out):
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_the_beginning_and_the_measuring_are_told(zopeft_command, base, tmp_path):
+def test_the_beginning_is_told(zopeft_command, base, tmp_path):
     words = ("--batch-size", 2, "--steps", 3, "--out", tmp_path / "out", "training.accumulation=2")
     code, _, err = zopeft_command(*base, *words)
     assert code == 0, err
@@ -37,10 +37,9 @@ def test_the_beginning_and_the_measuring_are_told(zopeft_command, base, tmp_path
     assert "16 to train and 16 to score on" in told["rows"]
     counted = re.search(r"of (\d+) taught; ([\d.]+) a text, the longest text has", told["tokens"])
     assert float(counted[2]) == pytest.approx(int(counted[1]) / 16, rel=0.01)
-    passes = "about 31 planned: 3 steps of 4, 17 or more to measure the learning rate, 2 to follow"
+    passes = "about 14 planned: 3 steps of 4, 2 to measure the learning rate on the way"
     assert passes in told["passes"]
     assert "2 times 2 examples a step, pa" in told["batches"]
-    assert "measuring the learning rate 16/17" in err
     assert err.index("trained:") < err.index("evaluate before") < err.index("batches:")
     step = next(line for line in err.splitlines() if line.startswith("tune 3/3"))
     assert all(word in step for word in (" loss ", " lr ", " s/step", "ETA 0:00:00"))

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 from zopeft.optim.defaults import default_eps
 from zopeft.optim.estimator import Estimator
-from zopeft.optim.learning_rate import DIRECTIONS
-from zopeft.optim.rate import EARLY, LOOK_EARLY, LOOK_LATE
+from zopeft.optim.thrifty import looks_until
 
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
@@ -16,9 +14,6 @@ if TYPE_CHECKING:
     from zopeft.models import ModelSource
     from zopeft.probing.trial import Choice
     from zopeft.recipe.schema import Recipe
-
-MEASURING = 1 + 2 * DIRECTIONS
-"""Forward passes of the first look that lr="auto" takes; it may take further ones."""
 
 
 def begin_lines(recipe: Recipe, prepared: Prepared, done: int = 0) -> list[str]:
@@ -96,9 +91,7 @@ def _planned(recipe: Recipe, each: int | None, done: int) -> str:
     parts = passes_of(recipe, each, done)
     words = [f"{max(0, recipe.training.steps - done):,} steps of {_batches(recipe, each)}"]
     if "measuring" in parts:
-        words.append(f"{parts['measuring']} or more to measure the learning rate")
-    if "following" in parts:
-        words.append(f"{parts['following']:,} to follow it")
+        words.append(f"{parts['measuring']:,} to measure the learning rate on the way")
     gone = f" (after {done:,} that are kept)" if done else ""
     return f"passes: about {sum(parts.values()):,} planned: {', '.join(words)}{gone}"
 
@@ -118,17 +111,10 @@ def passes_of(recipe: Recipe, each: int | None, done: int = 0) -> dict[str, int]
     steps = recipe.training.steps
     parts = {"steps": max(0, steps - done) * _batches(recipe, each)}
     if recipe.method.lr == "auto" and each is not None:
-        if not done:
-            parts["measuring"] = MEASURING
-        looks = max(0, _looks(steps) - _looks(done))
-        parts["following"] = looks * recipe.training.accumulation
+        before = looks_until(done, steps, each) if done else 0
+        looks = max(0, looks_until(steps, steps, each) - before) if steps > done else 0
+        parts["measuring"] = looks * recipe.training.accumulation
     return parts
-
-
-def _looks(steps: int) -> int:
-    """Returns in how many of the first steps a running learning rate looks at the curvature."""
-    early = math.ceil(min(steps, EARLY) / LOOK_EARLY)
-    return early + math.ceil(max(0, steps - EARLY) / LOOK_LATE)
 
 
 def layout_line(recipe: Recipe, layout: Choice) -> str:

@@ -13,16 +13,12 @@ class CountedLoss:
 
     Args:
         function: Called with model and batch, returns the loss.
-
-    Attributes:
-        heard: Called after each forward pass; None for nobody.
     """
 
     def __init__(self, function: Callable[[nn.Module, Any], Tensor]) -> None:
         self.function = function
         self.calls = 0
         self.last: Tensor | None = None
-        self.heard: Callable[[], None] | None = None
 
     def __call__(self, model: nn.Module, batch: Any) -> Tensor:
         """Returns the loss of a batch."""
@@ -33,8 +29,6 @@ class CountedLoss:
     def _count(self, passes: int, last: Tensor) -> None:
         self.calls += passes
         self.last = last
-        if self.heard is not None:
-            self.heard()
 
     @property
     def stacked(self) -> Callable[[nn.Module, Any, int], Tensor]:

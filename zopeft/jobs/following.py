@@ -10,18 +10,14 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from zopeft.jobs.beginning import MEASURING
 from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.progress import Listener, Progress
-from zopeft.optim.learning_rate import DIRECTIONS
 from zopeft.optim.record import StepRecord
 from zopeft.probing.trial import Choice
 from zopeft.training import ZOTrainer
 from zopeft.training.checkpoints import read_seal
 
-MEASURE = "measuring the learning rate"
-"""The stage of the first look that lr="auto" takes."""
 WINDOW = 20
 """Steps that the loss and the time on the terminal are means over."""
 
@@ -71,21 +67,15 @@ class Follower(TrainerCallback):
         self._ticks = deque((tick + seconds for tick in self._ticks), self._ticks.maxlen)
 
     def settled(self) -> None:
-        """Says how batches are laid out, and then how far the measuring is."""
+        """Says how batches are laid out."""
         assert self.trainer is not None
         if self.trainer.args.order == 0:
             self.listener(Progress("begin", note=self.batches(self.trainer.layout)))
-        self.loss.calls, self.loss.heard = 0, self._measured
-
-    def _measured(self) -> None:
-        calls = self.loss.calls
-        more = 2 * DIRECTIONS
-        total = 1 + more * max(1, math.ceil((calls - 1) / more))
-        self.listener(Progress(MEASURE, calls, max(MEASURING, total)))
+        self.loss.calls = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leaves out the passes of the beginning, of which the method counts its own."""
-        self.loss.calls, self.loss.heard = 0, None
+        self.loss.calls = 0
         assert self.trainer is not None
         self.metrics.keep(kept_steps(self.trainer))
         journal = self.trainer.recording.journal

@@ -171,6 +171,7 @@ def _told(
     losses = journaled_losses(out) if recipe.training.journal and trainer.args.order == 0 else {}
     losses = {**trainer.follower.losses, **losses}
     last = getattr(method, "last_record", None)
+    rate = getattr(method, "rate", None)
     reason = "given" if recipe.method.lr != "auto" else "the method's default"
     return Run(
         steps=int(trainer.state.global_step),
@@ -178,7 +179,7 @@ def _told(
         forward_passes=max(loss.calls, int(getattr(method, "forward_passes", 0))),
         seconds=seconds,
         losses=[losses[step] for step in sorted(losses)],
-        lr=float(first.get("initial_lr", first["lr"])),
+        lr=float(first.get("initial_lr", first["lr"]) if rate is None else rate.began),
         lr_last=float(first["lr"] if last is None else last.lr[0]),
         lr_reason=str(getattr(method, "lr_reason", reason)),
         shapes=_shapes_of(method),

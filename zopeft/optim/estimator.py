@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from zopeft.errors import input_error
 
 if TYPE_CHECKING:
+    from zopeft.optim.rate import Seen
     from zopeft.optim.record import StepRecord
 
 SIDES = ("two", "one")
@@ -152,7 +153,7 @@ class Estimator:
         middle = record.loss if not self.one_sided else sum(self.pair(record)) / 2.0
         return middle + half, middle - half
 
-    def bend(self, record: StepRecord) -> float | None:
+    def bend(self, record: Seen) -> float | None:
         """Returns ``u' H u``, the mean of the directions whose losses tell; None if none does."""
         centre, losses = record.centre, record.losses
         pairs = list(zip(losses[::2], losses[1::2], strict=False))

@@ -1,6 +1,7 @@
-"""lr="auto" before the first step: curvature and energy along random directions.
+"""A look ahead: curvature and energy along random directions before the first step.
 
-`zopeft.optim.rate.RunningRate` makes a learning rate of them, and goes on from there.
+`calibrate` takes one for who wants to know a learning rate before there is a run. Runs go without:
+`zopeft.optim.thrifty.ThriftyRate` has all that it needs from their steps.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from zopeft.errors import run_error
 from zopeft.noise import step_seed
 from zopeft.probing.pair import probe_pair
 
-DIRECTIONS = 8
-WIDER, MOST_LOOKS = 3.0, 4
-"""Where the bend is lost in rounding, the radius is made so much wider, so many times at most."""
+DIRECTIONS, MOST_LOOKS = 5, 1
+"""A look takes 11 forward passes."""
+COARSE_DIRECTIONS, MOST_COARSE_LOOKS, WIDER = 2, 2, 10.0
+"""Over 16-bit weights a bend may be lost in rounding: then the radius is made so much wider, so
+many times at most that there are no more than 9 passes."""
+SIXTEEN = 1e-4
+"""Precision between those of 32-bit and of 16-bit numbers."""
 GRAIN = 0.1
 """Rounding error of a loss, in units of its dtype's precision: a mean over many roundings."""
 
@@ -34,12 +39,14 @@ class FirstLook:
         energy: Mean of ``projected_grad^2``.
         radius: Finite-difference step that it was measured with.
         forward_passes: What it cost.
+        directions: Along how many.
     """
 
     curvature: float
     energy: float
     radius: float
     forward_passes: int
+    directions: int = DIRECTIONS
 
     def reason(self, share: str) -> str:
         """Returns where a learning rate that follows from this comes from.
@@ -52,7 +59,9 @@ class FirstLook:
         bounds = [f"{share} over curvature {self.curvature:.3g}"] if self.curvature else []
         bounds += [f"reach over gradient {math.sqrt(self.energy):.3g}"] if self.energy else []
         least = "the lesser of " if len(bounds) == 2 else ""
-        return f"{least}{' and '.join(bounds)} ({DIRECTIONS} directions), then as the run shows"
+        return (
+            f"{least}{' and '.join(bounds)} ({self.directions} directions), then as the run shows"
+        )
 
 
 def first_look(
@@ -63,6 +72,9 @@ def first_look(
     seed: int,
     chosen: frozenset[int] | None = None,
     along: Callable[[Direction], Vector] = lambda direction: direction,
+    count: int | None = None,
+    looks: int | None = None,
+    wider: float = WIDER,
 ) -> FirstLook:
     """Measures by second differences, ``u' H u = (L(+r u) + L(-r u) - 2 L(0)) / r^2``.
 
@@ -77,6 +89,9 @@ def first_look(
         seed: Seed of the run; these directions are their own.
         chosen: Indices of the blocks that the first step is about; None for all.
         along: What the run makes of a random direction.
+        count: Directions, 2 at least; None for the usual number.
+        looks: Radii that are tried at most; None for the usual number.
+        wider: One over the one before.
 
     Raises:
         RunError: The loss of the unperturbed model is not finite.
@@ -86,27 +101,31 @@ def first_look(
         raise run_error(
             "loss", "the model's loss is not finite before training", base, "check --dtype"
         )
-    seeds = [step_seed(seed, -1 - number) for number in range(DIRECTIONS)]
+    coarseness = _coarseness(engine)
+    coarse = coarseness > SIXTEEN
+    count = count or (COARSE_DIRECTIONS if coarse else DIRECTIONS)
+    looks = looks or (MOST_COARSE_LOOKS if coarse else MOST_LOOKS)
+    seeds = [step_seed(seed, -1 - number) for number in range(count)]
     directions = [along(Direction(own, scales, indices=chosen)) for own in seeds]
-    grain = GRAIN * _coarseness(engine) * abs(base)
+    grain = GRAIN * coarseness * abs(base)
     passes, radius, energy = 1, eps, 0.0
-    for look in range(MOST_LOOKS):
+    for look in range(looks):
         bends, squares = [], []
         for direction in directions:
             plus, minus = probe_pair(engine, closure, direction, radius)
             bends.append((plus + minus - 2.0 * base) / radius**2)
             squares.append(((plus - minus) / (2.0 * radius)) ** 2)
-        passes += 2 * DIRECTIONS
-        mean = sum(bends) / DIRECTIONS
+        passes += 2 * count
+        mean = sum(bends) / count
         if look == 0:
-            energy = sum(squares) / DIRECTIONS
-        error = math.sqrt(sum((b - mean) ** 2 for b in bends) / (DIRECTIONS * (DIRECTIONS - 1)))
+            energy = sum(squares) / count
+        error = math.sqrt(sum((b - mean) ** 2 for b in bends) / (count * (count - 1)))
         if not math.isfinite(mean) or mean > max(2.0 * error, grain / radius**2):
             break
-        radius *= WIDER
+        radius *= wider
     if not (math.isfinite(mean) and mean > 0.0):
         mean = 0.0
-    return FirstLook(mean, energy if math.isfinite(energy) else 0.0, radius, passes)
+    return FirstLook(mean, energy if math.isfinite(energy) else 0.0, radius, passes, count)
 
 
 def _coarseness(engine: Engine) -> float:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from zopeft.errors import input_error
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.learning_rate import FirstLook
-from zopeft.optim.rate import RunningRate
+from zopeft.optim.rate import RunningRate, Seen
 from zopeft.optim.shown_rate import ShownRate
+from zopeft.optim.thrifty import ThriftyRate
 
 Groups = list[dict[str, Any]]
 """An optimizer's param groups."""
@@ -35,7 +35,7 @@ class Pace:
     def __init__(self, lr: float | str, estimator: Estimator) -> None:
         self.auto = lr == "auto"
         self.estimator = estimator
-        self.running: RunningRate | None = None
+        self.running: RunningRate | ThriftyRate | None = None
         self.shown, self.guarded = ShownRate(), False
         self.reason = "waiting for the first batch" if self.auto else "given"
 
@@ -49,9 +49,16 @@ class Pace:
 
     def take(self, groups: Groups, start: dict[str, float] | None, lr: float) -> None:
         """Takes up the rate of a run that began elsewhere; see `ZerothOrder.begin_rate`."""
-        self.running = None if start is None else RunningRate(**start, estimator=self.estimator)
+        self.running = (
+            None if start is None else self._kind(start)(**start, estimator=self.estimator)
+        )
         self.set(groups, lr)
         self.auto, self.reason = False, "as in the journal"
+
+    @staticmethod
+    def _kind(start: dict[str, Any]) -> Any:
+        """Returns which rate begins so: runs go on as they began."""
+        return ThriftyRate if "steps" in start else RunningRate
 
     def settled(self, groups: Groups) -> float | None:
         """Returns the rate that the run begins with; None where it is still to be settled.
@@ -74,44 +81,37 @@ class Pace:
     def start(
         self,
         groups: Groups,
-        look: FirstLook,
         reach: float,
         share: tuple[float, str],
         fallback: float,
         eps: float,
+        steps: int,
+        look: FirstLook | None = None,
     ) -> float:
-        """Settles the rate by a first look at the loss; returns what the run begins with.
+        """Settles where the rate begins; returns what schedules multiply.
 
         Args:
             groups: The param groups.
-            look: What the loss does along random directions.
             reach: Longest step along u, in the units of the weights.
             share: The signal share to begin with, and where it comes from.
             fallback: The rate where the loss does not change along any direction.
             eps: Finite-difference step.
+            steps: Steps that are planned; 0 where nobody knows.
+            look: What the loss does along random directions; None without a look ahead.
         """
         part, origin = share
-        self.running = RunningRate(
-            look.curvature, look.energy, reach, part, fallback, eps, self.estimator
-        )
+        ahead = (0.0, 0.0, 0) if look is None else (look.curvature, look.energy, look.directions)
+        self.running = ThriftyRate(reach, part, fallback, eps, steps, *ahead, self.estimator)
         self.set(groups, self.running.first)
         self.auto = False
-        self.reason = look.reason(f"signal share {part:.2g}{origin}") + self.estimator.units
+        told = f"signal share {part:.2g}{origin}"
+        self.reason = (seen(told) if look is None else look.reason(told)) + self.estimator.units
         return self.running.first
 
-    def show(
-        self, groups: Groups, losses: Sequence[float], centre: float | None, eps: float
-    ) -> None:
+    def show(self, groups: Groups, losses: Seen) -> None:
         """Has the groups tell the rate of a step with these losses."""
-        if self.running is None:
-            return
-        factor = self.running.factor
-        # What counts are the losses that the update needs: one-sided, also that at the weights.
-        needed = losses if centre is None or not self.estimator.one_sided else (*losses, centre)
-        if self.estimator.normalise and all(map(math.isfinite, needed)):
-            spread = self.estimator.spread(self.estimator.differences(losses, centre, eps))
-            factor = self.running.factor_at(spread)
-        self.shown.show(groups, factor)
+        if self.running is not None:
+            self.shown.show(groups, self.running.factor_of(losses))
 
     def scheduled(self, groups: Groups) -> bool:
         """Whether a schedule is at work that `zopeft.optim.shown_rate.guard` was not told of.
@@ -135,8 +135,19 @@ class Pace:
         """Takes what `saved` gave, with groups that were saved inside of it."""
         self.auto, self.reason = state["auto"], state["lr_reason"]
         rate = state.get("rate")
-        self.running = None if rate is None else RunningRate.from_state(rate, self.estimator)
+        self.running = None
+        if rate is not None:
+            self.running = self._kind(rate["start"]).from_state(rate, self.estimator)
         usual = 1.0 if self.running is None else self.running.factor
         # Checkpoints of before groups told the rate hold it as they do now, without the factor.
         before = {"factor": usual, "showing": not self.scheduled(groups)}
         self.shown = ShownRate.from_state(state.get("shown", before), groups)
+
+
+def seen(share: str) -> str:
+    """Returns where a learning rate comes from that the run's own steps tell.
+
+    Args:
+        share: The signal share, in words.
+    """
+    return f"the lesser of {share} over curvature and reach over gradient, as the steps show them"

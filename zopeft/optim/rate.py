@@ -1,5 +1,9 @@
 """lr="auto" while a run goes on: the learning rate that its own probes ask for.
 
+The rule is here. How h and G are measured by today's runs is told by `zopeft.optim.thrifty`;
+`RunningRate` is how they once were, after a first look of 17 passes, and runs that began so go
+on so.
+
 One step along ``u`` changes the loss, to second order and on average, by ``-lr A + lr^2 / 2
 * G h`` with ``A`` the signal (squared size of the mean projected gradient), ``G =
 E[projected_grad^2]`` and ``h = E[u' H u]``. The best lr is ``share / h``, ``share = A / G``.
@@ -31,11 +35,11 @@ happen to agree, r is at most doubled.
 from __future__ import annotations
 
 import math
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from zopeft.optim.estimator import PAIR, Estimator
+from zopeft.optim.falls import Falls
 from zopeft.optim.record import StepRecord
 
 SHARE = 0.2
@@ -53,8 +57,47 @@ LOOSEST = 2.0
 """How many times as long as usual a small spread may make a normalised step."""
 EARLY, LOOK_EARLY, LOOK_LATE = 100, 5, 10
 """Steps that count as early, and how often the curvature is looked at then and later."""
-LEAST_WINDOW, MOST_WINDOW = 50, 1000
-"""Steps over which the fall of the loss is measured: a third of the run, within these."""
+
+LEAST_WINDOW = 50
+"""Fewest steps over which the fall of the loss is measured; otherwise the last third of the run."""
+PART = 0.2
+"""Part of the newest look at the share in its running mean."""
+
+
+def shared(share: float, seen: float | None, part: float) -> float:
+    """Returns the running signal share after another one was seen; None for none.
+
+    Args:
+        share: The running one.
+        seen: The one that was seen.
+        part: What part it is to have in the mean.
+    """
+    seen = share if seen is None else seen
+    return (1.0 - part) * share + part * min(SHARE_MOST, max(SHARE_LEAST, seen))
+
+
+class Seen(Protocol):
+    """The losses of a step: those of its record, or of its probes so far."""
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """Those that the update needs."""
+        ...
+
+    @property
+    def centre(self) -> float | None:
+        """The one at the weights, where it was taken."""
+        ...
+
+    @property
+    def mirror(self) -> float | None:
+        """The one on the other side of the first direction, where one-sided steps took it."""
+        ...
+
+    @property
+    def eps(self) -> float:
+        """Finite-difference step."""
+        ...
 
 
 class RunningRate:
@@ -103,16 +146,31 @@ class RunningRate:
         count = estimator.directions
         self._spread = math.sqrt(energy * (count - 1) / count)
         self._steps = 0
-        self._losses: list[float] = []
-        self._rates: list[float] = []
-        self._squares: list[float] = []
+        self._falls = Falls(estimator)
         self.lr = self._asked()
         self.first = self.lr * self._unit(self._spread)
+
+    @property
+    def began(self) -> float:
+        """Learning rate of the first step, before any schedule."""
+        return self.first
 
     @property
     def factor(self) -> float:
         """The learning rate over the first one, for a spread as it usually is."""
         return self.factor_at(self._spread)
+
+    def factor_of(self, seen: Seen) -> float:
+        """Returns the learning rate of a step with these losses over the first one."""
+        estimator, centre = self.estimator, seen.centre
+        # What counts are the losses that the update needs: one-sided, also that at the weights.
+        needed = (
+            seen.losses if centre is None or not estimator.one_sided else (*seen.losses, centre)
+        )
+        if estimator.normalise and all(map(math.isfinite, needed)):
+            grads = estimator.differences(seen.losses, centre, seen.eps)
+            return self.factor_at(estimator.spread(grads))
+        return self.factor
 
     def factor_at(self, spread: float) -> float:
         """Returns the learning rate of a step over the first one.
@@ -145,14 +203,7 @@ class RunningRate:
         gain = sum((1.0 - ENERGY) * grad * grad for grad in grads) / count
         self._energy = ENERGY * self._energy + gain
         self._spread = ENERGY * self._spread + (1.0 - ENERGY) * spread
-        centre = record.centre if estimator.one_sided else None
-        self._losses.append(record.loss if centre is None else centre)
-        rate = sum(record.lr) / len(record.lr) / count
-        self._rates.append(rate / spread if spread > 0.0 else 0.0)
-        squares = sum(grad**2 for grad in record.projected_grads) / count
-        self._squares.append(squares * spread**2)
-        for kept in (self._losses, self._rates, self._squares):
-            del kept[:-MOST_WINDOW]
+        self._falls.note(record, spread)
         # A method may take the loss that tells the bend in other steps too, for its own ends.
         bend = estimator.bend(record) if due else None
         if bend is not None and math.isfinite(bend):
@@ -162,9 +213,10 @@ class RunningRate:
         """Takes a curvature along one direction, and settles the learning rate anew."""
         self._slow = SLOW * self._slow + (1.0 - SLOW) * bend
         self._fast = FAST * self._fast + (1.0 - FAST) * bend
-        if len(self._losses) >= LEAST_WINDOW:
-            seen = min(SHARE_MOST, max(SHARE_LEAST, self._seen_share()))
-            self.share = 0.8 * self.share + 0.2 * seen
+        if self._falls.count >= LEAST_WINDOW:
+            curvature, window = max(self._slow, self._fast), max(LEAST_WINDOW, self._steps // 3)
+            seen = self._falls.share(window, curvature, self._pure(max(curvature, 0.0)))
+            self.share = shared(self.share, seen, PART)
         self.lr = min(self.lr * GROWTH, self._asked())
 
     def _asked(self) -> float:
@@ -183,21 +235,6 @@ class RunningRate:
             return 1.0
         return max(LEAST_PURE, 1.0 - (self._eps * curvature / 2.0) ** 2 / self._energy)
 
-    def _seen_share(self) -> float:
-        """``fall / (K r q G) + r h / (2 q)``, the fall of the loss by least squares."""
-        count = min(len(self._losses), max(LEAST_WINDOW, self._steps // 3))
-        losses = np.array(self._losses[-count:])
-        places = np.arange(count) - (count - 1) / 2.0
-        fall = -float((places * losses).sum() / (places * places).sum())
-        rate = float(np.mean(self._rates[-count:]))
-        energy = float(np.mean(self._squares[-count:]))
-        curvature = max(self._slow, self._fast, 0.0)
-        if rate * energy <= 0.0:
-            return self.share
-        pure = self._pure(curvature)
-        fall = max(0.0, fall) / self.estimator.directions
-        return fall / (rate * energy * pure) + 0.5 * rate * curvature / pure
-
     def state_dict(self) -> dict[str, Any]:
         """Returns all that later steps depend on, as numbers and lists."""
         return {
@@ -208,9 +245,7 @@ class RunningRate:
             "energy": self._energy,
             "spread": self._spread,
             "steps": self._steps,
-            "losses": list(self._losses),
-            "rates": list(self._rates),
-            "squares": list(self._squares),
+            **self._falls.state_dict(),
             "lr": self.lr,
         }
 
@@ -227,6 +262,5 @@ class RunningRate:
         rate._slow, rate._fast = float(state["slow"]), float(state["fast"])
         rate._energy, rate._steps = float(state["energy"]), int(state["steps"])
         rate._spread = float(state.get("spread", rate._spread))
-        rate._losses, rate._rates = list(state["losses"]), list(state["rates"])
-        rate._squares = list(state["squares"])
+        rate._falls.load_state_dict(state)
         return rate

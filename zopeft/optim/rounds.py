@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -17,6 +18,16 @@ from zopeft.probing.closure import Closure
 
 Runner = Callable[[Sequence[Probe], Closure], tuple[Tensor, int]]
 """From probes and closure to losses [P] and the number of forward passes."""
+
+
+@dataclass(frozen=True)
+class Sofar:
+    """The mean losses of a step's probes so far; see `zopeft.optim.rate.Seen`."""
+
+    losses: tuple[float, ...]
+    centre: float | None
+    mirror: float | None
+    eps: float
 
 
 class Rounds:
@@ -75,6 +86,21 @@ class Rounds:
         count = len(self._closures)
         pairs = zip(self.probes, self._sums, strict=True)
         return tuple(total / count for probe, total in pairs if counts(probe))
+
+    @property
+    def looks(self) -> bool:
+        """Whether the first round takes the losses that tell a bend."""
+        if self.probes[0][1] != 0.0:
+            return False
+        estimator = self.step.method.estimator
+        return not estimator.one_sided or any(isinstance(p, Aside) for p in self.probes[1:])
+
+    def seen(self) -> Sofar:
+        """Returns the mean losses of the first round so far."""
+        mirror = None
+        if self.step.taken.mirrored and self._closures:
+            mirror = self._sums[-1] / len(self._closures)
+        return Sofar(self.losses(), self.centre(), mirror, self.step.eps)
 
     def centre(self) -> float | None:
         """Returns the mean loss at the weights where the first probe is there; else None."""

@@ -22,7 +22,7 @@ from zopeft.optim.declared import take_options
 from zopeft.optim.defaults import default_eps, default_reach, fallback_lr
 from zopeft.optim.directions import directions_of, engine_of
 from zopeft.optim.estimator import Estimator
-from zopeft.optim.learning_rate import first_look
+from zopeft.optim.learning_rate import FirstLook, first_look
 from zopeft.optim.looks import counts
 from zopeft.optim.method import Method
 from zopeft.optim.options import given_options
@@ -35,6 +35,7 @@ from zopeft.optim.selection import Selection
 from zopeft.optim.shown_rate import ShownRate
 from zopeft.optim.state import State
 from zopeft.optim.step import Step
+from zopeft.optim.thrifty import ThriftyRate
 from zopeft.optim.writing import write_step
 from zopeft.probing.batch_loss import runs_compiled
 from zopeft.probing.closure import Closure
@@ -62,8 +63,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
-        lr: Learning rate in the units of the weights, or "auto" to have `calibrate`
-            propose it from the first batch and `RunningRate` keep it fitting.
+        lr: Learning rate in the units of the weights, or "auto" for what the steps' own losses
+            ask for, with one look more in twenty forward passes (`zopeft.optim.thrifty`).
         eps: Finite-difference step in the units of the weights, > 0; None for the
             space's default (1e-3; LoRA 1e-2; prompts and prefixes 1e-1, as MeZO).
         weight_decay: Decoupled weight decay, >= 0; not applied to vectors (biases, norms).
@@ -151,11 +152,11 @@ class ZerothOrder(Method, torch.optim.Optimizer):
 
     @property
     def auto(self) -> bool:
-        """Whether the learning rate is still to be settled by `calibrate`."""
+        """Whether the learning rate is still to be settled, by `settle` or `calibrate`."""
         return self.pace.auto
 
     @property
-    def rate(self) -> RunningRate | None:
+    def rate(self) -> RunningRate | ThriftyRate | None:
         """The running learning rate; None where one was given."""
         return self.pace.running
 
@@ -183,9 +184,11 @@ class ZerothOrder(Method, torch.optim.Optimizer):
 
     @torch.no_grad()
     def calibrate(self, closure: Closure) -> float:
-        """Proposes the learning rate from the loss's curvature along random directions.
+        """Looks ahead along random directions, to tell the learning rate before the first step.
 
-        See `zopeft.optim.rate`. Does nothing where an lr was given.
+        No run needs it: without, ``lr="auto"`` takes what it needs from the steps themselves
+        (`zopeft.optim.thrifty`). It takes at most 11 forward passes, which the steps' own looks
+        save again. Does nothing where the learning rate is settled.
 
         Args:
             closure: Returns the loss of one batch as a 0-dim tensor.
@@ -207,9 +210,35 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         given = (closure, scales, self.eps, self.seed, first, self.along)
         look = first_look(self.engine, *given)
         self.forward_passes += look.forward_passes
-        share = self._share(scales), self.share_origin
+        return self._begin(scales, look)
+
+    @torch.no_grad()
+    def settle(self, closure: Closure) -> float:
+        """Settles where lr="auto" begins, and with it what schedules multiply.
+
+        It takes no forward pass, but for a method whose plan does not look at the weights when
+        it is asked to: that one calibrates.
+
+        Args:
+            closure: Returns the loss of one batch as a 0-dim tensor.
+
+        Raises:
+            InputError: There is a schedule already, which knows of no learning rate.
+        """
+        settled = self.pace.settled(self.param_groups)
+        if settled is not None:
+            return settled
+        self.engine.adopt()
+        scales = self._scales()
+        self._select(closure)
+        step = Step(self, self.steps, self.due_seed, self.eps, scales, True)
+        self.selection.settle(step)
+        return self._begin(scales) if begun(step).looks else self.calibrate(closure)
+
+    def _begin(self, scales: Tensor | None, look: FirstLook | None = None) -> float:
+        share, planned = (self._share(scales), self.share_origin), self.probing.steps_planned
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
-        return self.pace.start(self.param_groups, look, reach, share, fallback, self.eps)
+        return self.pace.start(self.param_groups, reach, share, fallback, self.eps, planned, look)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
         """Takes up the learning rate of a run that began elsewhere.
@@ -239,7 +268,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
                 weights are those of the last good step.
         """
         if self.auto:
-            self.calibrate(closure)
+            self.settle(closure)
         if self._pending is None:
             self.engine.adopt()
             self.engine.reads.begin()
@@ -258,7 +287,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         before = rounds.forward_passes
         losses = rounds.add(closure)
         self.forward_passes += rounds.forward_passes - before
-        self.pace.show(self.param_groups, rounds.losses(), rounds.centre(), rounds.step.eps)
+        self.pace.show(self.param_groups, rounds.seen())
         kept = [n for n, probe in enumerate(rounds.probes) if counts(probe)]
         return (losses[kept] if kept else losses[:1]).mean()
 
@@ -355,7 +384,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self._pending = begun(step)
         if self.auto:
             self.begin_rate(None, record.lr[0])
-        self.pace.show(self.param_groups, record.losses, record.centre, record.eps)
+        self.pace.show(self.param_groups, record)
         return torch.tensor(record.loss, dtype=torch.float32)
 
     def replay(self, record: StepRecord) -> None:

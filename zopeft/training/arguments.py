@@ -26,8 +26,8 @@ class ZOTrainingArguments(TrainingArguments):
     Args:
         method: A name of `zopeft.methods.METHODS`.
         finetuner: Folder or hub id of a fine-tuner, for methods that need one.
-        learning_rate: In the units of the weights, or "auto" to have it proposed from the
-            first training batch and kept fitting (`zopeft.optim.rate`).
+        learning_rate: In the units of the weights, or "auto" for what the steps'
+            own losses ask for (`zopeft.optim.thrifty`).
         eps: Finite-difference step in the units of the weights; None for the default of
             the space that is trained.
         noise: Name of the noise (`zopeft.noise.NOISES`).

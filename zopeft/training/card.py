@@ -50,5 +50,5 @@ def _rate(args: Any, method: Any) -> str:
         return "auto"
     first = method.param_groups[0]
     rate = getattr(method, "rate", None)
-    begun = first.get("initial_lr", first["lr"]) if rate is None else rate.first
+    begun = first.get("initial_lr", first["lr"]) if rate is None else rate.began
     return f"auto, {begun:.4g} at the start ({getattr(method, 'lr_reason', 'the default')})"

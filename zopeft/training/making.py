@@ -1,4 +1,4 @@
-"""What a trainer trains with: its method, its fine-tuner, and the batch that lr="auto" looks at."""
+"""What a trainer trains with: its method, its fine-tuner, and its first batch."""
 
 from __future__ import annotations
 

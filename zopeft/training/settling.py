@@ -37,6 +37,7 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
             method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
         trainer.layout = _layout(trainer, method)
         method.probing.layout = trainer.layout.way
+        method.probing.steps_planned = trainer.steps_planned
     trainer.on_settled()
     if not getattr(method, "auto", False):
         return
@@ -44,8 +45,8 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
         method.begin_rate(journal.header.rate, journal.header.learning_rate)
     elif resumed is None or resumed.checkpoint is None:
         trainer.model.eval()
-        rate = method.calibrate(closure(trainer, trainer.model, _first(trainer)))
-        logger.info("learning rate %g: %s", rate, method.lr_reason)
+        method.settle(closure(trainer, trainer.model, _first(trainer)))
+        logger.info("learning rate: %s", method.lr_reason)
 
 
 def closure(trainer: ZOTrainerMixin, model: Any, batch: Any) -> BatchLoss:

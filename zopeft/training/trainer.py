@@ -142,6 +142,7 @@ class ZOTrainerMixin(Beneath):
         self.finetuner, self.loss_function = finetuner, loss_function
         self.layout = Choice(PADDED, "not settled yet")
         self.resumed: Resumed | None = None
+        self.steps_planned = max(0, args.max_steps)
         self.recording = Recording(
             str(args.output_dir), self.is_world_process_zero(), args.journal_sync_steps
         )
@@ -199,8 +200,13 @@ class ZOTrainerMixin(Beneath):
         found: torch.optim.Optimizer = self.optimizer
         return found
 
+    def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
+        """As the Trainer; how many steps are planned, lr="auto" has to know."""
+        self.steps_planned = num_training_steps
+        super().create_optimizer_and_scheduler(num_training_steps)
+
     def on_settled(self) -> None:
-        """Called when `method` and `layout` are settled, before lr="auto" takes its first look."""
+        """Called when `method` and `layout` are settled, before lr="auto" is."""
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer; a running learning rate stays a factor on what the schedule makes."""

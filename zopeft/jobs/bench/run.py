@@ -130,6 +130,15 @@ def _proposed(method: Any, loss: Counted) -> Outcome:
     return Outcome(lr, reason, forwards=loss.forwards, calibration=loss.forwards)
 
 
+def _settled(method: Any, loss: Counted, budget: int) -> Outcome:
+    """Has a method settle where lr="auto" begins, which as a rule takes no forward pass."""
+    if not hasattr(method, "settle"):
+        return _proposed(method, loss)
+    method.probing.steps_planned = budget // method.forwards
+    method.settle(loss)
+    return Outcome(0.0, method.lr_reason, forwards=loss.forwards, calibration=loss.forwards)
+
+
 def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) -> Outcome:
     """Makes a run's steps until its budget is spent.
 
@@ -150,10 +159,10 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
     feed = batches(body, size, seed)
     out = Outcome(0.0 if lr == "auto" else float(lr), "given")
     if lr == "auto":
-        calibration = Counted(body, False)
-        calibration.batch = next(batches(body, size, seed))
+        look = Counted(body, False)
+        look.batch = next(batches(body, size, seed))
         try:
-            out = _proposed(method, calibration)
+            out = _settled(method, look, bench.forwards)
         except RunError:
             return Outcome(math.nan, "no finite loss", diverged=True)
     budget = bench.forwards - (out.calibration if bench.count_calibration else 0)
@@ -162,6 +171,8 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
     started = time.perf_counter()
     out.diverged = not _steps(method, loss, feed, budget, out)
     out.seconds = time.perf_counter() - started
+    if lr == "auto" and getattr(method, "rate", None) is not None:
+        out.lr = float(method.rate.began)
     if torch.cuda.is_available():
         out.peak_bytes = int(torch.cuda.max_memory_allocated())
     out.steps = len(out.losses)
