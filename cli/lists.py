@@ -17,15 +17,17 @@ KINDS = {
     "models": "model",
     "peft": "peft",
     "noises": "noise",
+    "objectives": "objective",
+    "metrics": "metric",
 }
 
 
 def list_names(
-    kind: Annotated[str, typer.Argument(metavar="methods|tasks|kinds|models|peft|noises|recipes")],
+    kind: Annotated[str, typer.Argument(metavar="|".join([*KINDS, "recipes"]))],
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """List the known methods, tasks, kinds of own data, models, PEFT types, noises or recipes."""
+    """List the known methods, tasks, objectives, models, PEFT types, recipes, ..."""
     from .output import output, rows_table
 
     with output(json, debug) as screen:

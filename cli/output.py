@@ -127,6 +127,8 @@ class Output:
         parts = []
         if progress.loss is not None:
             parts.append(f"loss {progress.loss:.4f}")
+        if progress.score is not None:
+            parts.append(f"score {progress.score:.4f}")
         if progress.lr is not None:
             parts.append(f"lr {progress.lr:.3g}")
         spent = time.monotonic() - self._start

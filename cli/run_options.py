@@ -7,8 +7,26 @@ from typing import Annotated
 
 import typer
 
-from .options import ALONG, RUN, STEPS, Flags, default_of
+from .options import ALONG, METHOD, RUN, STEPS, Flags, default_of
 
+Objective = Annotated[
+    str | None,
+    typer.Option(
+        "--objective",
+        rich_help_panel=METHOD,
+        metavar="NAME",
+        help="What is optimised: answer, choice, metric or reward (zopeft list objectives).",
+    ),
+]
+Reward = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--reward",
+        rich_help_panel=METHOD,
+        metavar="FILE.py:FUNCTION",
+        help="A reward of your own, called as TRL's GRPO calls them; may be given several times.",
+    ),
+]
 Accumulate = Annotated[
     str | None,
     typer.Option(

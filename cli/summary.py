@@ -19,7 +19,7 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "method": _method(summary),
         "steps": _steps(summary),
         **_metric_changes(summary["metrics"]),
-        "training loss": change(summary["loss_first"], summary["loss_last"]),
+        **_training(summary),
         "lr": _rates(summary),
         "directions": summary.get("shapes") or None,
         "skipped steps": summary["skipped"] or None,
@@ -29,6 +29,14 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "out": summary["out"],
     }
     return facts_table("diverged" if summary.get("diverged") else "tuned", facts)
+
+
+def _training(summary: Mapping[str, Any]) -> dict[str, str]:
+    """Returns the row on what the steps saw: the loss, or the score."""
+    if summary.get("score"):
+        ends = change(summary["score_first"], summary["score_last"])
+        return {f"training {summary['score']}": ends}
+    return {"training loss": change(summary["loss_first"], summary["loss_last"])}
 
 
 def dry_table(summary: Mapping[str, Any]) -> Table:

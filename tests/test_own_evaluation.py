@@ -9,8 +9,10 @@ from test_own_kinds import made
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from zopeft.tasks import Collator, TaskDataset, evaluate, load_task
+from zopeft.tasks.endings import Endings
 from zopeft.tasks.evaluation import mean_loss
-from zopeft.tasks.generation import _StopText, generate
+from zopeft.tasks.generation import generate
+from zopeft.tasks.library_loop import Stopping
 
 ANSWERS = ["one\ntwo\n\nthree", "the cat\nsat", "a", "good\nbad\nworse"]
 ASKED = ["Count:", "Where?", "Say:", "How is it?"]
@@ -111,7 +113,7 @@ def test_a_stop_text_counts_in_new_tokens_alone():
     tokenizer = chat_tokenizer()
     ids = tokenizer("say ##", add_special_tokens=False).input_ids
     more = tokenizer("#", add_special_tokens=False).input_ids
-    stop = _StopText(tokenizer, "##")
+    stop = Stopping(Endings(tokenizer, [], "##"))
     assert stop(torch.tensor([[*ids, *more]]), None).tolist() == [False]
     assert stop(torch.tensor([[*ids, *more, *more]]), None).tolist() == [True]
     model = tiny(tokenizer)

@@ -63,14 +63,14 @@ def test_generation_ignores_a_chat_models_sampling(model_and_tokenizer):
 
 
 def test_newline_inside_a_token_stops():
-    from zopeft.tasks.generation import _Newline
+    from zopeft.tasks.endings import Endings
 
     class Pieces:
         def decode(self, ids):
             return {1: "a", 2: ".\n", 3: "\n"}[ids[0]]
 
-    stop = _Newline(Pieces())
-    assert stop(torch.tensor([[1, 1], [1, 2], [2, 3]]), None).tolist() == [False, True, True]
+    ended = Endings(Pieces(), [7], "\n")
+    assert [ended(ids) for ids in ([1, 1], [1, 2], [2, 3], [1, 7])] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("name", ["sst2", "copa", "squad"])

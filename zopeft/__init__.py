@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from zopeft.probing.batch_loss import BatchLoss
     from zopeft.probing.plain import packed
     from zopeft.tasks.data import load_data
+    from zopeft.tasks.objectives.own import Objective
     from zopeft.training import ZOTrainer, ZOTrainerMixin, ZOTrainingArguments
 
 __version__ = "0.1.0"
@@ -35,6 +36,7 @@ _HOMES = {
     "FineTuner": "zopeft.finetuner",
     "Mask": "zopeft.finetuner.mask",
     "MeZO": "zopeft.methods.mezo",
+    "Objective": "zopeft.tasks.objectives.own",
     "ZOFineTuner": "zopeft.methods.zo_finetuner",
     "ZOTrainer": "zopeft.training",
     "ZOTrainerMixin": "zopeft.training",
@@ -55,6 +57,7 @@ __all__ = [
     "InputError",
     "Mask",
     "MeZO",
+    "Objective",
     "RunError",
     "ZOFineTuner",
     "ZOTrainer",

@@ -26,6 +26,7 @@ def begin_lines(recipe: Recipe, prepared: Prepared, done: int = 0) -> list[str]:
     """
     each = forwards_of(recipe, prepared.method)
     lines = model_lines(recipe, prepared.blocks, prepared.source)
+    lines += [prepared.goal.told] if prepared.goal.told else []
     return [*lines, _method(recipe, prepared, each), _planned(recipe, each, done)]
 
 
@@ -131,5 +132,7 @@ def layout_line(recipe: Recipe, layout: Choice) -> str:
         "packed": "packed: texts share rows",
         "padded": "padded: a row for each text",
     }
+    if recipe.objective.scores and layout.way == "padded":
+        return f"batches: {times}{training.batch_size} prompts a step"
     reason = f" ({layout.reason})" if layout.reason else ""
     return f"batches: {times}{training.batch_size} examples a step, {ways[layout.way]}{reason}"

@@ -49,6 +49,23 @@ class CountedLoss:
         return needed
 
     @property
+    def begin(self) -> Callable[[int], None]:
+        """The function's own ``begin``; missing where it has none."""
+        begin: Callable[[int], None] = self.function.begin  # type: ignore[attr-defined]
+        return begin
+
+    @property
+    def problem(self) -> str:
+        """The function's own ``problem``; missing where it has none."""
+        return str(self.function.problem)  # type: ignore[attr-defined]
+
+    @property
+    def tokens(self) -> Callable[[Any], int]:
+        """The function's own ``tokens``; missing where it has none."""
+        tokens: Callable[[Any], int] = self.function.tokens  # type: ignore[attr-defined]
+        return tokens
+
+    @property
     def grouped(self) -> Callable[[nn.Module, Any, int, int | None], Tensor]:
         """The function's own ``grouped``, counted as forwards; missing where it has none."""
         grouped: Callable[..., Tensor] = self.function.grouped  # type: ignore[attr-defined]

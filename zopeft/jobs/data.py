@@ -57,11 +57,14 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     Raises:
         InputError: There is no such task, or the data cannot be read or tells of no kind.
     """
+    wished: Any = recipe.task.loss
+    if recipe.objective.chosen in ("answer", "choice"):
+        wished = recipe.objective.chosen
     if recipe.task.name is None and recipe.task.data is None:
         do = "give --data PATH for rows of your own, or one of: " + ", ".join(registry("task"))
         raise input_error("--task", "no task given", do=do)
     if not recipe.owns_data:
-        task: Task = load_task(recipe.task.name, recipe.task.loss)
+        task: Task = load_task(recipe.task.name, wished)
         return task
     from zopeft.tasks.kinds.kind import Wishes
     from zopeft.tasks.own import open_data, open_scored
@@ -84,9 +87,9 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     if section.template and not task.own.kind.chats:  # type: ignore[union-attr]
         what = f"goes with conversations, and {place} is {task.own.kind.name}"  # type: ignore[union-attr]
         raise input_error("data.template", what, section.template, "leave it out")
-    if recipe.task.loss == "choice" and task.kind != "choice":
+    if wished == "choice" and task.kind != "choice":
         raise input_error("task.loss", f"{task.name} has no choices", "choice", "use answer")
-    return task if recipe.task.loss is None else replace(task, loss=recipe.task.loss)
+    return task if wished is None else replace(task, loss=wished)
 
 
 def take_template(

@@ -12,7 +12,7 @@ LEAST = 40
 """Steps whose losses tell of the run rather than of its batches."""
 
 
-def diverged(metrics: Mapping[str, Any], losses: Sequence[float]) -> str:
+def diverged(metrics: Mapping[str, Any], losses: Sequence[float], score: str = "") -> str:
     """Returns what shows that a run diverged; "" where it did not.
 
     It did where the validation loss at its end is not finite, or more than a nat
@@ -22,12 +22,15 @@ def diverged(metrics: Mapping[str, Any], losses: Sequence[float]) -> str:
     Args:
         metrics: Scores ``before`` (or None) and ``after``.
         losses: Loss of each step.
+        score: What was optimised in place of a loss, which may then have risen; "" for nothing.
     """
     from zopeft.jobs.bench.run import WORSE
 
-    before, after = metrics.get("before"), metrics["after"]["loss"]
+    before, after = metrics.get("before"), metrics["after"].get("loss", 0.0)
     if not math.isfinite(after):
         return "the validation loss is not finite"
+    if score:
+        return ""
     if before is not None:
         first, last, what = float(before["loss"]), float(after), "validation loss"
     else:

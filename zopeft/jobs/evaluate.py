@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zopeft.jobs.build import load_rows, model_label, on_embedded
 from zopeft.jobs.data import Tuned, make_task, record_of, take_template, told
@@ -13,6 +13,9 @@ from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.served import load_served
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
+
+if TYPE_CHECKING:
+    from zopeft.jobs.goal import Goal
 
 
 def evaluate(
@@ -91,8 +94,9 @@ def measure(
     rows: list[dict[str, Any]],
     listener: Listener,
     stage: str,
+    goal: Goal | None = None,
 ) -> dict[str, Any]:
-    """Returns the task's metric and loss of a model on rows."""
+    """Returns the task's metric and loss of a model on rows, and the score of its goal."""
     from zopeft.models.quiet import quiet
     from zopeft.tasks import evaluate as score
 
@@ -110,4 +114,8 @@ def measure(
             layout=section.layout,
             progress=lambda done, total: listener(Progress(stage, done, total)),
         )
+        if goal is not None and goal.score not in metrics:
+            limit = recipe.task.eval_examples
+            some = rows if limit is None else rows[:limit]
+            metrics = {**goal.measured(model, some, section.eval_batch_size), **metrics}
     return metrics

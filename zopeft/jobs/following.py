@@ -31,6 +31,7 @@ class Follower(TrainerCallback):
         listener: Called at the beginning and after each step.
         batches: Returns the line on how batches are laid out.
         every: Steps between two lines of metrics.
+        score: What is optimised in place of a loss, whose negative the losses are; "" for none.
     """
 
     def __init__(
@@ -40,10 +41,11 @@ class Follower(TrainerCallback):
         listener: Listener,
         batches: Callable[[Choice], str],
         every: int,
+        score: str = "",
     ) -> None:
         self.trainer: ZOTrainer | None = None
         self.loss, self.metrics, self.listener = loss, metrics, listener
-        self.batches, self.every = batches, every
+        self.batches, self.every, self.score = batches, every, score
         self.losses: dict[int, float] = {}
         self.grads: dict[int, float] = {}
         self.told = ""
@@ -111,7 +113,8 @@ class Follower(TrainerCallback):
                 stage="tune",
                 step=step,
                 total=args.max_steps,
-                loss=self._mean(self.losses, step, WINDOW),
+                loss=None if self.score else self._mean(self.losses, step, WINDOW),
+                score=_negative(self._mean(self.losses, step, WINDOW)) if self.score else None,
                 projected_grad=self.grads.get(step),
                 lr=self.lr,
                 seconds=(self._ticks[-1] - self._ticks[0]) / (len(self._ticks) - 1),
@@ -130,11 +133,13 @@ class Follower(TrainerCallback):
         if step % self.every and step != most:
             return
         width = step % self.every or self.every
-        values = {"loss": self._mean(self.losses, step, width), "lr": self.lr}
+        mean = self._mean(self.losses, step, width)
+        name, shown = ("score", _negative(mean)) if self.score else ("loss", mean)
+        values = {name: shown, "lr": self.lr}
         if self.grads:
             values["grad"] = self._mean(self.grads, step, width, 2.0)
         if self.metrics.add(step, values, self.seconds):
-            self.report({"loss": values["loss"], "learning_rate": self.lr})
+            self.report({name: shown, "learning_rate": self.lr})
 
     def report(self, values: dict[str, Any]) -> None:
         """Reports numbers to the run's tracker, where it has one."""
@@ -147,6 +152,10 @@ class Follower(TrainerCallback):
         last = [found.get(n, math.nan) for n in range(step - width + 1, step + 1)]
         finite = [number**power for number in last if math.isfinite(number)]
         return (sum(finite) / len(finite)) ** (1.0 / power) if finite else None
+
+
+def _negative(number: float | None) -> float | None:
+    return None if number is None else -number
 
 
 def kept_steps(trainer: ZOTrainer) -> int:

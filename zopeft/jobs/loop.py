@@ -110,22 +110,21 @@ def run_steps(
         InputError: The run cannot be resumed.
         RunError: The loss was not finite for some steps in a row.
     """
-    from zopeft.tasks import Collator, task_loss
     from zopeft.tasks.logits import try_padding
-    from zopeft.tasks.table import table_rows
 
-    loss = CountedLoss(task_loss)
+    goal = prepared.goal
+    loss = CountedLoss(goal.loss)
     batches = partial(layout_line, recipe)
-    follower = Follower(loss, metrics, listener, batches, recipe.training.log_steps)
+    follower = Follower(loss, metrics, listener, batches, recipe.training.log_steps, goal.score)
     validation = Validation(recipe, prepared, out, follower, listener)
-    collate = Collator(prepared.tokenizer, table_rows(prepared.blocks.model))
     with quiet():
-        try_padding(prepared.blocks.model, prepared.train.encoded, collate.pad)
+        if goal.generates is None:
+            try_padding(prepared.blocks.model, goal.train.encoded, goal.collate.pad)
         trainer = FollowedTrainer(
             prepared.blocks.model,
             _arguments(recipe, out, prepared),
-            collate,
-            prepared.train,
+            goal.collate,
+            goal.train,
             blocks=prepared.blocks,
             finetuner=prepared.finetuner,
             loss_function=loss,

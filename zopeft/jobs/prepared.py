@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
     from zopeft.finetuner import FineTuner
+    from zopeft.jobs.goal import Goal
     from zopeft.models import ModelSource
     from zopeft.tasks import Task, TaskDataset
     from zopeft.tasks.counts import Counts
@@ -28,6 +29,7 @@ class Prepared:
         counts: What the rows of "train" and "validation" come to.
         finetuner: The fine-tuner, or None.
         method: Name of the optimizer.
+        goal: What is optimised.
     """
 
     blocks: Blocks
@@ -39,3 +41,4 @@ class Prepared:
     counts: dict[str, Counts]
     finetuner: FineTuner | None
     method: str
+    goal: Goal

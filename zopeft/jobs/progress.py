@@ -15,6 +15,7 @@ class Progress:
         step: Steps done in this stage.
         total: Steps of this stage; 0 where that is not known.
         loss: The loss, a mean over the last steps.
+        score: The score that is optimised in place of it, likewise.
         projected_grad: The projected gradient of the step's first direction.
         lr: The step's learning rate.
         seconds: Seconds a step, a mean over the last ones.
@@ -25,6 +26,7 @@ class Progress:
     step: int = 0
     total: int = 0
     loss: float | None = None
+    score: float | None = None
     projected_grad: float | None = None
     lr: float | None = None
     seconds: float | None = None

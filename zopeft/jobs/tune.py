@@ -23,6 +23,7 @@ from zopeft.jobs.data import make_task, record_of, take_template, told
 from zopeft.jobs.ending import diverged
 from zopeft.jobs.evaluate import measure
 from zopeft.jobs.folder import Folder, stored_record
+from zopeft.jobs.goal import make_goal
 from zopeft.jobs.kept import Kept, steps_of
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
@@ -31,7 +32,7 @@ from zopeft.jobs.result_card import write_card
 from zopeft.jobs.trackers import check_tracker
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
-from zopeft.report.summary import ends, hardware, peak_bytes, versions
+from zopeft.report.summary import ends, hardware, peak_bytes, score_ends, versions
 
 if TYPE_CHECKING:
     from zopeft.tasks import Task
@@ -99,8 +100,11 @@ def _tuned(
     run = _run(recipe, folder, prepared, log, bool(earlier), listener)
     save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
     metrics["after"] = _after(recipe, prepared, log, run, listener)
-    wrong = diverged(metrics, run.losses)
-    plot_losses({prepared.method: run.losses}, folder.path / "loss.png", prepared.task.name)
+    score = prepared.goal.score
+    wrong = diverged(metrics, run.losses, score)
+    curve = [-loss for loss in run.losses] if score else run.losses
+    plot = folder.path / ("score.png" if score else "loss.png")
+    plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")
     summary = {
         **state,
         "steps": run.steps,
@@ -111,6 +115,7 @@ def _tuned(
         "seconds": round(time.monotonic() - started, 3),
         "seconds_training": round(run.seconds, 3),
         **ends(run.losses),
+        **score_ends(run.losses, score),
         "metrics": metrics,
         "lr": run.lr,
         "lr_last": run.lr_last,
@@ -180,6 +185,8 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     counts = {"train": Counts.of(train, rows), "validation": Counts.of(scored, validation)}
     for line in told(recipe, task, tokenizer, rows, *counts.values()):
         listener(Progress("load", note=line))
+    goal = make_goal(recipe, task, tokenizer, train, rows, blocks.model)
+    goal.rehearse(blocks.model)
     return Prepared(
         blocks=blocks,
         tokenizer=tokenizer,
@@ -190,6 +197,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
         counts=counts,
         finetuner=finetuner,
         method=method_name(recipe),
+        goal=goal,
     )
 
 
@@ -226,11 +234,8 @@ def _before(
         return {"before": None}
     model, tokenizer = prepared.blocks.model, prepared.tokenizer
     rows = prepared.validation
-    return {
-        "before": measure(
-            recipe, model, tokenizer, prepared.task, rows, listener, "evaluate before"
-        )
-    }
+    given = (recipe, model, tokenizer, prepared.task, rows, listener, "evaluate before")
+    return {"before": measure(*given, prepared.goal)}
 
 
 def _after(
@@ -241,9 +246,8 @@ def _after(
     if recipe.training.eval_steps and known is not None:
         return known
     model, rows = prepared.blocks.model, prepared.validation
-    scores = measure(
-        recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after"
-    )
+    given = (recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after")
+    scores = measure(*given, prepared.goal)
     log.evaluated(run.steps, scores, log.seconds)
     return scores
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 class Validation(TrainerCallback):
     """Measures every so many steps and at the last one, keeps the best, stops a run in time.
 
-    What counts is the validation loss. Scores that the run's metrics hold already, of a run
-    that is gone on with, are not measured again.
+    What counts is the validation loss, or the score that is optimised. Scores that the run's
+    metrics hold already, of a run that is gone on with, are not measured again.
 
     Args:
         recipe: The run's settings.
@@ -59,7 +60,7 @@ class Validation(TrainerCallback):
         known = scores is not None
         if scores is None:
             scores = self._measured(step)
-        best, since = self._best(step, scores["loss"])
+        best, since = self._best(step, scores)
         held = best_step(self.folder)
         if training.keep_best and best == step and (held is None or held < step):
             # Before its line: what the metrics tell of is there.
@@ -70,7 +71,9 @@ class Validation(TrainerCallback):
         if training.patience and since >= training.patience:
             self.stopped = step
             control.should_training_stop = True
-            what = f"stopped at step {step}: the lowest validation loss was that of step {best}"
+            name = self.prepared.goal.score
+            least = f"highest {name}" if name else "lowest validation loss"
+            what = f"stopped at step {step}: the {least} was that of step {best}"
             self.listener(Progress("tune", note=what))
 
     def _measured(self, step: int) -> dict[str, Any]:
@@ -83,6 +86,7 @@ class Validation(TrainerCallback):
             one.validation,
             self.listener,
             f"evaluate step {step}",
+            one.goal,
         )
         self.follower.leave_out(time.monotonic() - started)
         return scores
@@ -92,13 +96,16 @@ class Validation(TrainerCallback):
         if trainer is not None and trainer.is_world_process_zero():
             keep_best(self.prepared.blocks, self.folder, step)
 
-    def _best(self, step: int, loss: float) -> tuple[int, int]:
+    def _best(self, step: int, scores: Mapping[str, Any]) -> tuple[int, int]:
         """Returns the step with the lowest loss so far, and the evaluations since then."""
+        name = self.prepared.goal.score
+        key, sign = (name, -1.0) if name else ("loss", 1.0)
         losses = {}
         for one in self.metrics.evaluations:
             if 0 < one["step"] < step:
-                before = one.get(f"{EVALUATION}loss")
-                losses[one["step"]] = math.inf if before is None else float(before)
+                before = one.get(f"{EVALUATION}{key}")
+                losses[one["step"]] = math.inf if before is None else sign * float(before)
+        loss = sign * float(scores[key])
         losses[step] = loss if math.isfinite(loss) else math.inf
         best = min(losses, key=lambda at: losses[at])
         return best, sum(at > best for at in losses)

@@ -26,6 +26,7 @@ class ForwardGradient(ZerothOrder):
 
     gradient_units = False
     single = True
+    differentiates = True
     spaces = ("full", "adapter")
 
     @property

@@ -13,11 +13,17 @@ class BadSteps:
 
     Attributes:
         in_a_row: How many there are now.
+        problem: Why there was no loss, where that is known.
     """
 
     def __init__(self, most: int) -> None:
         self.most = most
         self.in_a_row = 0
+        self.problem = ""
+
+    def hear(self, problem: str) -> None:
+        """Takes what a closure says of a loss that it did not find; "" for nothing."""
+        self.problem = problem or self.problem
 
     def note(self, good: bool) -> None:
         """Takes note of a step, by whether its losses were finite."""
@@ -33,6 +39,10 @@ class BadSteps:
             RunError: There are `most` in a row.
         """
         if self.in_a_row >= self.most:
+            if self.problem:
+                kept = "the last good weights are kept"
+                what = f"no score for {self.in_a_row} steps in a row ({self.problem})"
+                raise run_error("objective", what, do=kept)
             raise run_error(
                 "loss",
                 f"not finite for {self.in_a_row} steps in a row",

@@ -39,6 +39,8 @@ class Method(ABC):
     """Whether a learning rate of MeZO is right here, too: what lr="auto" measures."""
     single = False
     """Whether a step's directions are its own choice, whatever the run asks for."""
+    differentiates = False
+    """Whether it asks for slopes of the loss itself, which a score does not have."""
     groups = False
     """Whether groups of a batch see weights of their own (`zopeft.probing.groups`)."""
     decays = True

@@ -286,6 +286,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         rounds = self._pending
         before = rounds.forward_passes
         losses = rounds.add(closure)
+        self.bad.hear(getattr(closure, "problem", ""))
         self.forward_passes += rounds.forward_passes - before
         self.pace.show(self.param_groups, rounds.seen())
         kept = [n for n, probe in enumerate(rounds.probes) if counts(probe)]

@@ -36,7 +36,9 @@ class BatchLoss:
             ``row * T + position`` whose logits it reads (None for all), and if it finds them
             by the batch's ``layout``, as `zopeft.tasks.logits.narrow_logits` does. A method
             ``grouped(model, batch, count, only)``, see `grouped`, serves methods that give
-            groups of examples a direction each.
+            groups of examples a direction each. One that runs the model many times says by
+            ``tokens(batch)`` how many tokens most of its forwards have, and one that may find no
+            loss by ``problem`` why.
         layout: "padded" runs the batch as it is. "packed" has its texts share rows, and what
             they begin with where the loss allows it: no padding is computed, and the loss is
             the same but for rounding. "auto" packs where the model can be packed, which its
@@ -65,9 +67,17 @@ class BatchLoss:
     @property
     def tokens(self) -> int:
         """Tokens of one forward, with padding; 0 where the batch has no ids."""
+        own = getattr(self.loss_function, "tokens", None)
+        if own is not None:
+            return int(own(self.batch))
         layout = self.batch.get(LAYOUT)
         ids = self.batch.get("input_ids") if layout is None else layout.ids
         return ids.numel() if isinstance(ids, Tensor) else 0
+
+    @property
+    def problem(self) -> str:
+        """Why the batch had no loss when it was last run; "" where that is not known."""
+        return str(getattr(self.loss_function, "problem", ""))
 
     def stacked(self, count: int) -> Tensor:
         """Returns the losses [count] of as many copies of the batch, from one forward.

@@ -62,6 +62,8 @@ def flatten(layer: Mapping[str, Any], label: str, problems: list[str]) -> list[S
             problems.append(
                 explain(label, "unknown key", str(section), close_matches(str(section), words))
             )
+        elif section == "objective" and isinstance(values, str):
+            settings.append(Setting("objective.name", values, f"{label}: objective"))
         elif not isinstance(values, Mapping):
             problems.append(explain(f"{label}: {section}", "must hold keys", str(values)))
         else:

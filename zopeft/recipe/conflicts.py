@@ -7,6 +7,7 @@ from dataclasses import fields
 from zopeft.errors import explain
 from zopeft.optim.estimator import REMEDY, conflict
 from zopeft.recipe.data_schema import DataSection
+from zopeft.recipe.objective_schema import ObjectiveSection
 from zopeft.recipe.schema import BARE, FULL, SCALES, Recipe
 
 
@@ -34,6 +35,7 @@ def conflicts(recipe: Recipe) -> list[str]:
             f"peft.options: {recipe.peft.name} tuning takes none; remove them or choose a PEFT type"
         )
     found += _of_own_data(recipe)
+    found += _of_objective(recipe)
     found += _of_training(recipe)
     method, meta = recipe.method, recipe.meta
     problem = conflict(method.directions, method.sides, method.normalise)
@@ -59,6 +61,46 @@ def conflicts(recipe: Recipe) -> list[str]:
         )
     if recipe.peft.name == SCALES and recipe.job == "meta-train":
         found.append("--peft scales: meta-train needs gradients; use --full or --lora")
+    return found
+
+
+def _of_objective(recipe: Recipe) -> list[str]:
+    """Returns what is wrong between an objective and the rest."""
+    section, found = recipe.objective, []
+    usual, name = ObjectiveSection(), section.chosen
+    if recipe.job != "tune":
+        if section != usual:
+            found.append(explain("objective", f"goes with zopeft tune, not {recipe.job}"))
+        return found
+    if section.rewards and name != "reward":
+        found.append(explain("objective.rewards", "go with --objective reward", name))
+    if name == "reward" and not section.rewards:
+        do = "give --reward FILE.py:FUNCTION"
+        found.append(explain("--objective", "reward needs a function", do=do))
+    if section.metric is not None and name != "metric":
+        found.append(explain("objective.metric", "goes with --objective metric", section.metric))
+    if section.weights and len(section.weights) != len(section.rewards):
+        what = f"must be as many as the {len(section.rewards)} rewards"
+        found.append(explain("objective.weights", what, len(section.weights)))
+    if not section.scores:
+        if name is not None and recipe.task.loss not in (None, name):
+            what = f"is {name}, and task.loss another; leave one out"
+            found.append(explain("--objective", what, recipe.task.loss))
+        found += [
+            explain(f"objective.{f.name}", "goes with --objective metric or reward")
+            for f in fields(usual)
+            if f.name not in ("name", "metric", "rewards", "weights")
+            and getattr(section, f.name) != getattr(usual, f.name)
+        ]
+        return found
+    if section.samples > 1 and not section.temperature:
+        do = "give objective.temperature=1"
+        what = "greedy completions of one prompt are all the same"
+        found.append(explain("objective.samples", what, section.samples, do))
+    if section.shaping != "none" and recipe.method.lr == "auto":
+        do = "give a number: eps * eps / 2 takes steps of a quarter of eps"
+        what = f"has no rule for auto with objective.shaping={section.shaping}"
+        found.append(explain("--lr", what, do=do))
     return found
 
 

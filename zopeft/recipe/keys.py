@@ -111,7 +111,7 @@ def _range(rule: Mapping[str, Any]) -> str:
     from zopeft.optim.declared import range_of
 
     kind = rule.get("registry")
-    if kind in ("method", "noise", "peft", "task", "model"):
+    if kind in ("method", "noise", "peft", "task", "model", "objective", "metric"):
         word = "peft" if kind == "peft" else f"{kind}s"
         return f"a name of zopeft list {word}"
     return range_of(rule)

@@ -140,12 +140,27 @@ def load_recipe(
             )
         settings += flatten(layer, label, problems)
     late = _late(overrides, flags or {}, problems)
+    if stored is not None:
+        _refuse_code(stored, late)
     settings += _chosen_settings(layer, label, [*settings, *late], problems)
     settings += _small_settings(layer, label, problems) if small else []
     settings += late
     settings = [s for s in settings if s.key not in ("job", SMALL, *CHOICES)]
     settings.append(Setting("job", job, "job"))
     return check_settings(settings, problems)
+
+
+def _refuse_code(stored: Mapping[str, Any], late: Sequence[Setting]) -> None:
+    """Refuses to run code because a record names it: who goes on with a run says so again.
+
+    Raises:
+        InputError: The record of a run names rewards, and the command does not.
+    """
+    rewards = (stored.get("objective") or {}).get("rewards") or []
+    if rewards and not any(one.key == "objective.rewards" for one in late):
+        what = "the run's rewards are code, which is not run by a record's word"
+        do = "give them again: " + " ".join(f"--reward {name}" for name in rewards)
+        raise input_error("--resume", what, do=do)
 
 
 def _late(

@@ -59,6 +59,9 @@ def with_method_options(
             problems.append(str(wrong))
     if recipe.job == "tune" and not kind.order:
         problems += _misfits(name, kind, recipe)
+    elif recipe.objective.scores and kind.order:
+        do = "choose one of order 0, or --objective answer"
+        problems.append(explain("--method", f"{name} needs gradients, and scores have none", do=do))
     return replace(recipe, method=replace(section, options=found))
 
 
@@ -71,6 +74,9 @@ def _misfits(name: str, kind: Any, recipe: Recipe) -> list[str]:
             found.append(explain("--method", what, do=f"give method.{option}=..."))
     if section.lr == "auto" and not kind.gradient_units:
         found.append(explain("--lr", f"has no rule for auto with {name}", do="give a number"))
+    if recipe.objective.scores and kind.differentiates:
+        do = "choose another method, or --objective answer"
+        found.append(explain("--method", f"{name} needs slopes, and scores have none", do=do))
     if kind.single and (section.directions, section.sides) != (1, "two"):
         do = "leave method.directions and method.sides out"
         found.append(explain("method", f"{name} chooses its directions itself", do=do))

@@ -16,13 +16,15 @@ _REGISTRIES = {
     "peft": ("zopeft.models", "PEFT"),
     "task": ("zopeft.tasks", "TASKS"),
     "kind": ("zopeft.tasks.kinds", "KINDS"),
+    "objective": ("zopeft.tasks.objectives", "OBJECTIVES"),
+    "metric": ("zopeft.tasks.objectives.metrics", "METRICS"),
     "model": ("zopeft.models", "MODELS"),
     "feature": ("zopeft.finetuner", "FEATURES"),
 }
 
 
 def registry(kind: str) -> Mapping[str, Any]:
-    """Returns the registry of "method", "noise", "peft", "task", "kind", "model" or "feature"."""
+    """Returns the registry of a kind of names: "method", "task", "objective", ..."""
     module, attribute = _REGISTRIES[kind]
     found: Mapping[str, Any] = getattr(importlib.import_module(module), attribute)
     return found

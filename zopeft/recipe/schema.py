@@ -14,6 +14,7 @@ from zopeft.recipe.bench_schema import BenchSection, Job
 from zopeft.recipe.data_schema import DataSection
 from zopeft.recipe.fields import named, number
 from zopeft.recipe.meta_schema import MetaSection
+from zopeft.recipe.objective_schema import ObjectiveSection
 from zopeft.recipe.training_schema import TrainingSection
 
 JOBS = ("tune", "meta-train", "eval", "bench")
@@ -161,6 +162,7 @@ class Recipe:
         peft: Which weights.
         task: Which data.
         data: How own data is read.
+        objective: What is optimised.
         method: Which optimizer.
         training: How long.
         meta: How a fine-tuner is learned.
@@ -178,6 +180,7 @@ class Recipe:
     peft: PeftSection = field(default_factory=PeftSection)
     task: TaskSection = field(default_factory=TaskSection)
     data: DataSection = field(default_factory=DataSection)
+    objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     method: MethodSection = field(default_factory=MethodSection)
     training: TrainingSection = field(default_factory=TrainingSection)
     meta: MetaSection = field(default_factory=MetaSection)
@@ -203,6 +206,11 @@ class Recipe:
         if self.data == DataSection():
             # As in records from before there was own data.
             plain.pop("data")
+        if self.objective == ObjectiveSection():
+            plain.pop("objective")
+        else:
+            plain["objective"]["rewards"] = list(self.objective.rewards)
+            plain["objective"]["weights"] = list(self.objective.weights)
         bench = plain.pop("bench")
         if self.job == "bench":
             plain["bench"] = {k: list(v) if isinstance(v, tuple) else v for k, v in bench.items()}
@@ -218,6 +226,7 @@ SECTIONS: dict[str, type] = {
     "peft": PeftSection,
     "task": TaskSection,
     "data": DataSection,
+    "objective": ObjectiveSection,
     "method": MethodSection,
     "training": TrainingSection,
     "meta": MetaSection,

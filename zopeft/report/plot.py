@@ -10,13 +10,16 @@ import numpy as np
 from zopeft.staging import staged
 
 
-def plot_losses(curves: Mapping[str, Sequence[float]], file: Path, title: str) -> None:
+def plot_losses(
+    curves: Mapping[str, Sequence[float]], file: Path, title: str, what: str = "loss"
+) -> None:
     """Draws one curve a run: every step faint, a running mean on top.
 
     Args:
         curves: Label to the losses of its steps.
         file: The PNG file.
         title: Stands above the curves.
+        what: What the curves are of.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -30,7 +33,7 @@ def plot_losses(curves: Mapping[str, Sequence[float]], file: Path, title: str) -
         axes.plot(np.arange(1, len(values) + 1), values, color=color, alpha=0.25, linewidth=0.8)
         steps, means = running_mean(values)
         axes.plot(steps, means, color=color, label=label)
-    axes.set(xlabel="step", ylabel="loss", title=title)
+    axes.set(xlabel="step", ylabel=what, title=title)
     axes.grid(alpha=0.3)
     if len(curves) > 1:
         axes.legend()

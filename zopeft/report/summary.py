@@ -38,6 +38,14 @@ def ends(losses: Sequence[float]) -> dict[str, float | None]:
     return {name: sum(part) / len(part) if part else None for name, part in parts.items()}
 
 
+def score_ends(losses: Sequence[float], score: str) -> dict[str, Any]:
+    """Returns the same of a score, whose negative was minimised; nothing where none was."""
+    if not score:
+        return {}
+    first, last = (None if loss is None else -loss for loss in ends(losses).values())
+    return {"score": score, "score_first": first, "score_last": last}
+
+
 def hardware() -> dict[str, Any]:
     """Returns what the run runs on."""
     import torch

@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from zopeft.errors import InputError, input_error
 from zopeft.tasks.encoding import Encoded
-from zopeft.tasks.own_encoding import encode_all
+from zopeft.tasks.own_encoding import encode_all, encode_openings
 from zopeft.tasks.table import check_ids, padding_id
 from zopeft.tasks.task import RowError, Task
 
@@ -47,7 +47,8 @@ class TaskDataset(Dataset[Encoded]):
         table_rows: Rows of the model's embedding, `zopeft.tasks.table.table_rows`; None
             doesn't check that it has the tokens.
 
-    A row of running text that is longer than `max_length` becomes several examples.
+    A row of running text that is longer than `max_length` becomes several examples; a prompt
+    alone becomes one that teaches nothing.
 
     Raises:
         InputError: A faulty row, an answer that doesn't fit, a token that the embedding does
@@ -76,7 +77,12 @@ class TaskDataset(Dataset[Encoded]):
                 examples.append(task.example(row))
             except RowError as error:
                 raise InputError(f"{place(index)}: {error}") from error
-        self.encoded = encode_all(tokenizer, examples, self.loss, max_length, place)
+        if task.kind == "prompt":
+            room = max(1, max_length - task.max_new_tokens)
+            openings = encode_openings(tokenizer, examples, room, place)
+            self.encoded = [Encoded((tuple(ids),), ((),)) for ids in openings]
+        else:
+            self.encoded = encode_all(tokenizer, examples, self.loss, max_length, place)
         check_ids(tokenizer, (_every_id(one) for one in self.encoded), table_rows, task.name)
 
     def __len__(self) -> int:

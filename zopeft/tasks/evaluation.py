@@ -67,7 +67,10 @@ def evaluate(
     model.eval()
     report = progress or (lambda done, total: None)
     try:
-        if task.kind == "choice":
+        if task.kind == "prompt":
+            # What its completions are worth, a reward of the user's tells.
+            result: dict[str, float] = {}
+        elif task.kind == "choice":
             feed = Feed(model, tokenizer, task, rows, length, "choice", layout)
             result = _choices(model, task, feed, batch_size, report)
         else:

@@ -85,7 +85,7 @@ def _mixes(model: Any, tokens: Sequence[int], length: int, run: Run) -> bool:
     if len(short) == len(long):
         return False
     together, alone = run([short, long]), run([short])
-    limit = _limit(model)
+    limit = rounding_limit(model)
     for one, other in zip(together, alone, strict=True):
         padded, bare = one[0].float(), other[0].float()
         if not bool(bare.isfinite().all()):
@@ -97,7 +97,8 @@ def _mixes(model: Any, tokens: Sequence[int], length: int, run: Run) -> bool:
     return False
 
 
-def _limit(model: Any) -> float:
+def rounding_limit(model: Any) -> float:
+    """Returns the largest difference of logits that is rounding, in their standard deviations."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     dtype = getattr(base, "dtype", torch.float32)
     if getattr(base, "is_quantized", False):

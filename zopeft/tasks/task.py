@@ -116,8 +116,8 @@ class Task:
         columns: The columns that a row must have. Where several are accepted they stand
             in one string, as in "label|answer".
         kind: "choice" is scored by comparing options, "answer" by generating text, "text" by
-            the loss alone.
-        metric: "accuracy", "f1" (with exact match beside it), or "perplexity".
+            the loss alone; "prompt" by a reward of one's own.
+        metric: "accuracy", "f1" (with exact match beside it), "perplexity", or "reward".
         loss: "answer" trains on the tokens of the right text; "choice" on the scores of
             all options, as MeZO does for classification.
         build: Row to `Example`, `Passage` or `Conversation`; raises `RowError`.
@@ -131,8 +131,8 @@ class Task:
 
     name: str
     columns: tuple[str, ...]
-    kind: Literal["choice", "answer", "text"]
-    metric: Literal["accuracy", "f1", "perplexity"]
+    kind: Literal["choice", "answer", "text", "prompt"]
+    metric: Literal["accuracy", "f1", "perplexity", "reward"]
     loss: Literal["choice", "answer"]
     build: Callable[[Row], AnyExample]
     hub: HubSource | None = None

@@ -50,6 +50,17 @@ class ProcessLoss:
         needed: Callable[[Mapping[str, Any]], Tensor | None] = found.needed
         return needed
 
+    @property
+    def problem(self) -> str:
+        """Why the last batch had no loss; "" if it had, or the loss does not say."""
+        return str(getattr(self.trainer.loss_function, "problem", ""))
+
+    @property
+    def tokens(self) -> Callable[[Mapping[str, Any]], int]:
+        """The tokens of most of a batch's forwards, see `BatchLoss`; missing for one forward."""
+        found: Callable[[Mapping[str, Any]], int] = self.trainer.loss_function.tokens
+        return found
+
     def stacked(self, model: nn.Module, batch: dict[str, Any], count: int) -> Tensor:
         """Returns the losses [count] of copies of a batch, from one forward.
 

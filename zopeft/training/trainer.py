@@ -86,7 +86,8 @@ class ZOTrainerMixin(Beneath):
         loss_function: Called with model and batch, returns the loss as a 0-dim tensor;
             None for ``model(**batch).loss``. With a method ``stacked``, as
             `zopeft.probing.batch_loss.BatchLoss` describes it, its probes can be stacked, and
-            with a method ``needed`` its batches packed.
+            with a method ``needed`` its batches packed. A method ``begin`` is told the number of
+            the step, from 0, before each batch.
         **options: Further arguments of the trainer beneath.
 
     Raises:
@@ -297,6 +298,9 @@ class ZOTrainerMixin(Beneath):
             loss = method.recall(record)
         else:
             batch = self._prepare_inputs(inputs)
+            begin = getattr(self.loss_function, "begin", None)
+            if begin is not None:
+                begin(method.steps)
             loss = method.estimate(closure(self, model, batch))
         loss = loss.to(self.args.device)
         # A bad step is skipped by the method; in the running mean the last good loss stands in.

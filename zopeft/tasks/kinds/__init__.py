@@ -17,6 +17,7 @@ KINDS = Registry(
         "question": "zopeft.tasks.kinds.question:KIND",
         "label": "zopeft.tasks.kinds.label:KIND",
         "text": "zopeft.tasks.kinds.text:KIND",
+        "prompt": "zopeft.tasks.kinds.prompt:KIND",
     },
     about={
         "messages": "conversations, of which the assistant's turns are taught",
@@ -25,6 +26,7 @@ KINDS = Registry(
         "question": "questions and their answers",
         "label": "texts and their classes",
         "text": "running text, all of it taught",
+        "prompt": "prompts alone, whose completions a reward scores",
     },
 )
 """Kind name to `Kind`."""
@@ -41,7 +43,8 @@ def recognise(columns: Collection[str], where: str, name: str | None = None) -> 
     """Returns the kind of data that columns tell.
 
     Where the columns of one kind are among those of another, the other is meant: text with a
-    label is no running text. So is every other kind, where there is a ``text`` beside it.
+    label is no running text. So is every other kind, where there is a ``text`` beside it, and a
+    prompt with a completion is not one alone.
 
     Args:
         columns: The names of the columns.
@@ -62,8 +65,9 @@ def recognise(columns: Collection[str], where: str, name: str | None = None) -> 
             raise input_error(where, what, seen, RENAME)
         return kind
     fitting = [kind for kind in KINDS.values() if not kind.missing(columns)]
-    if len(fitting) > 1:
-        fitting = [kind for kind in fitting if kind.name != "text"]
+    for least in ("text", "prompt"):
+        if len(fitting) > 1:
+            fitting = [kind for kind in fitting if kind.name != least]
     if not fitting:
         do = f"understood: {understood()}. {RENAME}"
         raise input_error(where, "columns that tell of no known kind of data", seen, do)

@@ -60,8 +60,8 @@ class Made:
     """
 
     build: Callable[[Row], AnyExample]
-    kind: Literal["choice", "answer", "text"]
-    metric: Literal["accuracy", "f1", "perplexity"]
+    kind: Literal["choice", "answer", "text", "prompt"]
+    metric: Literal["accuracy", "f1", "perplexity", "reward"]
     stop: str | None = None
     max_new_tokens: int = 50
     told: str = ""

@@ -1,0 +1,44 @@
+"""Rewards that tests call: some good, some not."""
+
+CALLS = []
+
+
+def length(completions, **columns):
+    CALLS.append(sorted(columns))
+    return [len(one) / 10 for one in completions]
+
+
+def of_goal(prompts, completions, goal):
+    pairs = zip(completions, goal, strict=True)
+    return [float(one.count("a")) if wanted % 2 else None for one, wanted in pairs]
+
+
+async def later(completions, **columns):
+    return [1.0] * len(completions)
+
+
+def raising(completions, **columns):
+    raise ValueError("no such thing\nat all")
+
+
+def short(completions, **columns):
+    return [1.0]
+
+
+def nothing(completions, **columns):
+    return None
+
+
+def nan(completions, **columns):
+    return [1.0, float("nan"), 1.0][: len(completions)]
+
+
+def words(completions, **columns):
+    return ["good"] * len(completions)
+
+
+def breaking(completions, **columns):
+    CALLS.append(len(completions))
+    if len(CALLS) > 3:
+        raise KeyError("gone")
+    return [float(len(one)) for one in completions]
