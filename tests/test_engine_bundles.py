@@ -21,6 +21,8 @@ def trained(name, model, apart, **options):
     """Returns weights and state after some steps, and how many blocks were bundled."""
     taken = []
     method = make(name, model, carrier="flat", **options)
+    # What has a formula needs no bundle.
+    method.engine.kernels.formulas = False
     for carrier in method.engine.carriers:
         if apart:
             carrier.groups = []

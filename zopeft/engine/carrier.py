@@ -134,6 +134,11 @@ class Carrier(Protocol):
         """
         ...
 
+    @property
+    def at_once(self) -> bool:
+        """Whether many blocks may be `edited` at once."""
+        return True
+
     def finish(self) -> None:
         """Ends a round of `edited`."""
         return

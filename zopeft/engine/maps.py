@@ -1,22 +1,27 @@
 """Maps: updates that are more than a sum of directions, written piece by piece in fp32.
 
 ``(w, s_1, ..., s_m) <- f(w, v_1, ..., v_k, s_1, ..., s_m)`` for the weights w of every block,
-vectors v and state s. Each piece is read, changed and stored while it is in the cache; 16-bit
-weights are rounded stochastically, with bits addressed like the noise, so that the same map
-gives the same bits.
+vectors v and state s. What is arithmetic of single elements is done by the kernels, all blocks in
+one pass (`zopeft.engine.traced`); of the rest each piece is read, changed and stored while it is in
+the cache. 16-bit weights are rounded stochastically, with bits addressed like the noise, so that
+the same map gives the same bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from zopeft.engine.bundles import Group
 from zopeft.engine.carrier import Carrier
 from zopeft.engine.elements import Elements
+from zopeft.engine.traced import Numbers, traced
 from zopeft.engine.vector import Vector
+from zopeft.kernels.formula import Target
 
 
 def map_weights(
@@ -47,6 +52,9 @@ def map_weights(
     with torch.no_grad():
         for carrier in carriers:
             done: set[int] = set(alone)
+            if elements.kernels.formulas:
+                given = (function, vectors, buffers, seed, decays)
+                done |= _map_traced(carrier, elements, *given, done, together)
             for group in carrier.groups if together else ():
                 if done.isdisjoint(group.indices) and group.takes(vectors):
                     _map_group(carrier, group, function, vectors, buffers, decays)
@@ -69,6 +77,62 @@ def map_weights(
                         for buffer, value in zip(buffers, kept, strict=True):
                             part.view(buffer[index]).copy_(value)
             carrier.finish()
+
+
+def _map_traced(
+    carrier: Carrier,
+    elements: Elements,
+    function: Callable[..., tuple[Tensor, ...]],
+    vectors: Sequence[Vector],
+    buffers: Sequence[Sequence[Tensor]],
+    seed: int,
+    decays: Tensor,
+    done: Collection[int],
+    together: bool,
+) -> set[int]:
+    """Does a map for the blocks that it has a formula for; returns their indices."""
+    plain = [
+        index
+        for index in carrier.indices
+        if index not in done
+        and index not in elements.forms
+        and elements.blocks[index].columns is None
+        and all(vector.touches(index) for vector in vectors)
+    ]
+    alike = together and all(vector.spans(plain) for vector in vectors)
+    found: set[int] = set()
+    for group in [plain] if alike and plain else [[index] for index in plain]:
+        own: Numbers = 1.0 if bool((decays[group] == 1.0).all()) else decays.tolist()
+        made = traced(elements, group[0], function, vectors, buffers, own)
+        if made is None:
+            continue
+        formula, trace = made
+        for some in [group] if carrier.at_once else [[index] for index in group]:
+            with ExitStack() as stack:
+                targets, indices = [], []
+                for index in some:
+                    weight = stack.enter_context(carrier.edited(index, seed))
+                    beside = tuple(each[index] for each in trace.buffers)
+                    if all(tensor.is_contiguous() for tensor in (weight, *beside)):
+                        targets.append(Target(elements.blocks[index].address, weight, beside))
+                        indices.append(index)
+                if targets:
+                    constants = _constants(trace.constants, indices)
+                    elements.kernels.map(formula, targets, constants, trace.noises, seed)
+                    found.update(indices)
+    return found
+
+
+def _constants(constants: Sequence[Numbers], indices: Sequence[int]) -> np.ndarray:
+    """Returns the constants' numbers, fp32 [1, c], or [n, c] where some blocks have their own."""
+    lists = [numbers for numbers in constants if not isinstance(numbers, float)]
+    columns = [
+        [numbers] * (len(indices) if lists else 1)
+        if isinstance(numbers, float)
+        else [numbers[index] for index in indices]
+        for numbers in constants
+    ]
+    return np.array(columns, dtype=np.float32).reshape(len(columns), -1).T.copy()
 
 
 def _map_group(

@@ -228,6 +228,11 @@ class ModuleWeights(Carrier):
         """See `OwnWeights.edited`."""
         return self._own.edited(index)
 
+    @property
+    def at_once(self) -> bool:
+        """See `Carrier.at_once`: not what is fetched from elsewhere."""
+        return not self.offload
+
     def statistics(self) -> Statistics:
         """See `OwnWeights.statistics`."""
         return self._own.statistics()

@@ -12,6 +12,7 @@ from torch import Tensor
 from zopeft.kernels import numba_kernels as compiled
 from zopeft.kernels import runs
 from zopeft.kernels.form import Form, row_numbers
+from zopeft.kernels.formula import Formula, Target
 from zopeft.kernels.plain_layout import Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 
@@ -33,6 +34,18 @@ def taken(tensor: Tensor) -> bool:
 def stored(tensor: Tensor) -> tuple[npt.NDArray[np.uint8], int]:
     """Returns a contiguous tensor's own memory as bytes, [bytes], and what they hold."""
     return tensor.detach().view(-1).view(torch.uint8).numpy(), KINDS[tensor.dtype]
+
+
+def kinds_of(target: Target) -> list[int | None]:
+    """Returns what a target's weights and buffers hold; None for what the kernels do not know."""
+    return [KINDS.get(tensor.dtype) for tensor in (target.weight, *target.buffers)]
+
+
+def mapped(target: Target, kinds: list[int | None], formula: Formula) -> bool:
+    """Whether the kernels apply a formula to a target, whose tensors hold what others' do."""
+    written = [buffer for buffer, new in zip(target.buffers, formula.buffers, strict=True) if new]
+    exact = all(buffer.dtype == torch.float32 for buffer in written)
+    return exact and kinds_of(target) == kinds and all(map(taken, (target.weight, *target.buffers)))
 
 
 def numbers(values: Tensor) -> npt.NDArray[np.float32]:

@@ -14,6 +14,8 @@ from zopeft.kernels import numba_arrays as arrays
 from zopeft.kernels import numba_kernels as compiled
 from zopeft.kernels import runs
 from zopeft.kernels.form import Form
+from zopeft.kernels.formula import Constants, Formula, Target
+from zopeft.kernels.numba_formula import address_of
 from zopeft.kernels.plain_backend import PlainKernels, Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 from zopeft.kernels.threads import share_out
@@ -123,6 +125,31 @@ class NumbaKernels(PlainKernels):
         table = runs.whole(address, start, values.numel())
         source, (target, kind) = arrays.stored(values)[0], arrays.stored(out)
         self._run(table, compiled.store, None, np.uint64(seed), source, target, kind)
+
+    def map(
+        self,
+        formula: Formula,
+        targets: Sequence[Target],
+        constants: Constants,
+        noises: Sequence[int],
+        seed: int,
+    ) -> None:
+        """See `PlainKernels.map`."""
+        kinds = arrays.kinds_of(targets[0])
+        if not all(arrays.mapped(target, kinds, formula) for target in targets):
+            super().map(formula, targets, constants, noises, seed)
+            return
+        places = [[t.weight.data_ptr(), *(b.data_ptr() for b in t.buffers)] for t in targets]
+        table = runs.of_blocks(tuple((t.address, t.weight.numel()) for t in targets))
+        arguments = (
+            address_of(formula),
+            np.ascontiguousarray(constants, dtype=np.float32),
+            np.array(noises, dtype=np.uint64),
+            FAMILIES[self.noise.family],
+            np.array(places, dtype=np.int64),
+            np.array(kinds, dtype=np.int64),
+        )
+        share_out(table, lambda part: compiled.mapped(table[part], *arguments, np.uint64(seed)))
 
     def squares(self, values: Tensor) -> Tensor:
         """See `PlainGradients.squares`."""

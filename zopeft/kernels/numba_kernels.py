@@ -52,6 +52,7 @@ _D0, _D1 = (U(factor) for factor in FACTORS)
 _MIX = U(SHIFT)
 _inline: Any = numba.njit(forceinline=True)
 _kernel = Keeping().compiled
+_array: Any = numba.carray  # type: ignore[attr-defined]
 
 
 def _reinterpret(source: Any, target: Any, convert: Any) -> Any:
@@ -403,6 +404,64 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
                 _accumulate(y, n, pivot, total, squares)
         if moments.size > 0:
             _close(total, squares, length, pivot, moments[row])
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _pointer(context, address):
+    """A pointer to the bytes at an address."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return _t.CPointer(_t.uint8)(_t.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _calling(context, code, count, places, constants):
+    """Calls the code at an address with a number and two addresses."""
+
+    def generate(context, builder, signature, arguments):
+        kinds = [argument.type for argument in arguments[1:]]
+        kind = ir.FunctionType(ir.VoidType(), kinds).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), arguments[1:])
+        return context.get_dummy_value()
+
+    return _t.none(_t.int64, _t.int64, _t.int64, _t.int64), generate
+
+
+_bytes_at: Any = _pointer
+_call: Any = _calling
+
+
+@_kernel("void(i8[:,::1], i8, f4[:,::1], u8[::1], i8, i8[:,::1], i8[::1], u8)")
+def mapped(table, code, constants, keys, family, places, kinds, key):
+    """Has a formula's code work on weights, buffers and noises, tile by tile.
+
+    A row of `places` has the addresses of one block's weights and buffers in memory; `kinds` says
+    what each of them holds. Weights of 16 bits are rounded as by `update`.
+    """
+    words, z = np.empty(TILE + 128, np.uint32), np.empty((keys.size, TILE + 256), np.float32)
+    held, x = kinds.size, np.empty((kinds.size, TILE), np.float32)
+    own = np.empty(held + keys.size, np.int64)
+    for row in range(table.shape[0]):
+        block, length, address = table[row, BLOCK], table[row, LENGTH], table[row, ADDRESS]
+        numbers = constants[min(block, constants.shape[0] - 1)]
+        for at in range(0, length, TILE):
+            n, start = min(TILE, length - at), table[row, START] + at
+            for each in range(held):
+                own[each] = places[block, each] + (4 if kinds[each] == FLOAT32 else 2) * start
+                if kinds[each] != FLOAT32:
+                    stored = _array(_bytes_at(own[each]), (2 * n,))
+                    _load(stored, kinds[each], 0, n, x[each])
+                    own[each] = x[each].ctypes.data
+            for each in range(keys.size):
+                skip = _draw(keys[each], family, address, start, n, words, z[each])
+                own[held + each] = z[each].ctypes.data + 4 * skip
+            _call(code, n, own.ctypes.data, numbers.ctypes.data)
+            if kinds[0] != FLOAT32:
+                _round_stochastically(x[0], n, kinds[0], key, address, start, words)
+                target = _array(_bytes_at(places[block, 0] + 2 * start), (2 * n,))
+                _store(x[0], n, target, kinds[0], 0)
 
 
 @_kernel("void(i8[:,::1], u8, u1[::1], u1[::1], i8)")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from zopeft.kernels import plain
 from zopeft.kernels.form import Form, row_numbers
+from zopeft.kernels.formula import Constants, Formula, Target, evaluate
 from zopeft.kernels.plain_gradient import fold, squares
 from zopeft.kernels.plain_layout import PlainLayouts, Statistics
 from zopeft.kernels.plain_matrix import directions, draw
@@ -32,9 +33,12 @@ class PlainKernels:
 
     Attributes:
         rounding: How probes are rounded to 16 bits, one of `plain.ROUNDINGS`.
+        formulas: Whether `map` is the way to do a map that has a formula; it is not where
+            PyTorch's own operations on tensors are the faster ones.
     """
 
     name = "plain"
+    formulas = True
 
     def __init__(self, noise: Noise) -> None:
         self.noise = noise
@@ -178,6 +182,43 @@ class PlainKernels:
             piece = values[at : at + CHUNK]
             words = rounding_words(seed, address, start + at, piece.numel(), piece.device)
             out[at : at + CHUNK] = plain.stochastic_round(piece, words, out.dtype)
+
+    def map(
+        self,
+        formula: Formula,
+        targets: Sequence[Target],
+        constants: Constants,
+        noises: Sequence[int],
+        seed: int,
+    ) -> None:
+        """Applies a formula to some blocks, in fp32; 16-bit weights are rounded as by `update`.
+
+        Args:
+            formula: The formula.
+            targets: The blocks, [B].
+            constants: Its constants' numbers, [1, c] or [B, c].
+            noises: The 64-bit key of each of its noises.
+            seed: 64-bit key of the step: it addresses the rounding.
+        """
+        for row, target in enumerate(targets):
+            weight, own = target.weight.view(-1), constants[min(row, len(constants) - 1)].tolist()
+            buffers = [buffer.view(-1) for buffer in target.buffers]
+            for at in range(0, weight.numel(), CHUNK):
+                piece = weight[at : at + CHUNK]
+                count, device = piece.numel(), piece.device
+                draws = [
+                    self.noise.at_elements(key, target.address, at, count, device) for key in noises
+                ]
+                parts = [buffer[at : at + CHUNK] for buffer in buffers]
+                beside = [part.to(device, torch.float32) for part in parts]
+                new, kept = evaluate(formula, piece.float(), beside, draws, own)
+                if piece.dtype == torch.float32:
+                    piece.copy_(new)
+                else:
+                    self.store(seed, target.address, at, new.contiguous(), piece)
+                for part, value in zip(parts, kept, strict=True):
+                    if value is not None:
+                        part.copy_(value)
 
     def _scaled(
         self, seed: int, address: int, start: int, piece: Tensor, scale: Tensor | None

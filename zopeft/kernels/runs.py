@@ -61,6 +61,16 @@ def whole(address: int, start: int, count: int) -> Table:
     return cut([(0, 0, count, start, address, 0)])
 
 
+@lru_cache(maxsize=64)
+def of_blocks(blocks: tuple[tuple[int, int], ...]) -> Table:
+    """Returns the table of some whole blocks, each with its number in the place of its index.
+
+    Args:
+        blocks: Address and elements of each.
+    """
+    return cut([(0, 0, count, 0, address, n) for n, (address, count) in enumerate(blocks)])
+
+
 def of_rows(rows: npt.NDArray[np.int64], width: int, address: int) -> Table:
     """Returns the table [n, 6] of some rows of a matrix, put one below the other.
 

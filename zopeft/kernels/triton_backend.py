@@ -54,6 +54,7 @@ class TritonKernels(PlainKernels):
     """
 
     name = "triton"
+    formulas = False
 
     def __init__(self, noise: Noise, tile: int = 1024) -> None:
         from zopeft.kernels.choice import kernels_for

@@ -1,0 +1,254 @@
+"""What single methods do beyond one block and one step: bases, cones, choices, alignment."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracle import oracle
+from test_methods import Quadratic, weights
+from test_methods_vectors import PROBLEM, Z1, Z2, Z3, draws, seed
+from torch import nn
+
+import zopeft
+from zopeft.engine import Direction
+from zopeft.methods import METHODS
+from zopeft.methods.agzo import linear_layers
+from zopeft.optim.step import Step
+
+THETA, A, B = (torch.tensor(PROBLEM[key], dtype=torch.float64) for key in ("theta0", "a", "b"))
+
+
+def loss_at(theta):
+    return float((A * theta * theta).sum() / 2 + (B * theta).sum())
+
+
+def slope_along(z):
+    return float((A * THETA * z).sum() + (B * z).sum())
+
+
+class Small(nn.Module):
+    """An embedding, a norm, a convolution's weight read by hand, and two linear layers."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.norm = nn.Embedding(7, 6), nn.LayerNorm(6)
+        self.first, self.second = nn.Linear(6, 5), nn.Linear(5, 3, bias=False)
+        self.conv = nn.Conv1d(5, 5, 1, bias=False)
+        self.ids = torch.arange(7)
+
+    def loss(self):
+        hidden = self.first(self.norm(self.embed(self.ids)))
+        hidden = self.conv(hidden.t().unsqueeze(0))[0].t()
+        return self.second(hidden.tanh()).square().sum()
+
+
+def agzo_steps(count, renew, r=1, move=lambda model, step: None):
+    """Method, model, and what each step changed, the bases it used and its notes."""
+    model = Small()
+    blocks = zopeft.discover(model)
+    method = METHODS["agzo"](blocks, lr=1e-2, eps=1e-2, seed=2, r=r, renew=renew)
+    found = []
+    for step in range(count):
+        # Other inputs in each step: a basis that is kept is told from one that is renewed.
+        torch.manual_seed(step)
+        model.embed.weight.data.normal_()
+        move(model, step)
+        before = [block.data.clone() for block in blocks]
+        method.step(model.loss)
+        changed = [block.data - old for block, old in zip(blocks, before, strict=True)]
+        bases = {n: basis.clone() for n, basis in method.kept["basis"].items()}
+        found.append((changed, bases, set(method.last_record.notes or {})))
+    return method, model, found
+
+
+def test_linear_layers_are_guided_and_nothing_else():
+    method, _, found = agzo_steps(1, renew=1)
+    names = {method.blocks[n].name for n in linear_layers(method.blocks)}
+    assert names == {"first.weight", "second.weight"}
+    changed, bases, notes = found[0]
+    for index, block in enumerate(method.blocks):
+        assert changed[index].any()
+        guided = block.name in names
+        assert (f"A{index}" in notes) == guided
+        if len(block.shape) == 2:
+            rank = torch.linalg.matrix_rank(changed[index] / changed[index].norm(), rtol=1e-4)
+            assert int(rank) == (1 if guided else min(block.shape)), block.name
+    assert all(not basis.any() for n, basis in bases.items() if f"A{n}" not in notes)
+
+
+@pytest.mark.parametrize("renew", [1, 2, 3])
+def test_a_basis_is_renewed_in_its_turn_and_kept_between(renew):
+    method, _, found = agzo_steps(6, renew)
+    for index in linear_layers(method.blocks):
+        for step, (changed, bases, notes) in enumerate(found):
+            renewed = step % renew == 0
+            assert (f"A{index}" in notes) == renewed
+            basis = bases[index]
+            torch.testing.assert_close(basis.norm(), torch.tensor(1.0))
+            if step:
+                assert torch.equal(basis, found[step - 1][1][index]) == (not renewed)
+            # What the step wrote lies along the basis that it ended with.
+            move = changed[index] / changed[index].norm()
+            torch.testing.assert_close(move @ basis @ basis.t(), move, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("r", [1, 2])
+def test_a_basis_spans_the_leading_directions_of_the_inputs(r):
+    seen = {}
+
+    def watch(model, step):
+        # Two strong directions of the tokens, far above the others.
+        strong = torch.tensor([9.0, 6.0, 0.1, 0.1, 0.1, 0.1])
+        model.norm = nn.Identity()
+        model.embed.weight.data.mul_(strong)
+        seen["inputs"] = model.embed.weight.detach().clone()
+
+    method, _, found = agzo_steps(1, renew=1, r=r, move=watch)
+    index = next(n for n, block in enumerate(method.blocks) if block.name == "first.weight")
+    basis = found[0][1][index]
+    _, _, right = torch.linalg.svd(seen["inputs"])
+    torch.testing.assert_close(basis.t() @ basis, torch.eye(r), rtol=0, atol=1e-5)
+    # Three rounds from a random start, so near and not equal.
+    assert float((right[:r] @ basis).norm()) > 0.98 * math.sqrt(r)
+
+
+def cone_of(per, theta=1.2, **options):
+    """Means before, cone parts of u by block, and sizes, after two steps on several blocks."""
+    model = Quadratic()
+    blocks = zopeft.discover(model)
+    method = METHODS["conmezo"](blocks, lr=1e-3, eps=1e-2, seed=3, per=per, theta=theta, **options)
+    method.step(model.loss)
+    before = [each.clone() for each in method.kept["mean"]]
+    method.step(model.loss)
+    gradient, z = method.last_record.projected_grads[0], Direction(method.last_record.seed)
+    parts = []
+    for index, old in enumerate(before):
+        u = (method.kept["mean"][index] - 0.99 * old) / (0.01 * gradient)
+        (part,) = method.engine.elements.parts(index, blocks[index].data)
+        parts.append(u - math.sin(theta) * z.values(part).view_as(u))
+    return before, parts, blocks.numels
+
+
+@pytest.mark.parametrize("per", ["all", "block"])
+def test_a_cone_has_the_length_of_noise_over_all_weights_or_a_block(per):
+    means, parts, sizes = cone_of(per)
+    share = math.cos(1.2)
+    whole = math.sqrt(sum(sizes) / sum(float(m.square().sum()) for m in means))
+    lengths = []
+    for mean, part, size in zip(means, parts, sizes, strict=True):
+        own = math.sqrt(size) / float(mean.norm())
+        lengths.append(own)
+        factor = share * (own if per == "block" else whole)
+        torch.testing.assert_close(part, factor * mean, rtol=1e-3, atol=1e-4)
+    assert max(lengths) > 1.2 * min(lengths)
+
+
+def test_a_cone_counts_the_weights_of_the_step_alone():
+    """Blocks that a step leaves out have no part in the length, whatever mean they have."""
+    model = Quadratic()
+    blocks = zopeft.discover(model)
+    method = METHODS["conmezo"](blocks, lr=1e-3, eps=1e-2, seed=3, theta=0.0)
+    for each in method.kept["mean"]:
+        each.fill_(2.0)
+    chosen = frozenset({0, 2})
+    step = Step(method, 1, seed(1), 1e-2, chosen=chosen)
+    mean = step.state.held("mean")
+    squares = method.engine.dot(mean, mean).numpy()
+    cone = method._cone(step, mean, squares, 1.0)
+    for index, block in enumerate(blocks):
+        assert cone.touches(index) == (index in chosen)
+        if index in chosen:
+            (part,) = method.engine.elements.parts(index, block.data)
+            # sqrt(d) m / |m| of a constant m is one, if d and |m| are of the same weights.
+            torch.testing.assert_close(cone.values(part), torch.ones(part.shape))
+
+
+@pytest.mark.parametrize(("number", "share"), [(0, 0.0), (1, 0.25), (3, 0.75), (4, 1.0), (9, 1.0)])
+def test_a_cone_narrows_while_it_warms_up(number, share):
+    theta, mean = 0.4, torch.tensor([1.5, 3.0, -3.0, -0.75], dtype=torch.float64)
+    z = torch.tensor(Z1, dtype=torch.float64)
+    method, loss = oracle("conmezo", PROBLEM, {seed(number): z}, theta=theta, warmup=4)
+    method.kept["mean"][0].copy_(mean)
+    method.steps = number
+    method.step(loss)
+    angle = math.pi / 2 + share * (theta - math.pi / 2)
+    u = math.sin(angle) * z + (math.cos(angle) * 2.0 / float(mean.norm()) * mean if share else 0.0)
+    gradient = slope_along(u)
+    expected = THETA - 0.01 * gradient * u
+    torch.testing.assert_close(method.engine.theta, expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        method.kept["mean"][0], 0.99 * mean + 0.01 * gradient * u, rtol=0, atol=1e-5
+    )
+
+
+CHOICES = {
+    "the step": ((1.0, 0.5, 0.7), -1.0),
+    "its opposite": ((1.0, 0.7, 0.5), 1.0),
+    "neither": ((1.0, 1.1, 1.2), 0.0),
+    "neither, of equals": ((1.0, 1.0, 1.0), 0.0),
+    "the step, of equals": ((1.0, 0.5, 0.5), -1.0),
+}
+
+
+@pytest.mark.parametrize("case", CHOICES)
+@pytest.mark.parametrize("up", [1.0, -1.0])
+def test_the_conservative_step_is_the_branch_of_least_loss(case, up):
+    (here, ahead, behind), side = CHOICES[case]
+    model = Quadratic()
+    method = METHODS["conservative"](zopeft.discover(model), lr=0.1, eps=1e-2, seed=3)
+    start, seen = weights(model), []
+    # The slope is up, whatever the losses of the branches.
+    losses = iter([here, 2.0 + up * 0.03, 2.0, ahead, behind])
+
+    def scripted():
+        seen.append(weights(model))
+        return torch.tensor(next(losses))
+
+    method.step(scripted)
+    gradient, z = method.last_record.projected_grads[0], Direction(method.last_record.seed)
+    assert gradient == pytest.approx(up * 1.5, rel=1e-4) and len(seen) == 5
+    length = 0.1 * gradient
+    steps = (0.0, 1e-2, -1e-2, -length, length, side * length)
+    for place, step in zip((*seen, weights(model)), steps, strict=True):
+        for index, (own, before) in enumerate(zip(place, start, strict=True)):
+            (part,) = method.engine.elements.parts(index, before)
+            expected = before + step * z.values(part).view_as(before)
+            torch.testing.assert_close(own, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("number", [0, 3, 5])
+@pytest.mark.parametrize("pairs", [1, 2])
+def test_a_step_along_an_aligned_direction(pairs, number):
+    """All of it from the draws: rough gradient, side, alignment, slope and step."""
+    method, loss = oracle("dap", PROBLEM, draws(Z1, Z2, Z3, step=number), pairs=pairs)
+    method.steps = number
+    w, *pool = (torch.tensor(z, dtype=torch.float64) for z in (Z1, Z2, Z3)[: pairs + 1])
+    rough = sum(slope_along(z) * z for z in pool) / pairs
+    side = Step(method, number, seed(number), 0.125).dice("side").choice((1.0, -1.0))
+    length = float(rough.norm())
+    v = w - float(w @ rough) * rough / length**2 + side * rough / length
+    assert abs(float(v @ rough)) == pytest.approx(length)
+    method.step(loss)
+    gradient = (loss_at(THETA + 0.125 * v) - loss_at(THETA - 0.125 * v)) / 0.25
+    assert method.last_record.projected_grads[-1] == pytest.approx(gradient, rel=1e-5)
+    expected = THETA - 0.01 * gradient * v
+    torch.testing.assert_close(method.engine.theta, expected, rtol=0, atol=1e-6)
+    assert method.forward_passes == method.forwards == 2 * pairs + 2
+
+
+def test_the_sides_of_an_aligned_direction_are_both_taken():
+    method, _ = oracle("dap", PROBLEM, {})
+    sides = {Step(method, n, seed(n), 0.1).dice("side").choice((1.0, -1.0)) for n in (0, 3, 5)}
+    assert sides == {1.0, -1.0}
+
+
+def test_where_nothing_has_a_slope_an_aligned_direction_is_the_noise_itself():
+    zs = draws(Z1, Z2)
+    method, _ = oracle("dap", PROBLEM, zs)
+    losses = iter([2.0, 2.0, 3.0, 1.0])
+    method.step(lambda: torch.tensor(next(losses)))
+    expected = THETA - 0.01 * 8.0 * zs[seed(0)]
+    torch.testing.assert_close(method.engine.theta, expected)
