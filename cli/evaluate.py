@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 import typer
 
@@ -58,5 +59,19 @@ def evaluate(
 
         summary = run(checked, adapter, out, overwrite=overwrite, listener=screen.listen)
         facts = {key: summary[key] for key in ("model", "adapter", "task")}
-        facts |= {**summary["metrics"], "seconds": summary["seconds"], "out": summary["out"]}
+        facts |= {
+            **_measured(summary["metrics"]),
+            "seconds": summary["seconds"],
+            "out": summary["out"],
+        }
         screen.result(summary, facts_table("evaluation", facts))
+
+
+def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what was measured, as the table shows it."""
+    from zopeft.jobs.metrics import numbers
+
+    from .summary import LABELS, prediction
+
+    found = {LABELS.get(name, name): value for name, value in numbers(metrics).items()}
+    return {**found, **prediction(metrics)}

@@ -9,6 +9,11 @@ from rich.table import Table
 
 from .output import facts_table, shown
 
+COMPARED = ("acc", "acc_norm", "acc_bytes")
+"""Accuracies under the names of others, which the table of a run leaves to its record."""
+LABELS = {"loss": "validation loss", "calibrated_accuracy": "calibrated accuracy"}
+_LABELS_SHOWN = 6
+
 
 def tune_table(summary: Mapping[str, Any]) -> Table:
     """Returns what a tuning run came to: first the scores at the weights, before and after."""
@@ -102,13 +107,27 @@ def meta_table(summary: Mapping[str, Any]) -> Table:
 
 
 def _metric_changes(metrics: Mapping[str, Any]) -> dict[str, str]:
-    """Returns each metric as before -> after."""
+    """Returns each metric as before -> after; of accuracies zopeft's own and the calibrated one."""
     before, after = metrics.get("before") or {}, metrics.get("after") or {}
-    names = sorted((name for name in after if name != "examples"), key=lambda n: n != "loss")
-    return {
-        ("validation loss" if name == "loss" else name): change(before.get(name), after[name])
-        for name in names
-    }
+    left_out = {"examples", "predicted", "labels", *COMPARED}
+    names = sorted((name for name in after if name not in left_out), key=lambda n: n != "loss")
+    found = {LABELS.get(name, name): change(before.get(name), after[name]) for name in names}
+    return {**found, **prediction(after, before)}
+
+
+def prediction(after: Mapping[str, Any], before: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Returns the share of rows that each label is predicted for, beside that which have it."""
+    if "predicted" not in after:
+        return {}
+    now, then, rows = after["predicted"], (before or {}).get("predicted") or {}, after["labels"]
+    first = sorted(now, key=lambda label: -now[label])[:_LABELS_SHOWN]
+    words = [
+        f"{label} {f'{then[label]:.0%} -> ' if label in then else ''}{now[label]:.0%}"
+        f" (of {rows[label]:.0%})"
+        for label in first
+    ]
+    more = f", {len(now) - len(first)} more" if len(now) > len(first) else ""
+    return {"predicted": ", ".join(words) + more}
 
 
 def change(before: float | None, after: float | None) -> str:

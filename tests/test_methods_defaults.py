@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
-from test_peft_matrix import build
+from tiny_families import build
 from torch import nn
 
 import zopeft
-from zopeft.models import PEFT, attach
+from zopeft.models import attach
 from zopeft.optim.defaults import default_eps, default_reach, fallback_lr
 from zopeft.optim.rate import RunningRate
 from zopeft.optim.record import StepRecord
@@ -29,7 +29,7 @@ DEFAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", PEFT)
+@pytest.mark.parametrize("name", DEFAULTS)
 def test_an_adapter_starts_from_the_numbers_of_its_type(name):
     model = attach(build("llama"), name, {"r": 4} if name == "vera" else {}, seed=1)
     blocks = zopeft.discover(model)

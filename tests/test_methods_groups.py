@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_peft_matrix import CONFIGS, build
 from test_probes_stacked import adapted, bits, dressed, forwards, same_bits
+from tiny_families import CONFIGS, build
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import zopeft

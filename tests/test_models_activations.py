@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_peft_matrix import CONFIGS, build, logits_of
+from tiny_families import CONFIGS, build, logits_of
 
 import zopeft
 from zopeft.errors import InputError

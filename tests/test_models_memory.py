@@ -12,7 +12,7 @@ from zopeft.jobs.estimate import finetuner_sizes
 from zopeft.jobs.memory import CONTEXT, estimate
 from zopeft.jobs.rehearsal import Ledger, Rehearsal
 from zopeft.methods import METHODS
-from zopeft.models import PEFT, attach, load_model, resolve
+from zopeft.models import attach, load_model, resolve
 from zopeft.models.skeleton import load_config, outline, skeleton
 from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.schema import ModelSection, Recipe
@@ -172,8 +172,19 @@ def test_estimates_of_methods_that_have_none():
         estimate(method="lozo_m", own={"r": 0})
 
 
-@pytest.mark.parametrize("name", sorted(PEFT))
-def test_every_peft_type_is_estimated(name, one_layer):
+FROM_WEIGHTS = {"cartridge", "frod", "shira", "tinylora", "unilora", "vblora", "waveft"}
+ESTIMATED = ["lora", "dora", "adalora", "vera", "prefix", "p-tuning", "layernorm", "hra", "c3a"]
+
+
+@pytest.mark.parametrize("name", sorted(FROM_WEIGHTS))
+def test_a_type_that_is_made_from_weights_is_one_line(name, one_layer):
+    with pytest.raises(InputError, match="measure a short run instead") as caught:
+        needs_of(one_layer, adapter=name, batch_size=1, length=8, dtype=torch.float32)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ESTIMATED)
+def test_a_peft_type_is_estimated(name, one_layer):
     needs = needs_of(one_layer, adapter=name, batch_size=1, length=8, dtype=torch.float32)
     model = AutoModelForCausalLM.from_config(load_config(resolve(str(one_layer))))
     trained = attach(model, name).parameters()

@@ -18,7 +18,7 @@ import zopeft
 from zopeft.embedded import MODEL_DIR
 from zopeft.errors import InputError
 from zopeft.models import attach, load_adapter
-from zopeft.models.prompts import real_prefix
+from zopeft.models.prefixes import real_prefix
 
 UNFIT = {
     "mamba": "keeps no keys and values",

@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 import torch
-from test_peft_matrix import CONFIGS, build
+from tiny_families import CONFIGS, build
 from transformers import AutoTokenizer
 
 import zopeft

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from test_peft_matrix import CONFIGS, build
+from tiny_families import CONFIGS, build
 from training_run import digest, tiny_model, trainer, with_lora
 from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
 
@@ -195,7 +195,10 @@ def test_quantised_bases(bits_, tmp_path):
     torch.testing.assert_close(stacked, apart, rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("name", PEFT)
+OTHERS = ["dora", "ia3", "vera", "lokr", "layernorm", "hra", "miss", "fourierft"]
+
+
+@pytest.mark.parametrize("name", sorted(STACKED) + OTHERS)
 def test_other_adapters_run_apart(name):
     assert set(PEFT) > STACKED
     model = attach(build("llama"), name, {"r": 4} if name == "vera" else {}, seed=1)

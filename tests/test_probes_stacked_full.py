@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_peft_matrix import CONFIGS, build
 from test_probes_stacked import bits, dressed, forwards, padded, same_bits
+from tiny_families import CONFIGS, build
 
 import zopeft
 from zopeft.engine import Direction, Engine

@@ -24,6 +24,7 @@ class Registry(Mapping[str, Any]):
         about: Name to a line that says what the entry is, for lists.
         group: Name of an entry-point group (``"zopeft.methods"``) by which installed packages
             add entries of their own; "" for none.
+        refused: Names that a user may know and that are no entries, to the reason.
     """
 
     def __init__(
@@ -32,11 +33,13 @@ class Registry(Mapping[str, Any]):
         entries: Mapping[str, Any],
         about: Mapping[str, str] | None = None,
         group: str = "",
+        refused: Mapping[str, str] | None = None,
     ) -> None:
         self.kind = kind
         self._entries = dict(entries)
         self._about = dict(about or {})
         self._group = group
+        self.refused = dict(refused or {})
 
     def register(self, name: str, entry: Any, about: str = "") -> None:
         """Adds an entry.
@@ -69,8 +72,10 @@ class Registry(Mapping[str, Any]):
         """Returns the entry.
 
         Raises:
-            InputError: `name` is not registered; close matches are offered.
+            InputError: `name` is not registered (close matches are offered), or refused.
         """
+        if name not in self and name in self.refused:
+            raise input_error(f"{self.kind} {name}", f"is not made: {self.refused[name]}")
         if name not in self:
             raise input_error(
                 self.kind, f"unknown {self.kind}", name, close_matches(str(name), self._entries)

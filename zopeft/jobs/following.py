@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback
 
 from zopeft.jobs.counted import CountedLoss
-from zopeft.jobs.metrics import Metrics
+from zopeft.jobs.metrics import Metrics, numbers
 from zopeft.jobs.progress import Listener, Progress
 from zopeft.optim.record import StepRecord
 from zopeft.probing.trial import Choice
@@ -144,7 +144,7 @@ class Follower(TrainerCallback):
     def report(self, values: dict[str, Any]) -> None:
         """Reports numbers to the run's tracker, where it has one."""
         if self.trainer is not None and self.trainer.args.report_to:
-            self.trainer.log({name: one for name, one in values.items() if one is not None})
+            self.trainer.log(numbers(values))
 
     @staticmethod
     def _mean(found: dict[int, float], step: int, width: int, power: float = 1.0) -> float | None:

@@ -123,7 +123,7 @@ def estimate(
     plain = Plan(bare, batch_size, length, bits)
     # On the meta device a prefix cannot start from activations, and has the same shape.
     settings = {**dict(options or {}), **({"real": False} if adapter == "prefix" else {})}
-    tuned = Plan(attach(outline(config, name, dtype), adapter, settings), batch_size, length, bits)
+    tuned = _tuned(outline(config, name, dtype), adapter, settings, (batch_size, length, bits))
     needs = [plain.inference()]
     for plan, space in ((tuned, adapter), (plain, "full")):
         serves = kind is None or ("full" if plan is plain else "adapter") in kind.spaces
@@ -134,6 +134,20 @@ def estimate(
     if bits is None:
         needs += plain.adam()[:1]
     return needs
+
+
+def _tuned(model: Any, adapter: str, settings: Mapping[str, Any], sizes: tuple[Any, ...]) -> Plan:
+    """Returns the plan of a model's outline with the adapter on it.
+
+    Raises:
+        InputError: The adapter is made from the weights, which an outline does not have.
+    """
+    try:
+        return Plan(attach(model, adapter, settings), *sizes)
+    except RuntimeError as error:
+        what = "is made from the weights, so its memory can't be told from the configuration"
+        do = "measure a short run instead: every run reports its peak"
+        raise input_error(f"peft {adapter}", what, do=do) from error
 
 
 class Plan:

@@ -58,7 +58,7 @@ def merge(
         _check(model, adapter)
         before = _logits(model, tokenizer)
         listener(Progress("merge", note="merging"))
-        merged = model.merge_and_unload()
+        merged = _merged(model, adapter)
         apart = _apart(_logits(merged, tokenizer), before)
         limit = APART.get(str(merged.dtype).removeprefix("torch."), APART["float32"])
         if not apart <= limit:
@@ -103,6 +103,21 @@ def _check(model: Any, adapter: str) -> None:
             "merging into a quantised model would round the adapter away",
             do="give the float base as MODEL: zopeft merge ADAPTER BASE",
         )
+
+
+def _merged(model: Any, adapter: str) -> Any:
+    """Returns the base model with the adapter in its weights.
+
+    Raises:
+        InputError: PEFT cannot merge it: some types have no merging, or not into these layers.
+    """
+    kind = str(model.active_peft_config.peft_type.value)
+    try:
+        return model.merge_and_unload()
+    except (NotImplementedError, AttributeError, ValueError) as error:
+        why = str(error).splitlines()[0].rstrip(".")
+        what = f"PEFT cannot merge {kind} into this model ({why})"
+        raise input_error("--adapter", what, adapter, "use it as an adapter") from error
 
 
 def _logits(model: Any, tokenizer: Any) -> Tensor:

@@ -94,6 +94,11 @@ class Metrics:
             place.write_text("".join(lines), encoding="utf-8")
 
 
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns those of a result's entries that are single numbers."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
 def _read(path: Path) -> list[dict[str, Any]]:
     """Returns the whole lines of a file; what is torn or no line of metrics is left out."""
     try:

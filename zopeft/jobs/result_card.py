@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from zopeft.jobs.metrics import numbers
 from zopeft.recipe.schema import BARE
 from zopeft.staging import staged
 
@@ -70,7 +71,7 @@ def _metadata(
             metric_type=name,
             metric_value=value,
         )
-        for name, value in summary["metrics"]["after"].items()
+        for name, value in numbers(summary["metrics"]["after"]).items()
         if name != "examples" and math.isfinite(value)
     ]
     return ModelCardData(
@@ -122,7 +123,7 @@ def _scores(metrics: Mapping[str, Any]) -> str:
     rows = [
         f"| {'validation loss' if name == 'loss' else name} | {_number(before.get(name))} | "
         f"{_number(value)} |"
-        for name, value in sorted(after.items(), key=lambda one: one[0] != "loss")
+        for name, value in sorted(numbers(after).items(), key=lambda one: one[0] != "loss")
         if name != "examples"
     ]
     return "\n".join(

@@ -10,16 +10,17 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from zopeft.models.adapters import PEFT, attach, load_adapter
+    from zopeft.models.adapters import attach, load_adapter
     from zopeft.models.aliases import MODELS, Alias
     from zopeft.models.loading import load_model
+    from zopeft.models.peft_types import PEFT
     from zopeft.models.source import ModelSource, resolve
 
 _HOMES = {
     "Alias": "aliases",
     "MODELS": "aliases",
     "ModelSource": "source",
-    "PEFT": "adapters",
+    "PEFT": "peft_types",
     "attach": "adapters",
     "load_adapter": "adapters",
     "load_model": "loading",

@@ -1,4 +1,4 @@
-"""Adapters: the PEFT types by name, attaching a new one, loading a saved one."""
+"""Adapters: attaching a new one by the name of its type, loading a saved one."""
 
 from __future__ import annotations
 
@@ -11,45 +11,12 @@ from zopeft.blocks.offloaded import Offload, device_of
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, input_error
 from zopeft.models.checkpoint import check_weights, read_json
+from zopeft.models.peft_types import PEFT
 from zopeft.models.quiet import quiet
 from zopeft.models.tied import warn_tied
-from zopeft.registry import Registry
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-PEFT = Registry(
-    "peft type",
-    {
-        "lora": "zopeft.models.tuners:lora",
-        "dora": "zopeft.models.tuners:dora",
-        "rslora": "zopeft.models.tuners:rslora",
-        "adalora": "zopeft.models.svd:adalora",
-        "ia3": "zopeft.models.tuners:ia3",
-        "vera": "zopeft.models.tuners:vera",
-        "loha": "zopeft.models.tuners:loha",
-        "lokr": "zopeft.models.tuners:lokr",
-        "layernorm": "zopeft.models.norms:layernorm",
-        "prefix": "zopeft.models.prompts:prefix",
-        "prompt": "zopeft.models.prompts:prompt",
-        "p-tuning": "zopeft.models.prompts:p_tuning",
-    },
-    about={
-        "lora": "low-rank matrices on the query and value projections (r 8, alpha 16)",
-        "dora": "LoRA with a trained magnitude",
-        "rslora": "LoRA scaled by alpha / sqrt(r)",
-        "adalora": "three matrices as in a singular value decomposition, at a fixed rank",
-        "ia3": "one factor per key, value and feed-forward unit",
-        "vera": "shared random matrices with trained vectors",
-        "loha": "Hadamard product of low-rank matrices",
-        "lokr": "Kronecker product with a low-rank matrix",
-        "layernorm": "the weights and biases of all normalisation layers",
-        "prefix": "5 trained keys and values per layer, started from real activations",
-        "prompt": "5 trained embeddings before the text",
-        "p-tuning": "5 embeddings from a small trained encoder",
-    },
-)
-"""PEFT type to a function ``(model, **options) -> PeftModel``."""
 
 
 def attach(
@@ -148,7 +115,8 @@ def _load(model: Any, name: str) -> Any:
         # they are used, whatever encoder made them, and can be tuned there. Those of several
         # tasks stand beside their tasks' factors.
         encoder = tuned.prompt_encoder[tuned.active_adapter]
-        encoder.embedding.weight.requires_grad_(True)
+        free = getattr(encoder, "trainable_embedding", None)  # A cartridge's own.
+        (encoder.embedding.weight if free is None else free).requires_grad_(True)
         if needs_task_ids(tuned):
             encoder.requires_grad_(True)
     return tuned

@@ -18,12 +18,13 @@ def unfit(name: str, model: Any, why: str, got: str | None = None) -> InputError
     )
 
 
-def rehearse(tuned: PeftModel, name: str) -> None:
+def rehearse(tuned: PeftModel, name: str, changes: bool = True) -> None:
     """Lets the model read one token behind its new prompt.
 
     Args:
         tuned: The model with its prompt or prefix.
         name: The PEFT type, for messages.
+        changes: Whether it gives other logits from the start.
 
     Raises:
         InputError: The model's code does not go with the prompt, or does not read it.
@@ -47,11 +48,11 @@ def rehearse(tuned: PeftModel, name: str) -> None:
         raise unfit(name, base, f"a forward pass fails ({first_line(error)})") from error
     finally:
         tuned.train(training)
-    if torch.equal(behind, alone):
+    if changes and torch.equal(behind, alone):
         raise unfit(name, base, "its forward pass does not read it")
 
 
 def first_line(error: Exception) -> str:
     """Returns the first line of an error, cut to what fits a message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:160]
+    return (lines[0] if lines else type(error).__name__)[:160].rstrip(".")

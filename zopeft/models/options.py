@@ -10,10 +10,10 @@ from zopeft.errors import close_matches, input_error
 
 SHORT: dict[str, tuple[str, ...]] = {
     "rank": ("r",),
-    "alpha": ("lora_alpha", "alpha"),
+    "alpha": ("lora_alpha", "alpha", "psoft_alpha", "randlora_alpha"),
     "dropout": ("lora_dropout", "vera_dropout", "module_dropout"),
     "targets": ("target_modules",),
-    "tokens": ("num_virtual_tokens",),
+    "tokens": ("num_virtual_tokens", "adapter_len"),
 }
 """Short names that every type understands, to the fields they may stand for."""
 

@@ -1,24 +1,16 @@
-"""Prompts: PEFT types that put trained vectors before the text.
-
-Prefix tuning starts from real activations, as MeZO does: the keys and values of random
-tokens, taken from the model itself. A random start is far from anything the model has
-seen, and the two probes of a step then differ by noise alone.
-"""
+"""Prompts: PEFT types that put trained vectors before the text, or before what attention reads."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from zopeft.blocks.offloaded import Offload, device_of
-from zopeft.errors import input_error
+from zopeft.blocks.offloaded import device_of
 from zopeft.models.fit import first_line, rehearse, unfit
 from zopeft.models.options import build_config
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from torch import Tensor
-
-_SLIDING = ("sliding_attention", "chunked_attention")
 
 
 def random_tokens(model: Any, count: int) -> Tensor:
@@ -32,129 +24,26 @@ def random_tokens(model: Any, count: int) -> Tensor:
     return torch.randint(0, model.config.get_text_config().vocab_size, (1, count))
 
 
-def real_prefix(model: Any, tokens: Tensor) -> tuple[Tensor, int, int]:
-    """Computes the prefix that stands for `tokens` exactly.
-
-    The model reads the tokens once; layer l's keys and values become slices 2l and
-    2l + 1, in PEFT's layout ``[tokens, layers * 2 * heads * head_dim]``.
-
-    Args:
-        model: The base model.
-        tokens: Token ids [1, T].
-
-    Returns:
-        The prefix as float32 [T, layers * 2 * heads * head_dim], the number of layers
-        and the number of key-value heads.
+def adaption_prompt(model: Any, **options: Any) -> PeftModel:
+    """Adaption prompts: 10 tokens that every attention layer reads through a gate, 0 at first.
 
     Raises:
-        InputError: The model keeps no keys and values of one shape in every layer.
-    """
-    import torch
-
-    device = device_of(model)
-    if device.type == "meta":
-        return _shape_of_prefix(model, tokens.shape[1])
-    training = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            read = model(input_ids=tokens.to(device), use_cache=True)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # every model's code raises its own
-        raise unfit("prefix", model, f"its cache cannot be filled ({first_line(error)})") from error
-    finally:
-        model.train(training)
-    pairs = _keys_and_values(model, getattr(read, "past_key_values", None), tokens.shape[1])
-    heads, length = pairs[0][0].shape[1:3]
-    flat = [
-        tensor[0].transpose(0, 1).reshape(length, -1).float().cpu()
-        for pair in pairs
-        for tensor in pair
-    ]
-    return torch.cat(flat, dim=1), len(pairs), heads
-
-
-def _keys_and_values(model: Any, cache: Any, length: int) -> list[tuple[Tensor, Tensor]]:
-    """Returns the keys and values [1, heads, T, head_dim] of every layer that has its own.
-
-    Raises:
-        InputError: A layer keeps something else, or another shape than the first.
-    """
-    layers = getattr(cache, "layers", None)
-    if layers is None:
-        raise unfit("prefix", model, "it keeps no keys and values of what it has read")
-    while layers and type(layers[-1]).__name__ == "DummyLayer":
-        layers = layers[:-1]  # reads an earlier layer's
-    pairs: list[tuple[Tensor, Tensor]] = []
-    for number, layer in enumerate(layers):
-        keys, values = getattr(layer, "keys", None), getattr(layer, "values", None)
-        if keys is None or values is None:
-            kind = type(layer).__name__
-            raise unfit("prefix", model, f"layer {number} keeps no keys and values ({kind})")
-        pairs.append((keys, values))
-    shapes = {tuple(tensor.shape) for pair in pairs for tensor in pair}
-    if len(shapes) != 1:
-        raise unfit(
-            "prefix", model, "its keys and values have several shapes", str(sorted(shapes)[:3])
-        )
-    if next(iter(shapes))[2] != length:
-        raise unfit("prefix", model, f"its cache does not hold {length} tokens")
-    return pairs
-
-
-def _shape_of_prefix(model: Any, length: int) -> tuple[Tensor, int, int]:
-    """Returns what `real_prefix` does for a model without weights, from its configuration."""
-    import torch
-
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ()) - {"full_attention", *_SLIDING}
-    if kinds or not hasattr(config, "num_attention_heads"):
-        raise unfit("prefix", model, f"no keys and values in layers of {', '.join(kinds) or 'it'}")
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    layers = config.num_hidden_layers
-    return torch.empty(length, 2 * layers * heads * width, device="meta"), layers, heads
-
-
-def prefix(model: Any, **options: Any) -> PeftModel:
-    """Prefix tuning: trained keys and values before every layer's own.
-
-    5 virtual tokens without reparametrisation, started from the activations of random
-    tokens (``real=False``: PEFT's random start).
+        InputError: PEFT has them for Llama, Mistral and GPT-2 alone.
 
     References:
-        Prefix-Tuning: Optimizing Continuous Prompts for Generation (Li and Liang 2021);
-        the start: Fine-Tuning Language Models with Just Forward Passes (Malladi et al.
-        2023), appendix E.5.
+        LLaMA-Adapter: Efficient Fine-tuning of Language Models with Zero-init Attention
+        (Zhang et al. 2023), equation 5.
     """
-    import torch
-    from peft import PrefixTuningConfig, get_peft_model
+    from peft import AdaptionPromptConfig, get_peft_model
 
-    real = options.pop("real", True)
-    defaults = {"num_virtual_tokens": 5, "task_type": "CAUSAL_LM"}
-    config = build_config("prefix", PrefixTuningConfig, defaults, options)
-    if not isinstance(config.num_virtual_tokens, int) or config.num_virtual_tokens < 1:
-        raise input_error(
-            "peft prefix", "num_virtual_tokens must be at least 1", config.num_virtual_tokens
-        )
-    tokens = random_tokens(model, config.num_virtual_tokens)
-    values, config.num_layers, heads = real_prefix(model, tokens)
-    # PEFT guesses these from the config and is wrong where head_dim stands on its own.
-    config.num_attention_heads = heads
-    config.token_dim = values.shape[1] // (2 * config.num_layers)
-    # Reading the tokens has sent offloaded weights away again, and PEFT follows the weights.
-    with Offload(model).shown():
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)
+    defaults = {"adapter_len": 10, "adapter_layers": layers, "task_type": "CAUSAL_LM"}
+    config = build_config("adaption-prompt", AdaptionPromptConfig, defaults, options)
+    try:
         tuned = get_peft_model(model, config)
-    weight = tuned.prompt_encoder[tuned.active_adapter].embedding.weight
-    if not config.prefix_projection:
-        if weight.numel() != values.numel():
-            shapes = f"{values.shape[1]} numbers a token, {weight.shape[1]} by its configuration"
-            raise unfit("prefix", model, "its keys and values are not as configured", shapes)
-        if real:
-            with torch.no_grad():
-                weight.copy_(values.view_as(weight))
-    rehearse(tuned, "prefix")
+    except (ValueError, TypeError) as error:
+        raise unfit("adaption-prompt", model, first_line(error)) from error
+    rehearse(tuned, "adaption-prompt", changes=False)
     return tuned
 
 

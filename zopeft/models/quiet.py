@@ -20,7 +20,10 @@ _TOLD_BY_TRANSFORMERS = re.compile(
 )
 """What of its log bears on what a loaded model computes."""
 
-_LEFT_OUT = re.compile("fan_in_fan_out|a tied layer is part of the adapter|Unsupported layer type")
+_LEFT_OUT = re.compile(
+    "fan_in_fan_out|a tied layer is part of the adapter|Unsupported layer type|"
+    "load the CUDA extension|boft_n_butterfly_factor"
+)
 """What PEFT sets right by itself, and what zopeft says in its own words."""
 
 _LONGEST = 240

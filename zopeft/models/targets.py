@@ -63,6 +63,23 @@ KEY_VALUE: Families = (
 )
 """Key and value projections, or the fused layer that holds them."""
 
+VALUE: Families = (
+    ("v_proj",),
+    ("kv_b_proj",),
+    ("kv_proj",),
+    *FUSED,
+    ("value",),
+    ("v_proj.linear",),
+    ("v_proj_current", "v_proj_delayed"),
+    ("value_proj",),
+    ("project_v",),
+    ("v_lin",),
+    ("Wv",),
+    ("v",),
+    ("attention.value",),
+)
+"""Value projections, or the fused layer that holds them."""
+
 STATE_SPACE: Families = (
     ("in_proj", "x_proj"),  # Mamba, Falcon Mamba: x_proj makes what stands for query and key
     ("in_proj",),  # Mamba 2 and hybrids without an attention layer
@@ -149,6 +166,22 @@ def linear_layers(model: Any) -> list[str]:
         # The projection of a time step is read by its parent, past any adapter.
         and not name.endswith("dt_proj")
     ]
+
+
+def expert_parameters(model: nn.Module) -> list[str]:
+    """Returns the ends of the names of the experts' stacked weights [E, O, I] or [E, I, O].
+
+    A mixture of experts keeps the weights of all experts of a layer in one parameter, which
+    no linear layer holds: PEFT's ``target_parameters`` name them.
+    """
+    found = [
+        f"{name}.{leaf}"
+        for name, module in model.named_modules()
+        if "expert" in type(module).__name__.lower() and not _TOWERS.search(name)
+        for leaf, parameter in module.named_parameters(recurse=False)
+        if parameter.dim() == 3
+    ]
+    return list(dict.fromkeys(".".join(name.split(".")[-3:]) for name in found))
 
 
 def as_config(model: nn.Module, names: Iterable[str]) -> list[str] | str:

@@ -21,6 +21,7 @@ from zopeft.models.targets import (
     STATE_SPACE,
     Families,
     as_config,
+    expert_parameters,
     find_targets,
     has_conv1d,
     linear_layers,
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 LORA_LIKE = ("lora", "dora", "rslora")
+EXPERTS = "experts"
+"""What ``targets`` takes besides names of layers: the weights of a mixture of experts."""
 
 
 def targets_for(model: nn.Module, name: str, options: dict[str, Any]) -> dict[str, Any]:
@@ -39,8 +42,18 @@ def targets_for(model: nn.Module, name: str, options: dict[str, Any]) -> dict[st
     Args:
         model: The base model.
         name: The PEFT type, for messages.
-        options: The user's options.
+        options: The user's options. ``targets: experts`` is taken out of them.
+
+    Raises:
+        InputError: Experts are asked for, and the model has none.
     """
+    if options.get("targets") == EXPERTS:
+        del options["targets"]
+        stacked = expert_parameters(model)
+        if not stacked:
+            what = f"{type(model).__name__} has no stacked experts"
+            raise input_error(f"peft {name}", what, do="leave targets out")
+        return {"target_modules": [], "target_parameters": stacked}
     if chosen_by_user(options):
         return {}
     return {"target_modules": as_config(model, layers_for(model, name, QUERY_VALUE))}
@@ -92,10 +105,13 @@ def wrap(model: Any, name: str, config: Any) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError) as error:
+        if device_of(model).type == "meta" and isinstance(error, NotImplementedError):
+            raise  # It asks for values, which the shapes of a model do not have.
         other = "" if name in LORA_LIKE else ", or take lora"
-        raise input_error(
-            f"peft {name}", str(error).split(". ")[0], do=f"set target_modules{other}"
-        ) from error
+        why = str(error).split(". ")[0].rstrip(".")
+        if "Conv1D" in why and has_conv1d(model):
+            why = f"PEFT does not have it for the Conv1D layers of {type(model).__name__}"
+        raise input_error(f"peft {name}", why, do=f"set target_modules{other}") from error
 
 
 def _conv1d(model: nn.Module) -> dict[str, Any]:
@@ -106,7 +122,8 @@ def lora(model: Any, **options: Any) -> PeftModel:
     """LoRA: ``W + (alpha / r) B A`` with B = 0 at the start.
 
     The option ``train`` says which of the two matrices are trained: "AB", or "B" alone
-    beside a fixed A (LoRA-FA), which halves what a direction has to cover. ``start`` says what A
+    beside a fixed A (LoRA-FA), which halves what a direction has to cover. ``targets: experts``
+    puts them on the weights of a mixture of experts, r for each expert. ``start`` says what A
     begins with: "random", or "activations", the directions of the layers' inputs (ZO-Act, see
     `zopeft.models.activations`): of random tokens, until a run has rows to take them from.
 
@@ -197,31 +214,3 @@ def vera(model: Any, **options: Any) -> PeftModel:
     defaults: dict[str, Any] = {"r": 256, "task_type": "CAUSAL_LM", "vera_dropout": 0.0}
     defaults |= targets_for(model, "vera", options) | _conv1d(model)
     return wrap(model, "vera", build_config("vera", VeraConfig, defaults, options))
-
-
-def loha(model: Any, **options: Any) -> PeftModel:
-    """LoHa: the Hadamard product of two low-rank matrices.
-
-    References:
-        FedPara: Low-Rank Hadamard Product for Communication-Efficient Federated Learning
-        (Hyeon-Woo et al. 2021), equation 2.
-    """
-    from peft import LoHaConfig
-
-    defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= targets_for(model, "loha", options)
-    return wrap(model, "loha", build_config("loha", LoHaConfig, defaults, options))
-
-
-def lokr(model: Any, **options: Any) -> PeftModel:
-    """LoKr: the Kronecker product of a small and a low-rank matrix.
-
-    References:
-        Navigating Text-To-Image Customization: From LyCORIS Fine-Tuning to Model
-        Evaluation (Yeh et al. 2023), section 3.
-    """
-    from peft import LoKrConfig
-
-    defaults: dict[str, Any] = {"r": 8, "alpha": 16, "task_type": "CAUSAL_LM"}
-    defaults |= targets_for(model, "lokr", options)
-    return wrap(model, "lokr", build_config("lokr", LoKrConfig, defaults, options))

@@ -30,6 +30,15 @@ BY_ROLE = {
     "hada_": Defaults(1e-2, 1e-2),
     "lokr_": Defaults(1e-3, 1e-2),
     "ia3": Defaults(1e-2, 1e-2),
+    "pvera_": Defaults(1e-1, 1e-1),
+    **dict.fromkeys(
+        ("c3a_", "deft_", "delora_", "hira_", "supertuning_", "unilora_", "vblora_"),
+        Defaults(1e-2, 1e-2),
+    ),
+    **dict.fromkeys(
+        ("adamss_", "beft_", "frod_", "lily_", "peanut_", "prompt_gate", "road_"),
+        Defaults(1e-3, 1e-2),
+    ),
 }
 """Start of an adapter's roles to its type's own defaults. Nobody has published any; these are
 ours, from runs on small models, where 30 steps at LoRA's would leave the loss as it was."""

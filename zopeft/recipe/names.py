@@ -45,4 +45,7 @@ def unknown(kind: str, name: str) -> str | None:
             return None
         return f"no such task file, got {name!r}; give an existing YAML file or a task's name"
     word = getattr(registry(kind), "kind", kind)
+    refused: Mapping[str, str] = getattr(registry(kind), "refused", {})
+    if name in refused:
+        return f"{word} {name} is not made: {refused[name]}"
     return f"unknown {word}, got {name!r}; {close_matches(name, known)}"

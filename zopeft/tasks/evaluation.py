@@ -14,10 +14,11 @@ from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import TaskDataset, place_of
 from zopeft.tasks.feed import Feed
 from zopeft.tasks.generation import generate
-from zopeft.tasks.loss import answer_losses, option_scores
+from zopeft.tasks.loss import answer_losses, option_scores, option_sums
 from zopeft.tasks.own_encoding import encode_openings, last_tokens
+from zopeft.tasks.scores import OptionScores, choice_scores
 from zopeft.tasks.table import check_ids, table_rows
-from zopeft.tasks.task import Task
+from zopeft.tasks.task import AnyExample, Example, Task
 
 Progress = Callable[[int, int], None]
 
@@ -32,7 +33,7 @@ def evaluate(
     max_examples: int | None = None,
     progress: Progress | None = None,
     layout: str = "auto",
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Scores the model: accuracy by comparing options, F1 and exact match of answers, perplexity.
 
     The result does not depend on `batch_size`: the loss is weighted by tokens ("answer")
@@ -52,8 +53,8 @@ def evaluate(
             model gives the same loss both ways.
 
     Returns:
-        ``accuracy``, or ``f1`` and ``exact_match``, all 0 to 1, or ``perplexity``; ``loss``;
-        ``examples``.
+        What `zopeft.tasks.scores.choice_scores` tells of options, ``accuracy`` first; or ``f1`` and
+        ``exact_match``, 0 to 1; or ``perplexity``. And ``loss`` and ``examples``.
 
     Raises:
         InputError: No rows, or a row that can't be encoded.
@@ -72,7 +73,8 @@ def evaluate(
             result: dict[str, float] = {}
         elif task.kind == "choice":
             feed = Feed(model, tokenizer, task, rows, length, "choice", layout)
-            result = _choices(model, task, feed, batch_size, report)
+            texts = [_options(task.example(row)) for row in rows]
+            result = _choices(model, task, feed, texts, batch_size, report)
         else:
             feed = Feed(model, tokenizer, task, rows, length, layout=layout)
             if task.kind == "answer":
@@ -159,26 +161,40 @@ def fit_length(model: Any, max_length: int) -> int:
 
 
 def _choices(
-    model: Any, task: Task, feed: Feed, batch_size: int, report: Progress
-) -> dict[str, float]:
-    right = done = 0
-    loss = weight = 0.0
-    for _, group, batch in feed.batches(batch_size):
+    model: Any,
+    task: Task,
+    feed: Feed,
+    texts: Sequence[tuple[str, ...]],
+    batch_size: int,
+    report: Progress,
+) -> dict[str, Any]:
+    shape = len(feed.data), max(len(one.options) for one in feed.data)
+    sums = torch.full(shape, -math.inf, dtype=torch.float64)
+    tokens = torch.zeros(shape, dtype=torch.float64)
+    right = torch.tensor([one.label or 0 for one in feed.data])
+    done = 0
+    for chosen, group, batch in feed.batches(batch_size):
         with torch.inference_mode():
-            scores = option_scores(model, batch)
-        label = batch["option_label"]
-        right += int((scores.argmax(-1) == label).sum())
-        correct = scores.gather(1, label[:, None])[:, 0].double()
-        if task.loss == "choice":
-            loss += float((scores.double().logsumexp(-1) - correct).sum())
-            weight += len(group)
-        else:
-            tokens = [len(e.options[e.label or 0]) for e in group]
-            loss -= float((correct * correct.new_tensor(tokens)).sum())
-            weight += sum(tokens)
+            found, counts = option_sums(model, batch)
+        width = found.shape[1]
+        sums[chosen, :width] = found.double().cpu()
+        tokens[chosen, :width] = counts.double().cpu()
         done += len(group)
         report(done, len(feed.data))
-    return {"accuracy": right / len(feed.data), "loss": loss / weight}
+    scores = OptionScores(sums, tokens, texts, right)
+    taught = right[:, None]
+    if task.loss == "choice":
+        means = scores.by_token
+        loss = float((means.logsumexp(-1) - means.gather(1, taught)[:, 0]).mean())
+    else:
+        loss = -float(sums.gather(1, taught).sum() / tokens.gather(1, taught).sum())
+    return {**choice_scores(scores), "loss": loss}
+
+
+def _options(example: AnyExample) -> tuple[str, ...]:
+    """Returns an example's options as text, without the spaces around them."""
+    choices = example.choices if isinstance(example, Example) else None
+    return tuple(choice.strip() for choice in choices or ())
 
 
 def _answers(

@@ -95,16 +95,39 @@ def option_scores(model: Any, batch: Mapping[str, Any]) -> Tensor:
 
 def scores_of(logits: Tensor, batch: Mapping[str, Any]) -> Tensor:
     """Returns the scores of options [B, C] from logits [U, V] at a "choice" batch's places."""
+    sums, counts = _totals(logits, batch)
+    return _tabled(sums / counts.clamp(min=1), batch)
+
+
+def option_sums(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns the log-probability of every option, not divided by anything, and its tokens.
+
+    Args:
+        model: A causal language model.
+        batch: A "choice" batch.
+
+    Returns:
+        float32 [B, C], -inf where an example has fewer than C options; and numbers of tokens.
+    """
+    sums, counts = _totals(narrow_logits(model, batch, batch["predictors"]), batch)
+    return _tabled(sums, batch), counts[batch["option_table"]]
+
+
+def _totals(logits: Tensor, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns the log-probability and the tokens of each option, and a place for missing ones."""
     slot, option = batch["target_predictor"], batch["target_option"]
     picked = logits[slot, batch["target_token"]] - logits.logsumexp(-1)[slot]
-    table = batch["option_table"]
     # One place more than there can be options, for those that are missing.
-    zeros = picked.new_zeros(table.numel() + 1)
+    zeros = picked.new_zeros(batch["option_table"].numel() + 1)
     sums = zeros.index_add(0, option, picked)
-    counts = zeros.index_add(0, option, torch.ones_like(picked))
-    means = sums / counts.clamp(min=1)
+    return sums, zeros.index_add(0, option, torch.ones_like(picked))
+
+
+def _tabled(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
+    """Returns the values of options as rows of examples [B, C], -inf where there is no option."""
+    table = batch["option_table"]
     present = torch.arange(table.shape[1], device=table.device) < batch["num_options"][:, None]
-    return torch.where(present, means[table], float("-inf"))
+    return torch.where(present, values[table], float("-inf"))
 
 
 def answer_losses(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
