@@ -153,3 +153,18 @@ def test_values_are_those_before_the_map_and_changes_are_in_place():
     for block, start, m in zip(method.blocks, before, state, strict=True):
         assert torch.equal(block.data, start * 0.5 + 4.0 - 6.0)
         assert (m == 6.0).all()
+
+
+def test_weights_under_patterns_of_signs_are_those_of_plain():
+    generator = torch.Generator().manual_seed(0)
+    weight, u, r, s = (
+        torch.randn(n, generator=generator) for n in ((9, 33), (9, 33), (3, 9), (3, 33))
+    )
+    rows, columns = r.sign(), s.sign()
+    found = []
+    for backend in ("plain", "numba"):
+        shown = BACKENDS[backend](Noise("gaussian")).flips(weight, u, rows, columns, 0.3)
+        found.append([each.clone() for each in shown])
+    assert len(found[0]) == 3 and not torch.equal(found[0][0], found[0][1])
+    for one, two in zip(*found, strict=True):
+        assert torch.equal(one, two)

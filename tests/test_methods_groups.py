@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import zopeft
 from zopeft.blocks import keep_trainable
 from zopeft.embedded import MODEL_DIR
-from zopeft.engine import Direction
+from zopeft.engine import Direction, flip_path, layer_forward
 from zopeft.engine.flips import Flips, Signs, flips_of
 from zopeft.errors import InputError
 from zopeft.methods import METHODS
@@ -77,17 +77,34 @@ def test_the_groups_of_a_choice_are_examples_with_all_their_rows():
 
 
 @pytest.mark.parametrize(
-    ("family", "groups", "noise"),
-    [(family, 2, "gaussian") for family in CONFIGS]
-    + [("llama", 5, "gaussian"), ("qwen2", 3, "low_rank"), ("gpt2", 5, "low_rank")],
+    ("family", "groups", "noise", "few"),
+    [(family, 2, "gaussian", 999) for family in CONFIGS]
+    + [(family, 2, "gaussian", 1) for family in ("llama", "qwen2")]
+    + [("llama", 5, "gaussian", 999), ("qwen2", 3, "low_rank", 1), ("gpt2", 5, "low_rank", 999)]
+    + [("llama", 5, "binomial", 1)],
 )
-def test_one_forward_gives_what_each_group_gets_by_itself(family, groups, noise):
+def test_one_forward_gives_what_each_group_gets_by_itself(family, groups, noise, few, monkeypatch):
+    """By a product with u, and where a group has many rows by weights of its own."""
+    ways = []
+    for way in ("own_flips", "add_flips"):
+        real = getattr(layer_forward, way)
+
+        def noted(*given, way=way, real=real):
+            found = real(*given)
+            ways.append(way if found is not None else "")
+            return found
+
+        monkeypatch.setattr(layer_forward, way, noted)
+    monkeypatch.setattr(flip_path, "FEW", few)
     model, batch = build(family), padded()
     apart, _ = estimated(model, batch, groups, "separate", noise=noise)
     before, dress = bits(model), dressed(model)
     rows = forwards(model)
     together, method = estimated(model, batch, groups, "auto", noise=noise)
     assert method.forward_passes == 2
+    own = few == 1 and noise != "low_rank"
+    assert ("own_flips" in ways) == (own and family not in APART)
+    assert own or family in APART or "add_flips" in ways
     each = groups * -(-5 // groups)
     assert rows[: 1 if family in APART else None] == [each] * (1 if family in APART else 2)
     assert len(set(apart.tolist())) == 2 * groups

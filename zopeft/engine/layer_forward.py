@@ -12,7 +12,7 @@ from zopeft.engine import layers
 from zopeft.engine.carrier import CopiedBatch
 from zopeft.engine.direction import Probe
 from zopeft.engine.exact import ExactVectors
-from zopeft.engine.flip_path import add_flips
+from zopeft.engine.flip_path import add_biases, add_flips, own_flips
 from zopeft.engine.flips import flips_of
 from zopeft.engine.scratch import remade
 from zopeft.engine.side_path import add_product, has_side_path
@@ -84,9 +84,11 @@ class LayerForward:
         dim = copies.dimension(self.module, inputs, len(probes))
         flips = flips_of(probes) if self._flips_beside else None
         if flips is not None and self.main is not None:
-            whole, numbers = self.forward(inputs), (self.main.number, self._bias)
-            seen = (whole, inputs, dim, flips, probes[0][1])
-            return add_flips(twins, self.module, *seen, numbers)
+            seen = (inputs, dim, flips, probes[0][1], self.main.number)
+            found = own_flips(twins, self.module, *seen)
+            if found is None:
+                found = add_flips(twins, self.module, self.forward(inputs), *seen)
+            return add_biases(twins, found, dim, flips, probes[0][1], self._bias)
         once = self._product_beside and not self._changed
         whole = self.forward(inputs) if once else inputs
         parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -150,6 +150,22 @@ class NumbaKernels(PlainKernels):
             np.array(kinds, dtype=np.int64),
         )
         share_out(table, lambda part: compiled.mapped(table[part], *arguments, np.uint64(seed)))
+
+    def flips(
+        self, weight: Tensor, u: Tensor, rows: Tensor, columns: Tensor, step: float
+    ) -> Iterator[Tensor]:
+        """See `PlainKernels.flips`."""
+        given = (weight, u, rows, columns)
+        if not all(arrays.taken(each) and each.dtype == torch.float32 for each in given):
+            yield from super().flips(weight, u, rows, columns, step)
+            return
+        out, length = torch.empty_like(weight), np.float32(step)
+        source, numbers, left, right, target = (each.numpy() for each in (*given, out))
+        table = runs.of_all_rows(*weight.shape)
+        for r, s in zip(left, right, strict=True):
+            own = (source, numbers, r, s, length, target)
+            share_out(table, lambda part, own=own: compiled.flip(table[part], *own))  # type: ignore[misc]
+            yield out
 
     def squares(self, values: Tensor) -> Tensor:
         """See `PlainGradients.squares`."""

@@ -464,6 +464,18 @@ def mapped(table, code, constants, keys, family, places, kinds, key):
                 _store(x[0], n, target, kinds[0], 0)
 
 
+@_kernel("void(i8[:,::1], f4[:,::1], f4[:,::1], f4[::1], f4[::1], f4, f4[:,::1])")
+def flip(table, weight, u, rows, columns, step, out):
+    """``out = weight + step * (u * r s^T)`` of fp32, a row of the matrix a run."""
+    for run in range(table.shape[0]):
+        row = table[run, START]
+        # Signs change no digit: in which order they are multiplied does not matter.
+        own = step * rows[row]
+        source, numbers, target = weight[row], u[row], out[row]
+        for i in range(target.size):
+            target[i] = source[i] + own * (numbers[i] * columns[i])
+
+
 @_kernel("void(i8[:,::1], u8, u1[::1], u1[::1], i8)")
 def store(table, key, values, out, kind):
     """``out = round(values)``, stochastically as `update` does; fp32 into 16-bit storage."""

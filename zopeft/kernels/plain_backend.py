@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -219,6 +219,24 @@ class PlainKernels:
                 for part, value in zip(parts, kept, strict=True):
                     if value is not None:
                         part.copy_(value)
+
+    def flips(
+        self, weight: Tensor, u: Tensor, rows: Tensor, columns: Tensor, step: float
+    ) -> Iterator[Tensor]:
+        """Yields ``weight + step * (u * r_k s_k^T)`` for each of some patterns of signs.
+
+        Args:
+            weight: fp32 [R, W].
+            u: fp32 [R, W].
+            rows: r, signs, fp32 [K, R].
+            columns: s, signs, fp32 [K, W].
+            step: Finite-difference step with its sign.
+
+        Yields:
+            fp32 [R, W]; the next one may lie in the same memory.
+        """
+        for r, s in zip(rows, columns, strict=True):
+            yield plain.perturb(weight, u * (r.unsqueeze(1) * s), step)
 
     def _scaled(
         self, seed: int, address: int, start: int, piece: Tensor, scale: Tensor | None

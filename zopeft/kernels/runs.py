@@ -86,6 +86,14 @@ def of_rows(rows: npt.NDArray[np.int64], width: int, address: int) -> Table:
     return table
 
 
+@lru_cache(maxsize=512)
+def of_all_rows(rows: int, width: int) -> Table:
+    """Returns the table of a matrix's rows, each a run whose START is the row's number."""
+    table = np.zeros((rows, 6), dtype=np.int64)
+    table[:, START], table[:, LENGTH] = np.arange(rows), width
+    return table
+
+
 def shares(table: Table, parts: int) -> list[slice]:
     """Cuts a table into at most `parts` slices of about as many elements each."""
     ends = table[:, LENGTH].cumsum()
