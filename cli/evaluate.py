@@ -39,6 +39,7 @@ def evaluate(
 ) -> None:
     """Measure accuracy, F1 or perplexity on a task's validation rows or your own."""
     from .output import facts_table, output
+    from .spared import spare
 
     model, overrides = o.split_words(words)
     flags: o.Flags = {
@@ -55,6 +56,8 @@ def evaluate(
         from zopeft.recipe.load import load_recipe
 
         checked = load_recipe("eval", recipe, overrides, flags)
+        if adapter is None:
+            spare(checked)
         from zopeft.jobs.evaluate import evaluate as run
 
         summary = run(checked, adapter, out, overwrite=overwrite, listener=screen.listen)

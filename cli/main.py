@@ -31,6 +31,7 @@ from .meta_train import meta_train
 from .push import push
 from .recipes import recipe_app
 from .run_options import with_auto
+from .spared import Process
 from .tune import tune
 
 app = typer.Typer(
@@ -80,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     words = with_auto(sys.argv[1:] if argv is None else argv)
+    Process.own = argv is None
     _calm_libraries()
     try:
         with ended_by_signals():

@@ -49,6 +49,7 @@ def tune(
     from zopeft.errors import run_error
 
     from .output import output
+    from .spared import spare
     from .summary import dry_table, remedy, tune_table
 
     model, overrides = o.split_words(words)
@@ -80,6 +81,7 @@ def tune(
             resume = is_begun(out)
         stored = stored_recipe(out) if resume else None
         checked = load_recipe("tune", recipe, overrides, flags, stored)
+        spare(checked)
         from zopeft.jobs.tune import tune as run
 
         summary = run(checked, out, overwrite, resume, screen.listen, dry_run)

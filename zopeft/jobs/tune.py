@@ -103,8 +103,9 @@ def _tuned(
     score = prepared.goal.score
     wrong = diverged(metrics, run.losses, score)
     curve = [-loss for loss in run.losses] if score else run.losses
-    plot = folder.path / ("score.png" if score else "loss.png")
-    plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")
+    if len(curve) > 1:
+        plot = folder.path / ("score.png" if score else "loss.png")
+        plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")
     summary = {
         **state,
         "steps": run.steps,
