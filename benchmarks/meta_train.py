@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 from rows import about, keep
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import zopeft
 from zopeft.finetuner import STATE_FEATURES, FineTuner
@@ -53,8 +53,10 @@ def resident(field: str) -> float:
 
 
 def build(args: argparse.Namespace) -> Any:
-    """Returns a random Llama of the given shape."""
+    """Returns the model of a folder, or a random Llama of the given shape."""
     torch.manual_seed(0)
+    if args.model:
+        return AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     config = LlamaConfig(
         vocab_size=args.vocab,
         hidden_size=args.hidden,
@@ -228,7 +230,8 @@ BASES = ("SGD", "two copies")
 def child(name: str, args: argparse.Namespace) -> dict[str, Any]:
     """Runs one case in this process and returns its figures."""
     # What the first step loads once, libraries and compiled kernels, is loaded before.
-    tiny = argparse.Namespace(**{**vars(args), "hidden": 64, "layers": 1, "vocab": 64, "steps": 4})
+    small = {"hidden": 64, "layers": 1, "vocab": 64, "steps": 4, "model": None}
+    tiny = argparse.Namespace(**{**vars(args), **small})
     CASES[name](build(tiny), tiny, lambda *_: None)
     before = resident("VmRSS")
     model = build(args)
@@ -266,6 +269,7 @@ def measured(name: str) -> dict[str, Any]:
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", help="folder of a model, in place of a random one")
     parser.add_argument("--hidden", type=int, default=512)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--vocab", type=int, default=8000)
@@ -278,10 +282,13 @@ def main() -> None:
     )
     parser.add_argument("--keep", action="store_true", help="append to results/meta_train.jsonl")
     args = parser.parse_args()
+    if args.model:
+        args.vocab = AutoConfig.from_pretrained(args.model).vocab_size
     if args.case:
         print(json.dumps(child(args.case, args)))
         return
-    shape = f"h{args.hidden} l{args.layers} v{args.vocab}, batch {args.batch}x{args.length}"
+    shape = f"h{args.hidden} l{args.layers} v{args.vocab}" if not args.model else args.model
+    shape = f"{Path(shape).name}, batch {args.batch}x{args.length}"
     names = [name for name in CASES if name in (*BASES, *(args.cases or CASES))]
     rows = [{"model": shape, **measured(name), **about()} for name in names]
     figures = {row["case"]: row for row in rows}

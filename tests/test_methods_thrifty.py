@@ -10,8 +10,9 @@ from test_methods_rate import record
 import zopeft
 from zopeft.methods.mezo import MeZO
 from zopeft.optim.estimator import Estimator
+from zopeft.optim.measured import CAUTION
 from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
-from zopeft.optim.thrifty import CAUTION, CLIMB, FREE, ThriftyRate, looks_until
+from zopeft.optim.thrifty import CLIMB, FREE, ThriftyRate, looks_until
 
 ESTIMATORS = {
     "pair": {},

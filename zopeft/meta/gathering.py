@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from zopeft.finetuner import FineTunerConfig
 from zopeft.meta.leading import LeadingDirections, matrices
 from zopeft.meta.settings import MetaSettings
+from zopeft.meta.stopping import Captured, Checks
 from zopeft.meta.trajectory import Trajectory
 from zopeft.noise import step_seed
 
@@ -34,7 +35,30 @@ class BasisGathering:
         self.trajectory, self.seed = trajectory, settings.seed
         chosen = matrices(trajectory.blocks, embeddings=config.rows == "none")
         self.directions = LeadingDirections(trajectory.blocks, chosen, config.rank, settings.seed)
+        self.blocks, self.stop = trajectory.blocks, settings.stop
         self._squares: dict[str, tuple[float, int]] = {}
+        self._checks, self._judged, self._steps = Checks(), 0.0, 0
+        self._judge: Captured | None = None
+
+    @property
+    def enough(self) -> bool:
+        """Whether the bases capture hardly more of the gradients to come than they did before."""
+        judge = self._judge
+        if not self.stop:
+            return False
+        if judge is None:
+            if self._checks.due(self._steps):
+                self._judge = Captured(self.blocks, self.bases())
+            return False
+        if judge.left > 0:
+            return False
+        before, self._judged, self._judge = self._judged, judge.share, None
+        return self._judged < before * (1.0 + self.stop)
+
+    def _take(self, parameter: nn.Parameter, indices: list[int], gradient: Tensor) -> None:
+        if self._judge is not None:
+            self._judge.take(parameter, indices, gradient)
+        self.directions.take(parameter, indices, gradient)
 
     def step(
         self, step: int, task: str, batch: Any, last_norm: float, share: float
@@ -56,9 +80,13 @@ class BasisGathering:
             self.trajectory.backward(batch, self.directions.take)
             self._note(task)
         total, count = self._squares.get(task, (0.0, 0))
-        self.directions.begin(count / total if total > 0.0 else 0.0)
+        weight = count / total if total > 0.0 else 0.0
+        self.directions.begin(weight)
+        if self._judge is not None:
+            self._judge.begin(weight)
+        self._steps += 1
         loss = self.trajectory.descend(
-            batch, step_seed(self.seed, step), last_norm, share, self.directions.take
+            batch, step_seed(self.seed, step), last_norm, share, self._take
         )
         self._note(task)
         return loss, float(self.directions.gradient_norm)

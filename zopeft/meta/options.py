@@ -54,6 +54,13 @@ class MetaOptions(Declared):
         "signal", "closed form of the objective signal (`zopeft.meta.signal`)", choices=RULES
     )
     steps: int = option(300, "meta-steps over all tasks (T)", least=1)
+    stop: float = option(
+        0.0,
+        "gain from check to check below which the steps are enough (signal, constant policy); "
+        "0 makes them all",
+        least=0.0,
+        most=1.0,
+    )
     batch_size: int = option(8, "examples a batch", least=1)
     eps: float = option(1e-3, "finite-difference step (epsilon)", above=0.0)
     lr_zo: float = option(1e-6, "step of the zeroth-order update that is judged (eta_1)", least=0.0)

@@ -17,6 +17,7 @@ from zopeft.meta.paper_trainer import Batches, Progress
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.statistics import BlockStatistics
+from zopeft.meta.stopping import Checks, Settled
 from zopeft.meta.trajectory import LossFunction, Trajectory
 from zopeft.noise import step_seed
 from zopeft.optim.directions import directions_of
@@ -72,6 +73,8 @@ class SignalTrainer:
         self.match = finetuner.match(blocks)
         self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))
         self.history: list[dict[str, Any]] = []
+        self._gathered, self._checks = 0, Checks()
+        self._settled = Settled(settings.stop)
 
     def train(self, progress: Progress | None = None) -> dict[str, Any]:
         """Runs the trajectory and sets the scales.
@@ -95,13 +98,22 @@ class SignalTrainer:
         with self.trajectory:
             if first:
                 self._gather(stream, range(first), progress)
+                self._gathered = len(self.history)
                 self.trajectory.restart()
             shapes = self.finetuner.shapes(self.match, self.token_counts)
             self.statistics.shapes = {
                 index: shape.to(self.blocks[index].parameter.device)
                 for index, shape in shapes.items()
             }
-            self._walk(stream, range(first, steps), self._step, progress)
+            self._rms = rms
+            begin = self._gathered
+            self._walk(
+                stream,
+                range(begin, begin + steps - first),
+                self._step,
+                progress,
+                lambda: self._enough,
+            )
         return self._conclude(rms)
 
     def _gather(
@@ -109,7 +121,7 @@ class SignalTrainer:
     ) -> None:
         """Learns the bases; what they were gathered in is gone afterwards."""
         gathering = BasisGathering(self.trajectory, self.finetuner.config, self.settings)
-        self._walk(stream, steps, gathering.step, progress)
+        self._walk(stream, steps, gathering.step, progress, lambda: gathering.enough)
         self.finetuner.set_bases(self.match, gathering.bases())
 
     def _walk(
@@ -118,8 +130,9 @@ class SignalTrainer:
         steps: range,
         make: StepMaker,
         progress: Progress | None,
+        enough: Callable[[], bool],
     ) -> None:
-        """Makes some steps, whose learning rate falls to zero."""
+        """Makes some steps, whose learning rate falls to zero, or as many of them as are enough."""
         norm = math.nan
         for step, (task, batch) in zip(steps, stream, strict=False):
             share = 1.0 - (step - steps.start) / len(steps)
@@ -133,31 +146,52 @@ class SignalTrainer:
             if self.trajectory.resets != resets:
                 # The norm where a run has ended says nothing of where it starts.
                 norm = math.nan
+            if enough():
+                break
 
     def _step(
         self, step: int, task: str, batch: Any, last_norm: float, share: float
     ) -> tuple[float, float]:
         seed = step_seed(self.settings.seed, step)
         statistics = self.statistics
+        own: Tensor | None = None
         if step % 2 == 0:
-            drawn, count = self.draw_labels(self.model, batch, seed)
+            own, drawn, count = self.trajectory.losses(
+                batch, lambda: self.draw_labels(self.model, batch, seed)
+            )
             statistics.begin_curvature(count)
-            self.trajectory.backward(drawn, statistics.take_curvature)
+            self.trajectory.backward(batch, statistics.take_curvature, drawn, again=True)
+            del drawn
         statistics.begin_gradient(step)
-        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
+        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient, own)
         return loss, float(statistics.gradient_norm)
 
-    def _conclude(self, rms: Tensor) -> dict[str, Any]:
+    @property
+    def _enough(self) -> bool:
+        """Whether the scales have settled."""
+        stop, steps = self.settings.stop, len(self.history) - self._gathered
+        if not stop or self.settings.policy != "constant" or not self._checks.due(steps):
+            return False
+        found = self._found()
+        return self._settled.check(found[0], found[1])
+
+    def _found(self) -> tuple[Tensor, float, Tensor]:
+        """Returns the scales of what was measured, their gain over ones, and them as used."""
         signal = self.statistics.signal()
-        energy, curvature = self.statistics.energy(), self.statistics.curvature()
-        scales = closed_form(signal, energy, curvature, rms, self.settings.rule)
-        self.finetuner.set_scales(self.match, scales.float())
+        measured = (signal, self.statistics.energy(), self.statistics.curvature())
+        scales = closed_form(*measured, self._rms, self.settings.rule)
         numels = torch.tensor(self.blocks.numels, dtype=torch.float64, device=scales.device)
         used = scales * (numels.sum() / (numels * scales.square()).sum()).sqrt()
+        gain = objective(used, *measured) - objective(torch.ones_like(used), *measured)
+        return scales, float(gain), used
+
+    def _conclude(self, rms: Tensor) -> dict[str, Any]:
+        self._rms = rms
+        signal = self.statistics.signal()
+        energy, curvature = self.statistics.energy(), self.statistics.curvature()
+        scales, gain, used = self._found()
+        self.finetuner.set_scales(self.match, scales.float())
         ones = torch.ones_like(used)
-        gain = objective(used, signal, energy, curvature) - objective(
-            ones, signal, energy, curvature
-        )
         rows = zip(
             self.blocks,
             signal.tolist(),
@@ -169,7 +203,7 @@ class SignalTrainer:
         return {
             "resets": self.trajectory.resets,
             "shapes": self.finetuner.fitted(self.match, self.token_counts).report,
-            "log_gain_over_ones": float(gain),
+            "log_gain_over_ones": gain,
             "best_lr": best_lr(used, signal, energy, curvature),
             "best_lr_of_ones": best_lr(ones, signal, energy, curvature),
             "statistics": {

@@ -127,6 +127,7 @@ def meta_train(
         "tasks": sorted(datasets),
         "settings": asdict(checked),
         "seconds": round(time.perf_counter() - begun, 1),
+        "steps_made": len(losses),
         "loss_first": losses[0],
         "loss_last": losses[-1],
         "distance_from_start": float(finetuner.distance(start)["total"]),

@@ -16,6 +16,7 @@ from zopeft.errors import run_error
 from zopeft.meta.gradients import Consumer, Descent, consumed
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.start_state import StartState
+from zopeft.tasks.one_forward import one_forward
 
 MAX_BAD_STEPS = 10
 LossFunction = Callable[[Any, Any], Tensor]
@@ -70,12 +71,37 @@ class Trajectory:
         self._start.restore()
         self.engine.adopt()
 
-    def backward(self, batch: Any, consumer: Consumer) -> float:
-        """Hands the gradients of the batch's loss to `consumer`; returns the loss."""
+    def backward(
+        self, batch: Any, consumer: Consumer, loss: Tensor | None = None, again: bool = False
+    ) -> float:
+        """Hands the gradients of the batch's loss to `consumer`; returns the loss.
+
+        Args:
+            batch: The batch.
+            consumer: Takes the gradients.
+            loss: The batch's loss, where it has been made.
+            again: Whether there is to be another backward pass through the same forward.
+        """
         with consumed(self.blocks, consumer), torch.enable_grad():
-            loss = self.loss_function(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            if loss is None:
+                loss = self.loss_function(self.model, batch)
+            loss.backward(retain_graph=again)  # type: ignore[no-untyped-call]
         return float(loss.detach())
+
+    def losses(self, batch: Any, draw: Callable[[], Any]) -> tuple[Tensor, Tensor, Any]:
+        """Returns the losses of a batch and of what is drawn from it, of one forward pass.
+
+        Args:
+            batch: The batch.
+            draw: Draws another batch of the same texts, and something that goes with it.
+
+        Returns:
+            The loss of the batch, the loss of the drawn one, and what goes with it.
+        """
+        with one_forward(), torch.enable_grad():
+            loss = self.loss_function(self.model, batch)
+            drawn, told = draw()
+            return loss, self.loss_function(self.model, drawn), told
 
     def descend(
         self,
@@ -84,6 +110,7 @@ class Trajectory:
         gradient_norm: float,
         share: float = 1.0,
         onlooker: Consumer | None = None,
+        loss: Tensor | None = None,
     ) -> float:
         """Moves the model by one first-order step.
 
@@ -97,6 +124,7 @@ class Trajectory:
             gradient_norm: Norm to clip by; not finite: nothing moves.
             share: Share of the learning rate to use.
             onlooker: Is shown each gradient before it is used.
+            loss: The batch's loss, where it has been made.
 
         Returns:
             The loss before the step.
@@ -110,9 +138,9 @@ class Trajectory:
                 onlooker(parameter, indices, gradient)
             self._descent(parameter, indices, gradient)
 
-        loss = self.backward(batch, consumer)
+        found = self.backward(batch, consumer, loss)
         self.engine.adopt()
-        return loss
+        return found
 
     def note(self, loss: float) -> None:
         """Takes the loss of a finished meta-step and starts again where that is due.

@@ -20,6 +20,7 @@ from zopeft.probing.mask import check_copies, inputs_of, shown
 from zopeft.probing.packed import LAYOUT
 from zopeft.tasks.encoding import Encoded
 from zopeft.tasks.neighbours import apart, by_length, try_out
+from zopeft.tasks.one_forward import kept
 
 LAST = 8
 """Tokens of a short text whose logits are compared with and without padding behind it."""
@@ -41,6 +42,10 @@ def narrow_logits(model: Any, batch: Mapping[str, Any], places: Tensor, count: i
     Returns:
         float32 logits [P U, V].
     """
+    return kept(model, batch, places, count, lambda: _run(model, batch, places, count))
+
+
+def _run(model: Any, batch: Mapping[str, Any], places: Tensor, count: int) -> Tensor:
     layout = batch.get(LAYOUT)
     if layout is not None:
         return _in_layout(model, layout, layout.places[places], count)
