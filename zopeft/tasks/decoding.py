@@ -28,6 +28,8 @@ LIKE = 0.8
 """Prompts of a portion are at least so long as a part of the longest."""
 SHARED = 16
 """Tokens from which on a common beginning is run by itself."""
+AT_ONCE = 16
+"""Prompts of a portion at most, which bounds the memory of their activations."""
 LEAVING = 0.25
 """Share of the rows that must have ended before they leave: leaving copies the others' cache."""
 
@@ -226,6 +228,6 @@ def _portions(lengths: Sequence[int]) -> list[tuple[int, int]]:
     """Cuts texts, the longest first, into portions of like length."""
     cuts = [0]
     for n, length in enumerate(lengths):
-        if length < LIKE * lengths[cuts[-1]]:
+        if length < LIKE * lengths[cuts[-1]] or n - cuts[-1] == AT_ONCE:
             cuts.append(n)
     return list(zip(cuts, [*cuts[1:], len(lengths)], strict=True))

@@ -13,7 +13,7 @@ from zopeft.errors import input_error
 from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import TaskDataset, place_of
 from zopeft.tasks.feed import Feed
-from zopeft.tasks.generation import generate
+from zopeft.tasks.generation import generate, rows_together
 from zopeft.tasks.loss import answer_losses, option_scores, option_sums
 from zopeft.tasks.own_encoding import encode_openings, last_tokens
 from zopeft.tasks.scores import OptionScores, choice_scores
@@ -213,20 +213,23 @@ def _answers(
     ends = last_tokens(tokenizer, feed.data)
     check_ids(tokenizer, prompts, table_rows(model), task.name)
     loss = tokens = total_f1 = total_match = 0.0
-    done = 0
+    done, waiting = 0, []
+    together = rows_together(model, max(map(len, prompts)) + task.max_new_tokens, batch_size)
     for chosen, group, batch in feed.batches(batch_size):
         with torch.inference_mode():
             losses, _ = answer_losses(model, batch)
         loss += float(losses.double().sum())
         tokens += losses.numel()
-        given = generate(
-            model, tokenizer, [prompts[i] for i in chosen], task.max_new_tokens, task.stop, ends
-        )
-        for index, answer in zip(chosen, given, strict=True):
-            total_f1 += f1(answer, examples[index].answers)
-            total_match += exact_match(answer, examples[index].answers)
+        waiting += chosen
         done += len(group)
-        report(done, len(rows))
+        if len(waiting) + batch_size > together or done == len(rows):
+            given = (task.max_new_tokens, task.stop, ends)
+            found = generate(model, tokenizer, [prompts[i] for i in waiting], *given)
+            for index, answer in zip(waiting, found, strict=True):
+                total_f1 += f1(answer, examples[index].answers)
+                total_match += exact_match(answer, examples[index].answers)
+            waiting = []
+            report(done, len(rows))
     match = total_match / len(rows)
     scores = {"f1": total_f1 / len(rows), "exact_match": match}
     if task.metric == "accuracy":

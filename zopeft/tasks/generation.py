@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
+from zopeft.blocks.peft import base_of
 from zopeft.engine.carrier import UnstackableError
 from zopeft.probing.mask import virtual_tokens
 from zopeft.tasks.endings import Endings, end_ids, text_of
@@ -19,6 +20,8 @@ from zopeft.tasks.table import padding_id, table_rows
 
 logger = logging.getLogger(__name__)
 
+CACHE_BYTES = 2**26
+"""Size of a cache below which more rows are continued together than were asked for."""
 TRIED = 3
 """New tokens of the trial of a model's cache."""
 
@@ -53,6 +56,27 @@ def generate(
     with torch.inference_mode():
         ((*found,), *_), _ = continue_all(model, tokenizer, prompts, max_new_tokens, stop, ends)
     return [text_of(tokenizer, ids, ends, stop) for ids in found]
+
+
+def rows_together(model: Any, longest: int, least: int) -> int:
+    """Returns how many rows are to be continued together: as many as keep the cache small.
+
+    Args:
+        model: The model.
+        longest: Tokens of the longest row, its answer included.
+        least: So many in any case.
+    """
+    config = model.config.get_text_config()
+    heads = int(getattr(config, "num_attention_heads", 0) or 1)
+    width = getattr(config, "head_dim", None) or int(getattr(config, "hidden_size", 0)) // heads
+    own = getattr(config, "num_key_value_heads", None) or heads
+    layers = getattr(config, "num_hidden_layers", 0)
+    bytes_a_token = (
+        2 * layers * own * width * getattr(base_of(model), "dtype", torch.float32).itemsize
+    )
+    if not isinstance(bytes_a_token, int) or bytes_a_token <= 0:
+        return least
+    return max(least, CACHE_BYTES // (bytes_a_token * longest))
 
 
 def continue_all(
