@@ -123,6 +123,25 @@ def tiny_data(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory):
+    """A file of prompts alone, twice those of ``rewards.PROMPTS``."""
+    from rewards import PROMPTS
+
+    file = tmp_path_factory.mktemp("prompts") / "train.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in PROMPTS * 2))
+    return file
+
+
+@pytest.fixture
+def tiny_tuned(tiny_model):
+    """The tiny model with a new LoRA, and its tokenizer."""
+    from zopeft.models import attach, load_model
+
+    found, tokenizer = load_model(str(tiny_model))
+    return attach(found, "lora"), tokenizer
+
+
 @pytest.fixture
 def zopeft_command(capsys):
     """Calls ``zopeft`` in this process, see `cli_runs.Runner`."""

@@ -1,6 +1,8 @@
 """Rewards that tests call: some good, some not."""
 
 CALLS = []
+TEXTS = ("Tom has a", "Anna", "It is", "Kate")
+PROMPTS = [{"prompt": text, "goal": goal} for goal, text in enumerate(TEXTS)]
 
 
 def length(completions, **columns):

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import rewards as own
 import torch
+from rewards import PROMPTS as ROWS
 
 import zopeft
 from zopeft.errors import InputError, RunError
@@ -17,23 +18,7 @@ from zopeft.tasks.objectives.objective import metric_of
 from zopeft.tasks.objectives.rewards import load_function, load_rewards
 
 FILE = Path(own.__file__)
-ROWS = [
-    {"prompt": text, "goal": k} for k, text in enumerate(["Tom has a", "Anna", "It is", "Kate"])
-]
 ADAPTER = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    file = tmp_path_factory.mktemp("prompts") / "train.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in ROWS * 2))
-    return file
-
-
-@pytest.fixture
-def model(tiny_model):
-    found, tokenizer = load_model(str(tiny_model))
-    return attach(found, "lora"), tokenizer
 
 
 def test_the_registries_list_what_there_is(zopeft_command):
@@ -56,8 +41,8 @@ def test_metrics_by_hand():
         metric_of(load_task("sst2"), "f1")
 
 
-def test_a_reward_is_called_as_trl_calls_it(model):
-    model, tokenizer = model
+def test_a_reward_is_called_as_trl_calls_it(tiny_tuned):
+    model, tokenizer = tiny_tuned
     seen = {}
 
     def spy(prompts, completions, completion_ids, **columns):
@@ -89,8 +74,8 @@ def test_several_rewards_are_weighted_and_may_not_apply():
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_both_probes_of_a_step_see_the_same_random_numbers(model, temperature):
-    model, tokenizer = model
+def test_both_probes_of_a_step_see_the_same_random_numbers(tiny_tuned, temperature):
+    model, tokenizer = tiny_tuned
     given = {"temperature": temperature, "samples": 2 if temperature else 1, "max_new_tokens": 6}
     objective = zopeft.Objective(tokenizer, own.length, **given)
     found = {}
@@ -110,8 +95,8 @@ def test_both_probes_of_a_step_see_the_same_random_numbers(model, temperature):
         assert len(numbers) > 1
 
 
-def test_a_step_without_a_score_is_skipped_and_the_run_ends_after_several(model):
-    model, tokenizer = model
+def test_a_step_without_a_score_is_skipped_and_the_run_ends_after_several(tiny_tuned):
+    model, tokenizer = tiny_tuned
     objective = zopeft.Objective(tokenizer, own.raising, max_new_tokens=2)
     before = [p.clone() for p in model.parameters()]
     optimizer = zopeft.MeZO(zopeft.discover(model), lr=1.0, max_bad_steps=2)
@@ -122,8 +107,8 @@ def test_a_step_without_a_score_is_skipped_and_the_run_ends_after_several(model)
     assert all(map(torch.equal, before, model.parameters()))
 
 
-def test_the_trainer_takes_an_objective(model, tmp_path):
-    model, tokenizer = model
+def test_the_trainer_takes_an_objective(tiny_tuned, tmp_path):
+    model, tokenizer = tiny_tuned
     objective = zopeft.Objective(tokenizer, own.length, max_new_tokens=3, temperature=1.0)
     args = zopeft.ZOTrainingArguments(
         output_dir=str(tmp_path),

@@ -83,7 +83,8 @@ def _method(recipe: Recipe, prepared: Prepared, each: int | None) -> str:
     words += [f"lr {section.lr if isinstance(section.lr, str) else format(section.lr, 'g')}"]
     if each is not None:
         eps = default_eps(prepared.blocks) if section.eps is None else section.eps
-        words += [f"eps {eps:g}"]
+        wider = recipe.objective.scores and section.eps is None
+        words += [f"eps {eps:g}" + (" or wider" if wider else "")]
     return "method: " + ", ".join(words)
 
 

@@ -55,6 +55,17 @@ class CountedLoss:
         return begin
 
     @property
+    def flat(self) -> bool:
+        """The function's own ``flat``; missing where it has none."""
+        return bool(self.function.flat)  # type: ignore[attr-defined]
+
+    @property
+    def shaped(self) -> Callable[[Tensor], Tensor | None]:
+        """The function's own ``shaped``; missing where it has none."""
+        shaped: Callable[[Tensor], Tensor | None] = self.function.shaped  # type: ignore[attr-defined]
+        return shaped
+
+    @property
     def problem(self) -> str:
         """The function's own ``problem``; missing where it has none."""
         return str(self.function.problem)  # type: ignore[attr-defined]

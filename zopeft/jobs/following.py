@@ -73,6 +73,8 @@ class Follower(TrainerCallback):
         assert self.trainer is not None
         if self.trainer.args.order == 0:
             self.listener(Progress("begin", note=self.batches(self.trainer.layout)))
+            if self.trainer.differing:
+                self.listener(Progress("begin", note=self.trainer.differing))
         self.loss.calls = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -125,7 +127,7 @@ class Follower(TrainerCallback):
     def _take(self, step: int, record: StepRecord) -> None:
         """Keeps what a step's record says."""
         grads = record.projected_grads
-        self.losses[step] = record.loss
+        self.losses[step] = record.seen
         self.grads[step] = math.sqrt(sum(g * g for g in grads) / max(1, len(grads)))
 
     def _log(self, step: int, most: int) -> None:

@@ -168,7 +168,7 @@ def _generating(
     else:
         scores = MetricScore(name)
     anchor = Anchor(section.anchor) if section.anchor else None
-    loss = ScoreLoss(tokenizer, scores, how, anchor, section.chosen == "metric")
+    loss = ScoreLoss(tokenizer, scores, how, anchor, section.chosen == "metric", section.shaping)
 
     def prompts(some: Any) -> Any:
         return PromptDataset(task, some, tokenizer, length, most, known)
@@ -197,7 +197,7 @@ def _refuse_generating(recipe: Recipe, task: Task) -> None:
     """Refuses settings of completions where options are compared."""
     section = recipe.objective
     usual = type(section)()
-    for key in ("samples", "temperature", "top_p", "max_new_tokens", "anchor"):
+    for key in ("samples", "temperature", "top_p", "max_new_tokens", "anchor", "shaping"):
         if getattr(section, key) != getattr(usual, key):
             what = f"{task.name} compares options and generates nothing"
             raise input_error(f"objective.{key}", what, getattr(section, key), "leave it out")

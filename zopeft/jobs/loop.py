@@ -207,7 +207,7 @@ def journaled_losses(out: Path) -> dict[int, float]:
     if not file.exists():
         return {}
     records = Journal.open(file).records()
-    return {r.step + 1: r.loss for r in records}
+    return {r.step + 1: r.seen for r in records}
 
 
 def _arguments(recipe: Recipe, out: Path, prepared: Prepared) -> ZOTrainingArguments:

@@ -15,6 +15,7 @@ def state_of(method: ZerothOrder) -> dict[str, Any]:
     """Returns step counters and all state; never noise."""
     return {
         "steps": method.steps,
+        "eps": method.eps,
         "skipped": method.skipped,
         "bad_in_a_row": method.bad.in_a_row,
         "forward_passes": method.forward_passes,
@@ -35,6 +36,8 @@ def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:
     What checkpoints of earlier versions do not hold is as it was then.
     """
     method.steps, method.skipped = state["steps"], state["skipped"]
+    if method.eps_open:
+        method.eps = float(state.get("eps", method.eps))
     method.bad.in_a_row = state["bad_in_a_row"]
     method.forward_passes = state["forward_passes"]
     method.engine.adopt()

@@ -43,6 +43,8 @@ class Method(ABC):
     """Whether it asks for slopes of the loss itself, which a score does not have."""
     groups = False
     """Whether groups of a batch see weights of their own (`zopeft.probing.groups`)."""
+    eps_open = False
+    """Whether the finite-difference step is that of the checkpoint which is gone on from."""
     decays = True
     """Whether weight decay can go with it."""
     spaces: tuple[str, ...] = ("full", "adapter", "scales")

@@ -80,6 +80,12 @@ class StepRecord:
         """The mean of the probes' losses."""
         return sum(self.losses) / len(self.losses)
 
+    @property
+    def seen(self) -> float:
+        """The mean of what the probes were scored with, as a loss, before it was shaped."""
+        scores = (self.notes or {}).get("scores")
+        return self.loss if scores is None else -float(scores.mean())
+
     def all_losses(self) -> tuple[float, ...]:
         """Returns every loss in the order that the step's plan asked for it."""
         if self.asked:

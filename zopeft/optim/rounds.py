@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from zopeft.engine.direction import Probe
@@ -16,6 +17,8 @@ from zopeft.optim.step import Plan, Step
 from zopeft.optim.writes import Write
 from zopeft.probing.closure import Closure
 
+SCORES = "scores"
+"""The note of a step whose losses are not what its probes were scored with, fp32 [P]."""
 Runner = Callable[[Sequence[Probe], Closure], tuple[Tensor, int]]
 """From probes and closure to losses [P] and the number of forward passes."""
 
@@ -111,8 +114,21 @@ class Rounds:
     def _run(self, closure: Closure) -> Tensor:
         losses, passes = self.run(self.probes, closure)
         self.forward_passes += passes
+        shape = getattr(closure, "shaped", None)
+        shaped = None if shape is None else shape(losses)
+        if shaped is not None:
+            self._note(losses)
+            losses = shaped
         self._sums = [a + b for a, b in zip(self._sums, losses.tolist(), strict=True)]
         return losses
+
+    def _note(self, losses: Tensor) -> None:
+        """Notes the scores of the first round, whose losses are about to be turned into others."""
+        count = len(self._closures)
+        if not self.asked:
+            seen = self.step.notes.get(SCORES, np.zeros(len(losses), np.float32)) * (count - 1)
+            own = -losses.detach().float().cpu().numpy()
+            self.step.notes[SCORES] = ((seen + own) / count).astype(np.float32)
 
     def finish(self) -> Sequence[Write] | None:
         """Runs what is left of the plan.

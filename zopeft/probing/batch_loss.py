@@ -38,7 +38,7 @@ class BatchLoss:
             ``grouped(model, batch, count, only)``, see `grouped`, serves methods that give
             groups of examples a direction each. One that runs the model many times says by
             ``tokens(batch)`` how many tokens most of its forwards have, and one that may find no
-            loss by ``problem`` why.
+            loss by ``problem`` why. One that compares the probes of a step has ``shaped(losses)``.
         layout: "padded" runs the batch as it is. "packed" has its texts share rows, and what
             they begin with where the loss allows it: no padding is computed, and the loss is
             the same but for rounding. "auto" packs where the model can be packed, which its
@@ -73,6 +73,12 @@ class BatchLoss:
         layout = self.batch.get(LAYOUT)
         ids = self.batch.get("input_ids") if layout is None else layout.ids
         return ids.numel() if isinstance(ids, Tensor) else 0
+
+    def shaped(self, losses: Tensor) -> Tensor | None:
+        """Returns what the losses [P] of a step's probes are turned into; None for nothing."""
+        own = getattr(self.loss_function, "shaped", None)
+        found: Tensor | None = None if own is None else own(losses)
+        return found
 
     @property
     def problem(self) -> str:

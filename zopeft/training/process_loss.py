@@ -51,6 +51,12 @@ class ProcessLoss:
         return needed
 
     @property
+    def shaped(self) -> Callable[[Tensor], Tensor | None]:
+        """What turns the losses of a step's probes into others, see `BatchLoss`."""
+        found: Callable[[Tensor], Tensor | None] = self.trainer.loss_function.shaped
+        return found
+
+    @property
     def problem(self) -> str:
         """Why the last batch had no loss; "" if it had, or the loss does not say."""
         return str(getattr(self.trainer.loss_function, "problem", ""))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from zopeft.optim.differing import find_eps
 from zopeft.probing.batch_loss import BatchLoss
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
@@ -38,6 +39,7 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
         trainer.layout = _layout(trainer, method)
         method.probing.layout = trainer.layout.way
         method.probing.steps_planned = trainer.steps_planned
+        _settle_eps(trainer, method)
     trainer.on_settled()
     if not getattr(method, "auto", False):
         return
@@ -47,6 +49,25 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
         trainer.model.eval()
         method.settle(closure(trainer, trainer.model, _first(trainer)))
         logger.info("learning rate: %s", method.lr_reason)
+
+
+def _settle_eps(trainer: ZOTrainerMixin, method: Any) -> None:
+    """Chooses the finite-difference step of a score, where none is given; a resumed run has one."""
+    if trainer.args.eps is not None or not getattr(trainer.loss_function, "flat", False):
+        return
+    journal = trainer.recording.journal
+    if journal is not None:
+        method.eps = float(journal.header.settings.get("eps", method.eps))
+    elif trainer.resumed is not None:
+        # What the checkpoint holds is about to be loaded.
+        method.eps_open = True
+    else:
+        trainer.model.eval()
+        found = find_eps(method, closure(trainer, trainer.model, _first(trainer)))
+        method.eps = found.eps
+        method.forward_passes += found.forward_passes
+        trainer.differing = found.line
+        logger.log(logging.INFO if found.share else logging.WARNING, "%s", found.line)
 
 
 def closure(trainer: ZOTrainerMixin, model: Any, batch: Any) -> BatchLoss:

@@ -142,6 +142,7 @@ class ZOTrainerMixin(Beneath):
         self.blocks = blocks
         self.finetuner, self.loss_function = finetuner, loss_function
         self.layout = Choice(PADDED, "not settled yet")
+        self.differing = ""
         self.resumed: Resumed | None = None
         self.steps_planned = max(0, args.max_steps)
         self.recording = Recording(

@@ -19,6 +19,9 @@ class AccuracyLoss:
     `zopeft.tasks.loss.TaskLoss`.
     """
 
+    flat = True
+    """See `zopeft.tasks.objectives.scored.ScoreLoss`."""
+
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch, 0-dim fp32."""
         return self.stacked(model, batch, 1)[0]

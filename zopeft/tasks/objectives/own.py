@@ -44,6 +44,8 @@ class Objective(ScoreLoss):
         top_p: Sample from the likeliest tokens with this share of the probability.
         samples: Completions of each prompt.
         anchor: Weight of the divergence from the model without its adapter.
+        shaping: "ranks" puts the centred ranks of a step's probes in place of their scores;
+            "rows" divides the scores of each prompt by their spread over the probes.
         max_length: Most tokens of a prompt and its completion.
         seed: Seed of what is sampled.
 
@@ -65,6 +67,7 @@ class Objective(ScoreLoss):
         top_p: float = 1.0,
         samples: int = 1,
         anchor: float = 0.0,
+        shaping: str = "none",
         max_length: int = 512,
         seed: int = 0,
     ) -> None:
@@ -74,7 +77,7 @@ class Objective(ScoreLoss):
         how = Generated(max_new_tokens, stop, sampling, samples, (), seed)
         score: Any = MetricScore(metric) if metric else _rewards(rewards, weights)
         term = Anchor(anchor) if anchor else None
-        super().__init__(tokenizer, score, how, term, metric is not None)
+        super().__init__(tokenizer, score, how, term, metric is not None, shaping)
         self.max_length = max_length
         self._steps = 0
 

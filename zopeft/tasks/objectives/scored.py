@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from zopeft.errors import input_error
 from zopeft.noise import role_seed, step_seed
 from zopeft.tasks.endings import end_ids, text_of
 from zopeft.tasks.generation import continue_all
@@ -17,6 +18,7 @@ from zopeft.tasks.objectives.anchor import Anchor
 from zopeft.tasks.objectives.prompted import PROMPTED, Prompted
 from zopeft.tasks.objectives.rewards import ScoreError
 from zopeft.tasks.objectives.sampling import Draw, Sampling, row_numbers
+from zopeft.tasks.objectives.shaping import SHAPINGS, by_rows, centred_ranks
 from zopeft.tasks.table import padding_id, table_rows
 
 logger = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class ScoreLoss:
         how: How completions are generated.
         anchor: What keeps the model near its start; None for nothing.
         strip: Whether answers are given to `score` without spaces around them.
+        shaping: "none"; "ranks" or "rows", see `zopeft.tasks.objectives.shaping`.
 
     Attributes:
         problem: Why the last batch had no score; "" if it had.
@@ -84,9 +87,14 @@ class ScoreLoss:
         how: Generated,
         anchor: Anchor | None = None,
         strip: bool = False,
+        shaping: str = "none",
     ) -> None:
         self.tokenizer, self.score, self.how = tokenizer, score, how
         self.anchor, self.strip = anchor, strip
+        if shaping not in SHAPINGS:
+            raise input_error("shaping", f"must be one of {', '.join(SHAPINGS)}", shaping)
+        self.shaping = shaping
+        self._seen: list[tuple[float, list[float], float]] = []
         self.problem = ""
         self.step = 0
         self._told: set[str] = set()
@@ -98,6 +106,28 @@ class ScoreLoss:
     def tokens(self, batch: Mapping[str, Any]) -> int:
         """Returns the tokens of one forward: most of them make one new token a row."""
         return len(batch[PROMPTED]) * self.how.samples
+
+    flat = True
+    """Whether the loss is flat in places, so that probes may not differ."""
+
+    def shaped(self, losses: Tensor) -> Tensor | None:
+        """Returns what the losses [P] of a step's probes are turned into; None for nothing.
+
+        Args:
+            losses: What `__call__` or `stacked` have returned, since they were last shaped.
+        """
+        seen, self._seen = self._seen, []
+        if self.shaping == "none" or not bool(losses.isfinite().all()):
+            return None
+        if self.shaping == "ranks":
+            return centred_ranks(losses)
+        # A probe may have been run again: what it last came to is what counts.
+        found, at = [], 0
+        for loss in losses.tolist():
+            at = next(n for n in range(at, len(seen)) if seen[n][0] == loss) + 1
+            found.append(seen[at - 1])
+        terms = torch.tensor([term for _, _, term in found]).to(losses)
+        return by_rows([scores for _, scores, _ in found], self.how.samples).to(losses) + terms
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch, 0-dim fp32."""
@@ -119,7 +149,10 @@ class ScoreLoss:
             return torch.full((count,), float("nan"), device=device)
         self.problem = ""
         losses = [-sum(own) / len(own) + term for own, term in zip(scores, terms, strict=True)]
-        return torch.tensor(losses, dtype=torch.float32, device=device)
+        found = torch.tensor(losses, dtype=torch.float32, device=device)
+        if self.shaping == "rows":
+            self._seen += list(zip(found.tolist(), scores, terms, strict=True))
+        return found
 
     def scores(
         self, model: Any, rows: Sequence[Prompted], count: int = 1
