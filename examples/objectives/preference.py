@@ -55,7 +55,7 @@ class Judged:
         self.seed = seed
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
         base = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-        lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+        lora = LoraConfig(task_type="CAUSAL_LM", lora_alpha=16, target_modules=["q_proj", "v_proj"])
         self.model = get_peft_model(base, lora).eval()
         given: dict[str, Any] = {"max_new_tokens": 12, "temperature": 1.0, "seed": seed}
         self.objective = zopeft.Objective(self.tokenizer, kind, anchor=anchor, **given)

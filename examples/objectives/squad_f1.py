@@ -38,7 +38,7 @@ class Squad:
         self.seed = seed
         self.tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
         base = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-        lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+        lora = LoraConfig(task_type="CAUSAL_LM", lora_alpha=16, target_modules=["q_proj", "v_proj"])
         self.model = get_peft_model(base, lora).eval()
         self.task = load_task("squad")
         self.rows = load_rows(self.task, "train", embedded=True)

@@ -4,7 +4,7 @@ Run it:  python examples/objectives/sums.py [SEED]        (about a minute)
 
 The embedded model answers "The text says that it was 7". What counts is the right number and
 nothing else, which it hardly ever says; on the way there, brevity counts, too. The same from the
-command line, with the prompts that ``python examples/objectives/sums.py --write`` leaves in sums.jsonl::
+command line, with the prompts that ``python examples/objectives/sums.py --write`` leaves::
 
     zopeft tune --data sums.jsonl --reward sums.py:right --reward sums.py:brief --eps 0.05 \
         method.directions=4 objective.max_new_tokens=10 --steps 160
@@ -61,7 +61,7 @@ def tune(seed: int, steps: int = STEPS) -> dict[str, Any]:
     """Tunes a LoRA by both rewards; returns the share of right answers before and after."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
     base = AutoModelForCausalLM.from_pretrained(MODEL_DIR)
-    lora = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"])
+    lora = LoraConfig(task_type="CAUSAL_LM", lora_alpha=16, target_modules=["q_proj", "v_proj"])
     model = get_peft_model(base, lora).eval()
     given: dict[str, Any] = {"max_new_tokens": 10, "stop": "\n"}
     objective = zopeft.Objective(tokenizer, [right, brief], **given)
