@@ -237,3 +237,15 @@ def test_a_reward_that_breaks_ends_the_run_and_keeps_it(
 def test_functions_are_loaded_from_modules_and_files():
     assert load_function("math:sqrt")(4.0) == 2.0
     assert load_function(f"{FILE}:length")(["ab"]) == [0.2]
+
+
+def test_a_model_that_has_diverged_has_no_score(tiny_tuned):
+    model, tokenizer = tiny_tuned
+    objective = zopeft.Objective(tokenizer, own.length, max_new_tokens=2)
+    closure = objective.closure(model, ROWS)
+    assert closure().isfinite()
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    assert closure().isnan() and "logits are not finite" in objective.problem
+    with pytest.raises(InputError, match="logits are not finite"):
+        objective.evaluate(model, ROWS)

@@ -46,7 +46,7 @@ class Goal:
         Raises:
             InputError: They have no score, or the anchor does not fit the model.
         """
-        from zopeft.tasks.objectives.rewards import ScoreError
+        from zopeft.tasks.objectives.sampling import ScoreError
 
         loss = self.generates
         if loss is None:
@@ -69,7 +69,7 @@ class Goal:
             RunError: A completion has no score.
         """
         from zopeft.errors import RunError
-        from zopeft.tasks.objectives.rewards import ScoreError
+        from zopeft.tasks.objectives.sampling import ScoreError
 
         if self.generates is None or self.prompts is None:
             return {}

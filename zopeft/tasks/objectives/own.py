@@ -10,9 +10,12 @@ from zopeft.probing.batch_loss import BatchLoss
 from zopeft.tasks.objectives.anchor import Anchor
 from zopeft.tasks.objectives.objective import MetricScore
 from zopeft.tasks.objectives.prompted import PromptCollator, Prompted, prompted_rows
-from zopeft.tasks.objectives.rewards import Reward, Rewards, ScoreError, load_function
-from zopeft.tasks.objectives.sampling import Sampling
+from zopeft.tasks.objectives.rewards import Reward, Rewards, load_function
+from zopeft.tasks.objectives.sampling import Sampling, ScoreError
 from zopeft.tasks.objectives.scored import Generated, ScoreLoss
+
+TOGETHER = 32
+"""Rows of an evaluation that are continued together."""
 
 
 class Objective(ScoreLoss):
@@ -115,8 +118,11 @@ class Objective(ScoreLoss):
             InputError: A completion has no score.
         """
         step, self.step = self.step, -1
+        data, found = self.data(rows), []
         try:
-            ((*found,),), _ = self.scores(model, self.data(rows))
+            for first in range(0, len(data), TOGETHER):
+                ((*some,),), _ = self.scores(model, data[first : first + TOGETHER])
+                found += some
         except ScoreError as error:
             raise InputError(str(error)) from error
         finally:

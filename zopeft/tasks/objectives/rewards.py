@@ -22,12 +22,9 @@ from typing import Any
 
 from zopeft.errors import InputError, close_matches, explain, input_error
 from zopeft.tasks.objectives.prompted import LEFT_OUT, Prompted
+from zopeft.tasks.objectives.sampling import ScoreError
 
 RewardFunction = Callable[..., Any]
-
-
-class ScoreError(Exception):
-    """A score that is none: its text is the one line that names it."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,10 @@ from zopeft.noise.philox import philox4x32
 WORD = 2.0**32
 
 
+class ScoreError(Exception):
+    """A score that is none: its text is the one line that names it."""
+
+
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are chosen.
@@ -53,7 +57,13 @@ class Draw:
         self.how, self.seed, self.rows = how, seed, rows
 
     def __call__(self, logits: Tensor, rows: Sequence[int], place: int) -> Tensor:
-        """Returns tokens [R] for logits [R, V]."""
+        """Returns tokens [R] for logits [R, V].
+
+        Raises:
+            ScoreError: There are logits that are no numbers.
+        """
+        if bool(logits.isnan().any()):
+            raise ScoreError("the model's logits are not finite; lower --lr or --eps")
         if self.how.greedy:
             return logits.argmax(-1)
         scaled = logits / self.how.temperature

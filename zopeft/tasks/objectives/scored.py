@@ -16,8 +16,7 @@ from zopeft.tasks.endings import end_ids, text_of
 from zopeft.tasks.generation import continue_all
 from zopeft.tasks.objectives.anchor import Anchor
 from zopeft.tasks.objectives.prompted import PROMPTED, Prompted
-from zopeft.tasks.objectives.rewards import ScoreError
-from zopeft.tasks.objectives.sampling import Draw, Sampling, row_numbers
+from zopeft.tasks.objectives.sampling import Draw, Sampling, ScoreError, row_numbers
 from zopeft.tasks.objectives.shaping import SHAPINGS, by_rows, centred_ranks
 from zopeft.tasks.table import padding_id, table_rows
 
@@ -102,6 +101,8 @@ class ScoreLoss:
     def begin(self, step: int) -> None:
         """Takes the random numbers of a step, from 0, for the batches to come."""
         self.step = step
+        # What was run since and never shaped, as in an evaluation, is no probe of the step.
+        self._seen = []
 
     def tokens(self, batch: Mapping[str, Any]) -> int:
         """Returns the tokens of one forward: most of them make one new token a row."""
