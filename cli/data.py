@@ -54,6 +54,50 @@ def show(
         screen.table(rows_table("tokens", _COLUMNS, _rows(shown["data"])))
 
 
+@data_app.command("export")
+def export(
+    task: o.Task = None,
+    data: o.OwnData = None,
+    split: o.Split = None,
+    examples: Annotated[
+        str | None, typer.Option("--examples", metavar="N", help="The first so many rows.")
+    ] = None,
+    out: o.Out = None,
+    overwrite: o.Overwrite = False,
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Write a task's rows and a YAML file that lm-evaluation-harness scores alike."""
+    from .output import facts_table, output
+
+    flags: o.Flags = {
+        "task.name": ("--task", task),
+        "task.data": ("--data", data),
+        "data.split": ("--split", split),
+        "task.eval_examples": ("--examples", examples),
+    }
+    with output(json, debug) as screen:
+        from zopeft.jobs.export import export as run
+        from zopeft.recipe.load import load_recipe
+
+        overrides = [] if examples is not None else ["task.eval_examples=null"]
+        checked = load_recipe("eval", None, overrides, flags)
+        summary = run(checked, out, overwrite, screen.listen)
+        names = ("task", "name", "rows", "out")
+        screen.result(summary, facts_table("exported", {name: summary[name] for name in names}))
+
+
+@data_app.command("schema")
+def schema(debug: o.Debug = False) -> None:
+    """Print the JSON schema of a task's YAML file, for editors."""
+    from zopeft.tasks.task_schema import task_schema
+
+    from .output import output
+
+    with output(True, debug) as screen:
+        screen.result(task_schema())
+
+
 _COLUMNS = ("split", "rows", "tokens", "taught", "share taught", "longest", "texts cut")
 
 

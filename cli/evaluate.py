@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from zopeft.errors import input_error
+
 from . import options as o
 
 Adapter = Annotated[
@@ -14,7 +16,20 @@ Adapter = Annotated[
     typer.Option("--adapter", metavar="DIR", help="A PEFT adapter's folder or hub id."),
 ]
 Examples = Annotated[
-    str | None, typer.Option("--examples", metavar="N", help="At most so many examples.")
+    str | None,
+    typer.Option("--examples", metavar="N", help="The first so many examples, see --seed."),
+]
+Seed = Annotated[
+    str | None,
+    typer.Option("--seed", metavar="N", help="Draw the --examples by this seed instead."),
+]
+Harness = Annotated[
+    str | None,
+    typer.Option(
+        "--harness",
+        metavar="TASKS",
+        help="Tasks of lm-evaluation-harness in place of --task: names or YAML files, by commas.",
+    ),
 ]
 
 
@@ -23,14 +38,15 @@ def evaluate(
     task: o.Task = None,
     data: o.OwnData = None,
     split: o.Split = None,
+    harness: Harness = None,
     adapter: Adapter = None,
     examples: Examples = None,
+    seed: Seed = None,
     recipe: o.RecipeOption = None,
     load_in_8bit: o.In8bit = False,
     load_in_4bit: o.In4bit = False,
     out: o.Out = None,
     batch_size: o.BatchSize = None,
-    seed: o.Seed = None,
     dtype: o.Dtype = None,
     layout: o.Layout = None,
     overwrite: o.Overwrite = False,
@@ -38,7 +54,7 @@ def evaluate(
     debug: o.Debug = False,
 ) -> None:
     """Measure accuracy, F1 or perplexity on a task's validation rows or your own."""
-    from .output import facts_table, output
+    from .output import facts_table, output, rows_table
     from .spared import spare
 
     model, overrides = o.split_words(words)
@@ -49,18 +65,35 @@ def evaluate(
         "data.split": ("--split", split),
         "task.eval_examples": ("--examples", examples),
         "training.eval_batch_size": ("--batch-size", batch_size),
-        "training.seed": ("--seed", seed),
         "training.layout": ("--layout", layout),
     }
     with output(json, debug) as screen:
         from zopeft.recipe.load import load_recipe
 
         checked = load_recipe("eval", recipe, overrides, flags)
+        if harness is not None:
+            beside = {
+                "--task": task,
+                "--data": data,
+                "--split": split,
+                "--seed": seed,
+                "--out": out,
+            }
+            _alone(beside)
+            from zopeft.jobs.harness import harness as ask
+
+            most = checked.task.eval_examples if examples is not None else None
+            names = [name.strip() for name in harness.split(",") if name.strip()]
+            summary = ask(checked, names, adapter, most, screen.listen)
+            rows = [(n, m, v) for n, one in summary["metrics"].items() for m, v in one.items()]
+            screen.result(summary, rows_table("lm-evaluation-harness", ("task", "", ""), rows))
+            return
         if adapter is None:
             spare(checked)
         from zopeft.jobs.evaluate import evaluate as run
 
-        summary = run(checked, adapter, out, overwrite=overwrite, listener=screen.listen)
+        draw = _draw(examples, seed)
+        summary = run(checked, adapter, out, overwrite, screen.listen, draw)
         facts = {key: summary[key] for key in ("model", "adapter", "task")}
         facts |= {
             **_measured(summary["metrics"]),
@@ -68,6 +101,27 @@ def evaluate(
             "out": summary["out"],
         }
         screen.result(summary, facts_table("evaluation", facts))
+
+
+def _draw(examples: str | None, seed: str | None) -> int | None:
+    """Returns the seed that rows are drawn by; None takes the first."""
+    if seed is None:
+        # Without --examples, a recipe's own cap draws as `zopeft tune` does.
+        return None if examples is not None else 0
+    if examples is None:
+        what = "there is nothing to draw without --examples"
+        raise input_error("--seed", what, seed, "give --examples N, or leave it out")
+    if not seed.isdigit():
+        raise input_error("--seed", "must be a whole number of at least 0", seed)
+    return int(seed)
+
+
+def _alone(flags: Mapping[str, Any]) -> None:
+    """Refuses what --harness has no use for."""
+    given = next((name for name, value in flags.items() if value is not None), None)
+    if given is not None:
+        what = "does not go with --harness, whose tasks bring their rows"
+        raise input_error(given, what, flags[given], "leave one of them out")
 
 
 def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:

@@ -111,6 +111,17 @@ def keys(
         )
 
 
+@recipe_app.command("schema")
+def schema(debug: o.Debug = False) -> None:
+    """Print the JSON schema of a recipe's YAML file, for editors."""
+    from zopeft.recipe.json_schema import recipe_schema
+
+    from .output import output
+
+    with output(True, debug) as screen:
+        screen.result(recipe_schema())
+
+
 def _default(value: Any) -> str:
     """Returns a default as YAML would have it."""
     if value is None:

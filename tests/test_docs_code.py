@@ -15,6 +15,8 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 JOBS = (
     *("tune", "evaluate", "meta_train", "estimate", "import_finetuner", "demo", "merge", "push"),
     "show",
+    "export",
+    "harness",
     "bench.bench",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -28,7 +30,7 @@ def commands():
     for page in PAGES:
         for code in blocks(page, "bash"):
             for line in code.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
+                words = shlex.split(line.partition(" > ")[0], comments=True)
                 if words[:1] == ["zopeft"] and not any(word.isupper() for word in words):
                     yield pytest.param(words[1:], id=f"{page.stem}: {' '.join(words[1:])[:60]}")
 
@@ -68,7 +70,7 @@ def test_commands_are_taken(words, tmp_path, monkeypatch, capsys):
             raise ReachedError
 
         monkeypatch.setattr(module, job.rpartition(".")[2], begin)
-    if words[0] in ("list", "recipe"):
+    if words[0] in ("list", "recipe") or words[:2] == ["data", "schema"]:
         assert main(words) == 0, capsys.readouterr().err
         return
     if words[0] in ("blocks", "finetuner"):  # They read models and folders at once.

@@ -127,7 +127,7 @@ def load_task(name: str | None, loss: Literal["answer", "choice"] | None = None)
     return task if loss is None else replace(task, loss=loss)
 
 
-def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> Rows:
+def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool, draw: int | None = 0) -> Rows:
     """Returns the rows of a split, at most as many as the recipe wants.
 
     Args:
@@ -135,6 +135,7 @@ def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> Rows:
         task: The task.
         split: "train" or "validation".
         embedded: Whether the embedded samples stand in for the hub's data.
+        draw: Seed of the draw of validation rows, where there are more; None takes the first.
 
     Raises:
         InputError: The data cannot be had, is empty or has other columns.
@@ -145,7 +146,7 @@ def load_rows(recipe: Recipe, task: Any, split: str, embedded: bool) -> Rows:
     data = Path(section.data) if section.data else None
     limit = section.train_examples if training else section.eval_examples
     # Runs with different seeds are compared on the same validation rows.
-    seed = recipe.training.seed if training else 0
+    seed = recipe.training.seed if training else draw
     if task.own is None and recipe.data.split and training == (recipe.job != "eval"):
         split = recipe.data.split
     return load(task, split, data, embedded and data is None, limit, seed)

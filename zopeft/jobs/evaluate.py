@@ -24,6 +24,7 @@ def evaluate(
     out: str | None = None,
     overwrite: bool = False,
     listener: Listener = ignore,
+    draw: int | None = 0,
 ) -> dict[str, Any]:
     """Measures a task's metric on its validation rows.
 
@@ -34,6 +35,8 @@ def evaluate(
         out: Folder for the record; None writes nothing.
         overwrite: Whether an earlier record may be replaced.
         listener: Called with reports.
+        draw: Seed of the draw of rows, where the recipe takes fewer than there are; None takes
+            the first.
 
     Returns:
         The summary, with ``metrics`` as the task's evaluation gives them.
@@ -44,11 +47,15 @@ def evaluate(
     with (
         nullcontext() if out is None else Folder(out, "eval", overwrite, inputs=[adapter]) as folder
     ):
-        return _evaluated(recipe, adapter, folder, listener)
+        return _evaluated(recipe, adapter, folder, listener, draw)
 
 
 def _evaluated(
-    recipe: Recipe, adapter: str | None, folder: Folder | None, listener: Listener
+    recipe: Recipe,
+    adapter: str | None,
+    folder: Folder | None,
+    listener: Listener,
+    draw: int | None,
 ) -> dict[str, Any]:
     """Measures, and writes the record where there is a folder for it."""
     from zopeft.tasks.counts import Counts
@@ -60,7 +67,7 @@ def _evaluated(
     model, tokenizer, source = load_served(recipe, adapter, listener)
     embedded = on_embedded(source)
     take_template(recipe, task, tokenizer, embedded, listener)
-    rows = load_rows(recipe, task, "validation", embedded)
+    rows = load_rows(recipe, task, "validation", embedded, draw)
     counts = Counts.of(check_rows(model, tokenizer, task, rows, recipe.task.max_length), rows)
     for line in told(recipe, task, tokenizer, rows, None, counts):
         listener(Progress("load", note=line))
@@ -75,7 +82,7 @@ def _evaluated(
         "metrics": metrics,
         "seconds": round(time.monotonic() - started, 3),
         "peak_bytes": peak_bytes(),
-        "seed": recipe.training.seed,
+        "drawn_by": draw,
         "versions": versions(),
         "hardware": hardware(),
         "recipe": recipe.to_dict(),

@@ -36,24 +36,10 @@ from typing import Any
 from zopeft.errors import InputError, close_matches, input_error
 from zopeft.tasks.filling import fields, fill, fill_prompt, joined
 from zopeft.tasks.task import Example, HubSource, Row, RowError, Task
+from zopeft.tasks.task_schema import PROPERTIES
 from zopeft.tasks.values import choice, words
 
-KEYS: tuple[str, ...] = (
-    "name",
-    "prompt",
-    "choices",
-    "label",
-    "label_by",
-    "answer",
-    "metric",
-    "loss",
-    "max_new_tokens",
-    "stop",
-    "hub",
-    "data",
-    "splits",
-    "about",
-)
+KEYS: tuple[str, ...] = tuple(PROPERTIES)
 """The keys of a task file."""
 KEYS_LINE = "its keys are " + ", ".join(KEYS)
 

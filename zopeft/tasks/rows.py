@@ -47,7 +47,7 @@ def load_rows(
     data: str | Path | None = None,
     embedded: bool = False,
     limit: int | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
 ) -> Rows:
     """Loads and checks the rows of one split.
 
@@ -61,7 +61,7 @@ def load_rows(
         embedded: Take the samples inside the package.
         limit: Most rows; they are drawn without replacement by `seed`, and a smaller
             limit draws the beginning of the same sequence. None: all, in file order.
-        seed: Seed of the draw. No global generator is used or changed.
+        seed: Seed of the draw; None takes the first rows. No global generator is used or changed.
 
     Returns:
         Rows as dicts; a list.
@@ -91,7 +91,8 @@ def load_rows(
     _check_columns(task, source)
     order = list(range(len(source.rows)))
     if limit is not None:
-        random.Random(seed).shuffle(order)
+        if seed is not None:
+            random.Random(seed).shuffle(order)
         order = order[:limit]
     for index in order:
         try:
