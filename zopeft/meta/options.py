@@ -53,7 +53,7 @@ class MetaOptions(Declared):
     rule: str = option(
         "signal", "closed form of the objective signal (`zopeft.meta.signal`)", choices=RULES
     )
-    steps: int = option(300, "meta-steps over all tasks (T)", least=1)
+    steps: int = option(100, "meta-steps over all tasks (T)", least=1)
     stop: float = option(
         0.0,
         "gain from check to check below which the steps are enough (signal, constant policy); "

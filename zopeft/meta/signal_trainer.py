@@ -154,16 +154,15 @@ class SignalTrainer:
     ) -> tuple[float, float]:
         seed = step_seed(self.settings.seed, step)
         statistics = self.statistics
-        own: Tensor | None = None
         if step % 2 == 0:
-            own, drawn, count = self.trajectory.losses(
+            drawn, count = self.trajectory.drawn(
                 batch, lambda: self.draw_labels(self.model, batch, seed)
             )
             statistics.begin_curvature(count)
-            self.trajectory.backward(batch, statistics.take_curvature, drawn, again=True)
+            self.trajectory.backward(batch, statistics.take_curvature, drawn)
             del drawn
         statistics.begin_gradient(step)
-        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient, own)
+        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
         return loss, float(statistics.gradient_norm)
 
     @property
