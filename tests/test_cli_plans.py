@@ -107,6 +107,6 @@ def test_help_has_defaults_in_groups(zopeft_command, monkeypatch):
         assert f" {group} " in shown
     assert "[default: (1000)]" in shown and "[default: (constant)]" in shown
     _, learned, _ = zopeft_command("meta-train", "--help")
-    assert "[default: (300)]" in learned and "[default: (1000)]" not in learned
+    assert "[default: (100)]" in learned and "[default: (1000)]" not in learned
     _, first, _ = zopeft_command("--help")
     assert "--install-completion" in first
