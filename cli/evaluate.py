@@ -10,6 +10,7 @@ import typer
 from zopeft.errors import input_error
 
 from . import options as o
+from . import run_options as r
 
 Adapter = Annotated[
     str | None,
@@ -38,6 +39,8 @@ def evaluate(
     task: o.Task = None,
     data: o.OwnData = None,
     split: o.Split = None,
+    objective: r.Objective = None,
+    reward: r.Reward = None,
     harness: Harness = None,
     adapter: Adapter = None,
     examples: Examples = None,
@@ -53,7 +56,7 @@ def evaluate(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Measure accuracy, F1 or perplexity on a task's validation rows or your own."""
+    """Measure accuracy, F1, perplexity or a reward on a task's validation rows or your own."""
     from .output import facts_table, output, rows_table
     from .spared import spare
 
@@ -63,6 +66,8 @@ def evaluate(
         "task.name": ("--task", task),
         "task.data": ("--data", data),
         "data.split": ("--split", split),
+        "objective.name": ("--objective", objective),
+        "objective.rewards": ("--reward", reward or None),
         "task.eval_examples": ("--examples", examples),
         "training.eval_batch_size": ("--batch-size", batch_size),
         "training.layout": ("--layout", layout),

@@ -141,6 +141,10 @@ def test_a_reward_from_the_command_line_resumes_bit_for_bit(
     assert (tmp_path / "whole" / "score.png").is_file()
     lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
     assert any("score" in json.loads(line) for line in lines)
+    given = ("eval", "--adapter", tmp_path / "whole", "--data", prompts, "objective.temperature=1")
+    told = zopeft_command.json(*given, "objective.max_new_tokens=4", "--reward", reward)
+    assert told["metrics"]["reward"] > 0 and told["metrics"]["examples"] == 8
+    assert "alone have nothing to teach" in zopeft_command.refused("eval", "--data", prompts)
     out = tmp_path / "parts"
     run(zopeft_command, tiny_model, *words, "--steps", 3, "--out", out)
     line = zopeft_command.refused("tune", "--resume", "--out", out, "--steps", 5)

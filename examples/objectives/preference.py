@@ -30,7 +30,7 @@ BEGINNINGS = (
     "this movie is",
     "a film that",
 )
-STEPS, DIRECTIONS, BATCH = 60, 4, 12
+STEPS, DIRECTIONS, BATCH, EPS = 120, 4, 16, 5e-2
 
 
 def kind(completions: list[str], **columns: Any) -> list[float]:
@@ -84,7 +84,7 @@ class Judged:
     def tune(self, steps: int) -> list[float]:
         """Makes steps; returns what the probes of each have come to, less the price."""
         optimizer = zopeft.MeZO(
-            zopeft.discover(self.model), eps=2e-2, directions=DIRECTIONS, seed=self.seed
+            zopeft.discover(self.model), eps=EPS, directions=DIRECTIONS, seed=self.seed
         )
         optimizer.probing.steps_planned = steps
         draw, curve = random.Random(self.seed), []

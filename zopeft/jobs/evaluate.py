@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from zopeft.jobs.build import load_rows, model_label, on_embedded
 from zopeft.jobs.data import Tuned, make_task, record_of, take_template, told
 from zopeft.jobs.folder import Folder
+from zopeft.jobs.goal import Goal, make_goal
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.served import load_served
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
-
-if TYPE_CHECKING:
-    from zopeft.jobs.goal import Goal
 
 
 def evaluate(
@@ -68,10 +66,15 @@ def _evaluated(
     embedded = on_embedded(source)
     take_template(recipe, task, tokenizer, embedded, listener)
     rows = load_rows(recipe, task, "validation", embedded, draw)
-    counts = Counts.of(check_rows(model, tokenizer, task, rows, recipe.task.max_length), rows)
+    checked = check_rows(model, tokenizer, task, rows, recipe.task.max_length)
+    counts = Counts.of(checked, rows)
     for line in told(recipe, task, tokenizer, rows, None, counts):
         listener(Progress("load", note=line))
-    metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate")
+    goal = make_goal(recipe, task, tokenizer, checked, rows, model, adapter)
+    if goal.told:
+        listener(Progress("load", note=goal.told))
+    goal.rehearse(model)
+    metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate", goal)
     summary: dict[str, Any] = {
         "job": "eval",
         "out": None if folder is None else str(folder.path),

@@ -93,7 +93,13 @@ class Goal:
 
 
 def make_goal(
-    recipe: Recipe, task: Task, tokenizer: Any, train: TaskDataset, rows: Any, model: Any
+    recipe: Recipe,
+    task: Task,
+    tokenizer: Any,
+    train: TaskDataset,
+    rows: Any,
+    model: Any,
+    adapter: str | None = None,
 ) -> Goal:
     """Returns what a recipe's objective comes to.
 
@@ -104,6 +110,7 @@ def make_goal(
         train: The rows to train on, encoded for the task's loss.
         rows: The same rows.
         model: The model, with its adapter.
+        adapter: The adapter's folder, where it was loaded from one.
 
     Raises:
         InputError: The objective does not fit the task, or its functions cannot be loaded.
@@ -114,6 +121,7 @@ def make_goal(
     from zopeft.tasks.table import table_rows
 
     section, known = recipe.objective, table_rows(model)
+    _own_code(section.rewards, [recipe.model.name, adapter])
     if not section.scores:
         if task.kind == "prompt":
             do = "give --reward FILE.py:FUNCTION, or rows with answers"
@@ -163,7 +171,6 @@ def _generating(
     how = Generated(most, task.stop, sampling, section.samples, ends, recipe.training.seed)
     scores: Any
     if section.chosen == "reward":
-        _own_code(recipe)
         scores = load_rewards(section.rewards, section.weights)
     else:
         scores = MetricScore(name)
@@ -203,17 +210,15 @@ def _refuse_generating(recipe: Recipe, task: Task) -> None:
             raise input_error(f"objective.{key}", what, getattr(section, key), "leave it out")
 
 
-def _own_code(recipe: Recipe) -> None:
-    """Refuses reward code that a model's folder brings along.
+def _own_code(rewards: Sequence[str], folders: Sequence[str | None]) -> None:
+    """Refuses reward code that a model's or an adapter's folder brings along.
 
     Raises:
-        InputError: A file of a reward lies in the folder of the model.
+        InputError: A file of a reward lies in one of the folders.
     """
-    folder = Path(str(recipe.model.name or "")).expanduser()
-    if recipe.model.name is None or not folder.is_dir():
-        return
-    for name in recipe.objective.rewards:
-        file = Path(name.rpartition(":")[0]).expanduser()
-        if file.suffix == ".py" and file.resolve().is_relative_to(folder.resolve()):
-            do = "read it, and put a copy of it elsewhere"
-            raise input_error("--reward", "code in the model's folder is not run", name, do)
+    for folder in (Path(one).expanduser() for one in folders if one is not None):
+        for name in rewards if folder.is_dir() else ():
+            file = Path(name.rpartition(":")[0]).expanduser()
+            if file.suffix == ".py" and file.resolve().is_relative_to(folder.resolve()):
+                do = "read it, and put a copy of it elsewhere"
+                raise input_error("--reward", "code in the model's folder is not run", name, do)

@@ -68,9 +68,9 @@ def _of_objective(recipe: Recipe) -> list[str]:
     """Returns what is wrong between an objective and the rest."""
     section, found = recipe.objective, []
     usual, name = ObjectiveSection(), section.chosen
-    if recipe.job != "tune":
+    if recipe.job not in ("tune", "eval"):
         if section != usual:
-            found.append(explain("objective", f"goes with zopeft tune, not {recipe.job}"))
+            found.append(explain("objective", f"goes with zopeft tune and eval, not {recipe.job}"))
         return found
     if section.rewards and name != "reward":
         found.append(explain("objective.rewards", "go with --objective reward", name))
@@ -97,7 +97,7 @@ def _of_objective(recipe: Recipe) -> list[str]:
         do = "give objective.temperature=1"
         what = "greedy completions of one prompt are all the same"
         found.append(explain("objective.samples", what, section.samples, do))
-    if section.shaping != "none" and recipe.method.lr == "auto":
+    if section.shaping != "none" and recipe.method.lr == "auto" and recipe.job == "tune":
         do = "give a number: eps * eps / 2 takes steps of a quarter of eps"
         what = f"has no rule for auto with objective.shaping={section.shaping}"
         found.append(explain("--lr", what, do=do))
