@@ -53,7 +53,9 @@ def test_a_reward_is_called_as_trl_calls_it(tiny_tuned):
     loss = objective.closure(model, ROWS)()
     assert float(loss) == -1.5
     assert seen["prompts"] == [row["prompt"] for row in ROWS] and seen["goal"] == [0, 1, 2, 3]
-    assert set(seen) == {"prompts", "completions", "ids", "goal"}
+    trls = {"trainer_state", "log_extra", "log_metric"}
+    assert set(seen) == {"prompts", "completions", "ids", "goal", *trls}
+    assert seen["trainer_state"].global_step == 0 and seen["log_metric"]("a", 1.0) is None
     assert seen["completions"] == tokenizer.batch_decode(seen["ids"], skip_special_tokens=True)
     chat = [{"prompt": [{"role": "user", "content": "Who?"}]}]
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
@@ -253,3 +255,40 @@ def test_a_model_that_has_diverged_has_no_score(tiny_tuned):
     assert closure().isnan() and "logits are not finite" in objective.problem
     with pytest.raises(InputError, match="logits are not finite"):
         objective.evaluate(model, ROWS)
+
+
+def test_the_anchor_is_the_divergence_by_hand(tiny_tuned):
+    model, tokenizer = tiny_tuned
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=2.0)
+    seen = []
+
+    def nothing(completion_ids, **columns):
+        seen[:] = completion_ids
+        return [0.0] * len(completion_ids)
+
+    given = {"max_new_tokens": 6, "temperature": 1.0, "anchor": 0.5}
+    objective = zopeft.Objective(tokenizer, nothing, **given)
+    term = float(objective.closure(model, ROWS)())
+    numbers = []
+    for one, ids in zip(objective.data(ROWS), seen, strict=True):
+        text = torch.tensor([[*one.ids, *ids]])
+        with torch.no_grad():
+            here = model(text).logits.log_softmax(-1)
+            with model.disable_adapter():
+                below = model(text).logits.log_softmax(-1)
+        places = torch.arange(len(one.ids) - 1, text.shape[1] - 1)
+        logs = (below - here)[0, places, torch.tensor(ids)]
+        numbers += (logs.exp() - logs - 1.0).tolist()
+    assert term == pytest.approx(0.5 * sum(numbers) / len(numbers), rel=1e-3) and term > 1e-3
+    with pytest.raises(InputError, match="there is no adapter; use --lora"):
+        objective.anchor.check(model.get_base_model())
+
+
+def test_trls_own_rewards_work(tiny_tuned):
+    rewards = pytest.importorskip("trl.rewards", reason="trl is not installed")
+    model, tokenizer = tiny_tuned
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    objective = zopeft.Objective(tokenizer, rewards.think_format_reward, max_new_tokens=3)
+    assert objective.evaluate(model, [{"prompt": [{"role": "user", "content": "Who?"}]}]) == 0.0

@@ -42,9 +42,19 @@ class Reward:
     weight: float = 1.0
 
     def __call__(
-        self, rows: Sequence[Prompted], texts: Sequence[str], ids: Sequence[Sequence[int]]
+        self,
+        rows: Sequence[Prompted],
+        texts: Sequence[str],
+        ids: Sequence[Sequence[int]],
+        step: int = 0,
     ) -> list[float | None]:
         """Returns a number a completion, None where the function does not apply.
+
+        Args:
+            rows: The prompts, one for each completion.
+            texts: The completions.
+            ids: Their tokens.
+            step: The run's step, for functions that look at it.
 
         Raises:
             ScoreError: The function raises, or what it returns is no such list.
@@ -54,6 +64,7 @@ class Reward:
         given["prompts"] = [one.prompt for one in rows]
         given["completions"] = [one.completion(text) for one, text in zip(rows, texts, strict=True)]
         given["completion_ids"] = [list(one) for one in ids]
+        given |= {"trainer_state": _state(step), "log_extra": _unheard, "log_metric": _unheard}
         try:
             # Standard output may be carrying JSON.
             with contextlib.redirect_stdout(sys.stderr):
@@ -97,6 +108,17 @@ class Reward:
         return numbers
 
 
+def _state(step: int) -> Any:
+    """What tells a function of the run's progress, as a trainer's state does."""
+    from transformers import TrainerState
+
+    return TrainerState(global_step=max(0, step))
+
+
+def _unheard(*args: Any, **kwargs: Any) -> None:
+    """Stands in for what TRL logs of a reward."""
+
+
 async def _awaited(found: Any) -> Any:
     return await found
 
@@ -106,10 +128,14 @@ class Rewards:
 
     Args:
         rewards: The rewards, at least one.
+
+    Attributes:
+        step: The run's step, which rewards are told.
     """
 
     def __init__(self, rewards: Sequence[Reward]) -> None:
         self.rewards = tuple(rewards)
+        self.step = 0
 
     def __call__(
         self, rows: Sequence[Prompted], texts: Sequence[str], ids: Sequence[Sequence[int]]
@@ -119,7 +145,7 @@ class Rewards:
         Raises:
             ScoreError: As of `Reward`, or no reward applies to a row.
         """
-        each = [reward(rows, texts, ids) for reward in self.rewards]
+        each = [reward(rows, texts, ids, self.step) for reward in self.rewards]
         scores = []
         for one, numbers in zip(rows, zip(*each, strict=True), strict=True):
             pairs = [(r.weight, n) for r, n in zip(self.rewards, numbers, strict=True)]

@@ -101,6 +101,8 @@ class ScoreLoss:
     def begin(self, step: int) -> None:
         """Takes the random numbers of a step, from 0, for the batches to come."""
         self.step = step
+        if hasattr(self.score, "step"):
+            self.score.step = step
         # What was run since and never shaped, as in an evaluation, is no probe of the step.
         self._seen = []
 
