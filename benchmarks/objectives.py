@@ -22,7 +22,7 @@ from rows import RESULTS, about, keep
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "examples" / "objectives"
-ANCHORS = (0.0, 0.1)
+ANCHORS = (0.0, 0.05)
 """Prices of the divergence from the base model that are compared."""
 
 

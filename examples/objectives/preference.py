@@ -5,7 +5,7 @@ Run it:  python examples/objectives/preference.py [ANCHOR]        (about a minut
 The embedded model goes on with the beginning of a film review, and a judge prefers the kind ones:
 the share of kind words among those that judge. With an anchor the model pays for every token that
 the base model would hardly have said, and stays nearer to it. From the command line, the reward
-in a file: ``--reward preference.py:kind objective.anchor=0.1``.
+in a file: ``--reward preference.py:kind objective.anchor=0.05``.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def compare(anchor: float, seed: int = 0, steps: int = STEPS) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    for price in [float(sys.argv[1])] if len(sys.argv) > 1 else (0.0, 0.1):
+    for price in [float(sys.argv[1])] if len(sys.argv) > 1 else (0.0, 0.05):
         told = compare(price)
         print(f"anchor {price:g}: {told['before']} -> {told['after']}")
         print("\n".join(told["samples"]))

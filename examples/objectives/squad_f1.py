@@ -23,8 +23,8 @@ import zopeft
 from zopeft.embedded import MODEL_DIR
 from zopeft.tasks import Collator, TaskDataset, evaluate, load_rows, load_task, task_loss
 
-BEGINNING, STEPS, BATCH = 45, 200, 16
-"""Steps by the loss, steps by F1 (of two probes each), and prompts a probe."""
+ENOUGH, STEPS, BATCH, EPS = 0.5, 200, 16, 4e-2
+"""F1 to begin with, steps by F1 (of two probes each), prompts a probe, and how far probes look."""
 
 
 class Squad:
@@ -47,9 +47,10 @@ class Squad:
         self.collate = Collator(self.tokenizer)
         self.draw = random.Random(seed)
 
-    def optimizer(self, steps: int) -> Any:
+    def optimizer(self, steps: int, eps: float | None = None) -> Any:
         """Returns MeZO over the adapter, for so many steps."""
-        found = zopeft.MeZO(zopeft.discover(self.model), seed=self.draw.randrange(2**31))
+        blocks, seed = zopeft.discover(self.model), self.draw.randrange(2**31)
+        found = zopeft.MeZO(blocks, eps=eps, seed=seed)
         found.probing.steps_planned = steps
         return found
 
@@ -73,7 +74,7 @@ class Squad:
             {"prompt": self.task.example(row).prompt, "answers": row["answers"]["text"]}
             for row in self.rows
         ]
-        data, optimizer, scores = objective.data(prompted), self.optimizer(steps), []
+        data, optimizer, scores = objective.data(prompted), self.optimizer(steps, EPS), []
         for _ in range(steps):
             rows = self.draw.sample(data, BATCH)
             optimizer.step(objective.closure(self.model, rows))
@@ -96,10 +97,16 @@ class Squad:
                 parameter.data.copy_(weights[name])
 
 
-def compare(seed: int, beginning: int = BEGINNING, steps: int = STEPS) -> dict[str, Any]:
-    """Tunes on by F1, and from the same start by the loss for as much of the processor's time."""
+def compare(seed: int, beginning: int = 200, steps: int = STEPS) -> dict[str, Any]:
+    """Tunes on by F1, and from the same start by the loss for as much of the processor's time.
+
+    Args:
+        seed: The seed.
+        beginning: Most steps by the loss to begin with.
+        steps: Steps by F1.
+    """
     squad = Squad(seed)
-    squad.by_loss(beginning)
+    squad.by_loss(beginning, lambda step: step % 5 == 4 and squad.scores()["f1"] >= ENOUGH)
     start, found = squad.weights(), {"start": squad.scores()}
     began = time.process_time()
     curve = squad.by_f1(steps)

@@ -2,7 +2,7 @@
 
 A loss has a slope everywhere; a score of what a model generates changes only where a token does. If
 both probes of a step generate the same, nothing is learned of it. So before a run the step along
-random directions is widened until half of the pairs of probes have different scores.
+random directions is widened until all of a few pairs of probes have different scores.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 PAIRS = 4
 """Directions that a step is tried along."""
-ENOUGH = 0.5
-"""Share of them whose two scores must differ."""
+ENOUGH = 1.0
+"""Share of them whose two scores must differ: of a pair that hardly ever differs, what differs is
+one completion of a batch, and tells little of the direction."""
 WIDER, MOST_LOOKS = 2.0, 5
 """A step that is too short is made so much wider, and so many are tried at most."""
 

@@ -43,6 +43,8 @@ class Method(ABC):
     """Whether it asks for slopes of the loss itself, which a score does not have."""
     groups = False
     """Whether groups of a batch see weights of their own (`zopeft.probing.groups`)."""
+    flat = False
+    """Whether the loss is a score that is flat in places, as its closure says."""
     eps_open = False
     """Whether the finite-difference step is that of the checkpoint which is gone on from."""
     decays = True

@@ -19,7 +19,7 @@ from zopeft.optim.checkpoint import load_state, state_of
 from zopeft.optim.clipping import RunningClip
 from zopeft.optim.closing import closed
 from zopeft.optim.declared import take_options
-from zopeft.optim.defaults import default_eps, default_reach, fallback_lr
+from zopeft.optim.defaults import FLAT_REACH, default_eps, default_reach, fallback_lr
 from zopeft.optim.directions import directions_of, engine_of
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.learning_rate import FirstLook, first_look
@@ -204,6 +204,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         if settled is not None:
             return settled
         self.engine.adopt()
+        self.flat = bool(getattr(closure, "flat", False))
         scales = self._scales()
         self._select(closure)
         first = self.selection.at(self.steps)
@@ -229,6 +230,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         if settled is not None:
             return settled
         self.engine.adopt()
+        self.flat = bool(getattr(closure, "flat", False))
         scales = self._scales()
         self._select(closure)
         step = Step(self, self.steps, self.due_seed, self.eps, scales, True)
@@ -238,6 +240,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
     def _begin(self, scales: Tensor | None, look: FirstLook | None = None) -> float:
         share, planned = (self._share(scales), self.share_origin), self.probing.steps_planned
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
+        reach *= FLAT_REACH if self.flat else 1.0
         return self.pace.start(self.param_groups, reach, share, fallback, self.eps, planned, look)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:

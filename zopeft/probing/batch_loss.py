@@ -81,6 +81,11 @@ class BatchLoss:
         return found
 
     @property
+    def flat(self) -> bool:
+        """Whether the loss is flat in places, as the negative of a score is."""
+        return bool(getattr(self.loss_function, "flat", False))
+
+    @property
     def problem(self) -> str:
         """Why the batch had no loss when it was last run; "" where that is not known."""
         return str(getattr(self.loss_function, "problem", ""))

@@ -57,6 +57,11 @@ class ProcessLoss:
         return found
 
     @property
+    def flat(self) -> bool:
+        """Whether the loss is flat in places, as the negative of a score is."""
+        return bool(getattr(self.trainer.loss_function, "flat", False))
+
+    @property
     def problem(self) -> str:
         """Why the last batch had no loss; "" if it had, or the loss does not say."""
         return str(getattr(self.trainer.loss_function, "problem", ""))
