@@ -97,3 +97,18 @@ def test_a_chosen_eps_and_shaped_losses_resume_bit_for_bit(
     zopeft_command.json("tune", "--resume", "--out", out, "--steps", 5, *reward)
     mine, whole = (load_file(folder / ADAPTER) for folder in (out, tmp_path / "whole"))
     assert all(torch.equal(mine[name], whole[name]) for name in whole)
+
+
+def test_lr_auto_takes_shorter_steps_on_a_score(tiny_tuned):
+    model, tokenizer = tiny_tuned
+    objective = zopeft.Objective(tokenizer, own.length, max_new_tokens=3, temperature=1.0)
+    on_score = zopeft.MeZO(zopeft.discover(model), lr="auto", eps=0.5)
+    on_score.step(objective.closure(model, ROWS))
+    ids = torch.tensor([[1, 5, 6, 7]])
+    on_loss = zopeft.MeZO(zopeft.discover(model), lr="auto", eps=0.5)
+    on_loss.step(zopeft.BatchLoss(model, {"input_ids": ids, "labels": ids}))
+    reaches = [one.rate.start["reach"] for one in (on_score, on_loss)]
+    assert reaches == [0.25 * 0.5, 0.5]
+    # A step along u goes no further, in multiples of u.
+    record = on_score.last_record
+    assert abs(record.lr[0] * record.projected_grads[0]) <= 0.125 * (1 + 1e-6)
