@@ -81,6 +81,8 @@ def evaluate(
                 "--task": task,
                 "--data": data,
                 "--split": split,
+                "--objective": objective,
+                "--reward": reward,
                 "--seed": seed,
                 "--out": out,
             }

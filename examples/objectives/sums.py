@@ -7,7 +7,7 @@ nothing else, which it hardly ever says; on the way there, brevity counts, too. 
 command line, with the prompts that ``python examples/objectives/sums.py --write`` leaves::
 
     zopeft tune --data sums.jsonl --reward sums.py:right --reward sums.py:brief --eps 0.05 \
-        method.directions=4 objective.max_new_tokens=10 --steps 200
+        method.directions=4 objective.max_new_tokens=10 --steps 120
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import zopeft
 from zopeft.embedded import MODEL_DIR
 
 NAMES = ("Tom", "Kate", "Sam", "Nina", "Paul", "Eva", "Fred", "Ann")
-STEPS, DIRECTIONS, BATCH, EPS = 200, 4, 16, 5e-2
+STEPS, DIRECTIONS, BATCH, EPS = 120, 4, 16, 5e-2
 THINGS = ("coins", "balls", "books", "apples", "shells", "frogs")
 
 
