@@ -82,7 +82,7 @@ def evaluate(
                 "--data": data,
                 "--split": split,
                 "--objective": objective,
-                "--reward": reward,
+                "--reward": reward or None,
                 "--seed": seed,
                 "--out": out,
             }
