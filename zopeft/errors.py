@@ -9,15 +9,35 @@ import difflib
 import warnings
 from collections.abc import Iterable
 
+LONGEST, LONGEST_VALUE = 1000, 200
+"""Characters of an error's line, and of a value in it, at most."""
+
+
+def one_line(text: str) -> str:
+    """Returns a text as one line that any terminal prints."""
+    line = " ".join(text.split())
+    if not line.isprintable():
+        line = "".join(one if one.isprintable() else ascii(one)[1:-1] for one in line)
+    return cut(line, LONGEST)
+
+
+def cut(text: str, most: int) -> str:
+    """Returns a text, or its beginning and how much more there is."""
+    return text if len(text) <= most else f"{text[: most - 30]}... ({len(text)} characters)"
+
 
 class ZopeftError(Exception):
     """Base of all errors that zopeft raises on purpose; its text is one line.
 
     ``exit_code`` is what the command line ends with: 2 when the user's input is
-    wrong, 1 when a run broke while running.
+    wrong, 1 when a run broke while running. What a terminal would not print stands in it as
+    in a program's text (an escape as its code), and what is longer than `LONGEST` is cut.
     """
 
     exit_code = 1
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__(one_line(text))
 
 
 class InputError(ZopeftError, ValueError):
@@ -51,7 +71,8 @@ def explain(where: str, what: str, got: object = None, do: str = "") -> str:
     """
     line = f"{where}: {what}"
     if got is not None:
-        line += f", got {got!r}" if isinstance(got, str) else f", got {got}"
+        value = cut(str(got), LONGEST_VALUE)
+        line += f", got {value!r}" if isinstance(got, str) else f", got {value}"
     if do:
         line += f"; {do}"
     return " ".join(line.split())

@@ -20,6 +20,7 @@ from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.mask import FILE as MASK
 from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.pertnn import PertNN
+from zopeft.reading import read_object
 from zopeft.staging import staged
 
 if TYPE_CHECKING:
@@ -85,12 +86,7 @@ def load(folder: Path) -> tuple[FineTunerConfig, PertNN, dict[int, Basis], Mask 
             f"not a fine-tuner: has no {CONFIG}",
             do="give a folder that FineTuner.save_pretrained wrote",
         )
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as problem:
-        raise input_error(str(path), f"cannot be read as JSON ({problem})") from None
-    if not isinstance(values, dict):
-        raise input_error(str(path), "not a fine-tuner's configuration", type(values).__name__)
+    values = read_object(path)
     try:
         config = FineTunerConfig.from_dict(values, str(path))
     except InputError as problem:

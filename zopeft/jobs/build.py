@@ -164,7 +164,7 @@ def on_embedded(source: ModelSource) -> bool:
     try:
         record = json.loads((Path(source.path) / "run.json").read_text(encoding="utf-8"))
         return bool(record["embedded"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 
 

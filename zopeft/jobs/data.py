@@ -41,7 +41,7 @@ class Tuned:
             record = json.loads((path / "run.json").read_text(encoding="utf-8"))
             settings = record["recipe"].get("data") or {}
             labels = tuple((record.get("data") or {}).get("labels") or ())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             return None
         return cls(dict(settings), labels)
 

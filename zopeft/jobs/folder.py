@@ -18,6 +18,7 @@ from typing import Any
 from zopeft.errors import InputError, input_error, run_error
 from zopeft.jobs.claim import CLAIM, Claim, holds_files, unwritable
 from zopeft.jobs.kept import Kept, again
+from zopeft.reading import read_object
 from zopeft.staging import staged, sweep
 
 RECORD = "run.json"
@@ -220,15 +221,9 @@ def stored_record(out: str | Path | None) -> dict[str, Any]:
     if out is None:
         raise input_error("--resume", "needs the run's folder", do="give it with --out DIR")
     file = Path(out).expanduser() / RECORD
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise _no_run(out) from None
-    except (OSError, ValueError) as error:
-        raise input_error(str(file), f"cannot be read ({error})") from None
-    if not isinstance(record, dict):
-        raise input_error(str(file), "is not the record of a run")
-    return record
+    if not file.exists():
+        raise _no_run(out)
+    return read_object(file, "start a new run in another --out")
 
 
 def stored_recipe(out: str | Path | None) -> dict[str, Any]:

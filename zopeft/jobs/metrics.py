@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zopeft.reading import fits
 from zopeft.staging import staged
 
 METRICS = "metrics.jsonl"
@@ -109,9 +110,9 @@ def _read(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             entry = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
-        if isinstance(entry, dict) and isinstance(entry.get("step"), int):
+        if isinstance(entry, dict) and fits(entry.get("step"), "count"):
             found.append(entry)
     return found
 

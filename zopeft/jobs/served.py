@@ -33,7 +33,7 @@ def base_of(adapter: str) -> str | None:
     try:
         text = (Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")
         base = json.loads(text).get("base_model_name_or_path")
-    except (OSError, ValueError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return None
     if not isinstance(base, str) or not base:
         return None

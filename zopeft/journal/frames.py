@@ -19,6 +19,10 @@ from zopeft.errors import input_error
 
 MAGIC = b"ZOPEFTJ1"
 HEAD = struct.Struct("<II")
+BEGINNING = struct.Struct("<B4xQ")
+"""How the payload of a step begins (`zopeft.journal.codec`): its kind, and its number."""
+LAST_KIND, MOST_STEPS = 15, 1 << 40
+"""Kinds there may ever be, and steps of a run."""
 PIECE = 1 << 20
 """Bytes read at a time while a file is scanned."""
 
@@ -115,7 +119,11 @@ def _refuse_damage(path: Path, offset: int) -> None:
     for start in range(1, len(rest) - HEAD.size):
         length, checksum = HEAD.unpack_from(rest, start)
         end = start + HEAD.size + length
-        if length == 0 or end > len(rest):
+        if length < BEGINNING.size or end > len(rest):
+            continue
+        # Sums are taken of what begins as a step's record does: all else would take hours.
+        kind, step = BEGINNING.unpack_from(rest, start + HEAD.size)
+        if not 0 < kind <= LAST_KIND or step >= MOST_STEPS:
             continue
         if _checksum(rest[start : start + 4], rest[start + HEAD.size : end]) == checksum:
             raise input_error(

@@ -16,6 +16,7 @@ from torch import Tensor, uint8
 from zopeft.errors import input_error
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
+from zopeft.reading import checked, fits, parse_json
 
 FORMAT_VERSION = 1
 COMPARED = (
@@ -35,6 +36,44 @@ tell what counts of tokens do, and a trainer's settings hold digest and way of p
 REPLAYED = ("eps", "clip")
 """Options that matter to the steps to come alone: of those made the records hold what they did."""
 PACKAGES = ("zopeft", "torch", "transformers", "peft")
+
+
+KINDS = {
+    "method": "text",
+    "noise": "text",
+    "seed": "count",
+    "blocks": "list",
+    "space": "text",
+    "base_model": "text",
+    "learning_rate": "number",
+    "rate": "numbers?",
+    "start": "text?",
+    "fingerprint": "text",
+    "rank": "count",
+    "shapes": "text",
+    "directions": "count",
+    "sides": "text",
+    "normalise": "flag",
+    "options": "object?",
+    "settings": "object",
+    "run": "text",
+    "versions": "object",
+    "format_version": "count",
+}
+"""The fields of a header in the file, and their kinds (`zopeft.reading.fits`)."""
+NEEDED = ("method", "noise", "seed", "blocks", "format_version")
+
+
+def _blocks(values: list[Any], where: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Returns the blocks of a header."""
+    found = []
+    for pair in values:
+        good = isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str)
+        if not good or not fits(pair[1], "counts"):
+            what = "has no readable journal header: a block is not a name and a shape"
+            raise input_error(where, what, f"{pair!r:.60}")
+        found.append((pair[0], tuple(pair[1])))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -117,19 +156,22 @@ class JournalHeader:
         Raises:
             InputError: It is not such a header, or one of a later format.
         """
-        try:
-            fields = json.loads(payload)
-            if fields["format_version"] != FORMAT_VERSION:
-                raise input_error(
-                    where,
-                    f"has a journal format other than {FORMAT_VERSION}",
-                    fields["format_version"],
-                    "use the version of zopeft that wrote it",
-                )
-            fields["blocks"] = tuple((name, tuple(shape)) for name, shape in fields["blocks"])
-            return cls(**fields)
-        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise input_error(where, "has no readable journal header", repr(error)) from error
+        what = "journal header"
+        values = parse_json(payload, where)
+        version = values.get("format_version") if isinstance(values, dict) else None
+        if fits(version, "count") and version != FORMAT_VERSION:
+            do = "use the version of zopeft that wrote it"
+            raise input_error(
+                where, f"has a journal format other than {FORMAT_VERSION}", version, do
+            )
+        given = checked(values, KINDS, where, what)
+        missing = [name for name in NEEDED if name not in given]
+        if missing:
+            raise input_error(where, f"has no readable {what}: no {missing[0]}")
+        start = given.get("start")
+        if start is not None and (start in ("", ".", "..") or "/" in start or "\0" in start):
+            raise input_error(where, f"has no readable {what}: start is no file's name", start[:60])
+        return cls(**{**given, "blocks": _blocks(given["blocks"], where)})
 
     def check(self, other: JournalHeader, where: str, replays: bool = False) -> None:
         """Refuses a run that this journal does not belong to.

@@ -54,7 +54,12 @@ def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | 
         for record in journal.records(optimizer.steps):
             if record.step >= goal:
                 break
-            optimizer.replay(record)
+            try:
+                optimizer.replay(record)
+            except (ValueError, LookupError, RuntimeError) as error:
+                what = str(error).removeprefix("journal: ")
+                at = f"step {record.step} cannot be made again"
+                raise input_error(where, f"{at} ({what})") from error
     finally:
         optimizer.bad.most = patience
     return int(optimizer.steps)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.reading import fits, read_object
 
 _POINTER = b"version https://git-lfs"
 
@@ -45,15 +46,7 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file can't be read or holds no JSON object.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise input_error(
-            str(path), f"unreadable JSON ({error})", do="copy or download the folder again"
-        ) from error
-    if not isinstance(value, dict):
-        raise input_error(str(path), "a JSON object is needed", type(value).__name__)
-    return value
+    return read_object(path, "copy or download the folder again")
 
 
 def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
@@ -62,6 +55,9 @@ def _check_architecture(folder: Path, config: dict[str, Any]) -> None:
 
     known = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     names = config.get("architectures") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        where = str(folder / "config.json")
+        raise input_error(where, "architectures must be a list of names", f"{names!r:.60}")
     causal = [n for n in names if n in known or n.endswith(("CausalLM", "LMHeadModel"))]
     foreign = names and not causal and not all(n.endswith("Model") for n in names)
     kind = config.get("model_type")
@@ -83,6 +79,8 @@ def weight_files(folder: Path) -> list[Path]:
     for index in ("model.safetensors.index.json", "pytorch_model.bin.index.json"):
         if (folder / index).is_file():
             table = read_json(folder / index).get("weight_map", {})
+            if not fits(table, "texts"):
+                raise input_error(str(folder / index), "its weight_map does not name files")
             files = [folder / name for name in sorted(set(table.values()))]
             missing = [path.name for path in files if not path.is_file()]
             if missing:
@@ -127,9 +125,9 @@ def check_weights(path: Path) -> None:
         try:
             header = json.loads(file.read(length))
             ends = [t["data_offsets"][1] for n, t in header.items() if n != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            whole = 8 + length + max(ends, default=0)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
             raise _corrupt(path, "the header is unreadable") from error
-    whole = 8 + length + max(ends, default=0)
     if size != whole:
         raise _corrupt(path, f"{size} bytes where its header says {whole}")
 

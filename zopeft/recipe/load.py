@@ -11,8 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from zopeft import reading
 from zopeft.errors import InputError, close_matches, explain, input_error
 from zopeft.recipe.check import Setting, check_settings, flatten
 from zopeft.recipe.names import unknown
@@ -73,15 +72,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: The file cannot be read, is not YAML or holds no mapping.
     """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" on line {mark.line + 1}" if mark else ""
-        what = f"not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'})"
-        raise input_error(str(path), what, do="correct the file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise input_error(str(path), f"cannot be read ({error})") from None
+    content = reading.read_yaml(path)
     if not isinstance(content, dict):
         raise input_error(
             str(path), "a recipe must be a mapping of sections", type(content).__name__
@@ -98,10 +89,7 @@ def parse_override(text: str) -> Setting:
     key, _, value = text.partition("=")
     if not key.strip():
         raise input_error(text, "an override needs a key", do="write key.sub=value")
-    try:
-        return Setting(key.strip(), yaml.safe_load(value), key.strip())
-    except yaml.YAMLError:
-        raise input_error(key, "the value is not valid YAML", value, "quote it") from None
+    return Setting(key.strip(), reading.parse_yaml(value, key.strip()), key.strip())
 
 
 def load_recipe(
@@ -128,7 +116,7 @@ def load_recipe(
     problems: list[str] = []
     settings: list[Setting] = []
     if stored is not None:
-        settings += flatten(stored, "stored recipe", problems)
+        settings += flatten(stored, "recipe in run.json", problems)
     layer: dict[str, Any] = {}
     label = ""
     if recipe is not None:

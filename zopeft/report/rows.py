@@ -42,7 +42,7 @@ def read_rows(folder: str | Path) -> list[Row]:
         try:
             row = json.loads(line)
             rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number < len(lines):
                 raise input_error(f"{file}, line {number}", "is no row of a bench") from None
     return list(rows.values())

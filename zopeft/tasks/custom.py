@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, close_matches, input_error
+from zopeft.reading import read_yaml
 from zopeft.tasks.filling import fields, fill, fill_prompt, joined
 from zopeft.tasks.task import Example, HubSource, Row, RowError, Task
 from zopeft.tasks.task_schema import PROPERTIES
@@ -53,14 +54,9 @@ def read_task(path: Path) -> Task:
     Raises:
         InputError: The file is missing or faulty; all its problems are in the one line.
     """
-    import yaml
-
     if not path.is_file():
         raise input_error("--task", "no such file", str(path), "check the path")
-    try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, OSError, UnicodeDecodeError) as error:
-        raise input_error(str(path), f"unreadable YAML ({error})") from error
+    settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise input_error(str(path), "keys are needed", type(settings).__name__, KEYS_LINE)
     problems = check_settings(settings)

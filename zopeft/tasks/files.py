@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.reading import parse_json
 
 GZIP = ".gz"
 
@@ -98,17 +99,24 @@ def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
+def _whole(value: Any, text: str, path: Path, line: int = 0) -> Any:
+    r"""Returns what was read of a text, unless it has half a character (``\\ud83d`` alone)."""
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            where = f"{path}, line {line}" if line else str(path)
+            what = "half of a character written as two (a lone surrogate)"
+            raise input_error(where, what, do="write the text as UTF-8") from None
+    return value
+
+
 def _jsonl(path: Path) -> Source:
     rows, lines = [], []
     for number, line in _text_lines(path):
         if not line.strip():
             continue
-        try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError) as error:
-            raise input_error(
-                f"{path}, line {number}", f"unreadable JSON ({error})", line.strip()[:60]
-            ) from error
+        rows.append(_whole(parse_json(line, f"{path}, line {number}"), line, path, number))
         lines.append(number)
     return _source(path, rows, lines)
 
@@ -121,8 +129,9 @@ def _json(path: Path) -> Source:
         if "Extra data" in error.msg:  # one object a line under the name of the other kind
             return _jsonl(path)
         raise input_error(f"{path}, line {error.lineno}", f"unreadable JSON ({error})") from error
-    except (ValueError, RecursionError) as error:
-        raise input_error(str(path), f"unreadable JSON ({error})") from error
+    except (ValueError, RecursionError):
+        value = parse_json(content, str(path))
+    _whole(value, content, path)
     if isinstance(value, dict):
         value = _of_object(path, value)
     if not isinstance(value, list):
@@ -195,11 +204,12 @@ def _parquet(path: Path) -> Source:
     try:
         with _opened(path) as file:
             table = parquet.read_table(io.BytesIO(file.read()))
+        rows = table.to_pylist()
     except Exception as error:
         raise input_error(str(path), f"unreadable parquet ({str(error)[:120]})") from error
     labels = _class_names((table.schema.metadata or {}).get(b"huggingface"))
     columns = tuple(table.column_names)
-    return Source(str(path), table.to_pylist(), None, columns, labels=labels)
+    return Source(str(path), rows, None, columns, labels=labels)
 
 
 def _class_names(note: bytes | None) -> dict[str, tuple[str, ...]]:
@@ -211,7 +221,7 @@ def _class_names(note: bytes | None) -> dict[str, tuple[str, ...]]:
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 
 

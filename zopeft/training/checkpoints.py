@@ -11,15 +11,20 @@ import json
 import logging
 import os
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
+from zopeft.reading import checked, read_object
 from zopeft.staging import staged
 
 logger = logging.getLogger(__name__)
 
 SEAL = "complete.json"
+SUMMED = 1 << 26
+"""Bytes of the largest files whose content is summed; larger ones are known by their sizes."""
+KINDS = {"step": "count", "run": "text", "files": "numbers", "sums": "numbers"}
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -38,10 +43,15 @@ def seal(folder: str | Path, step: int, run: str) -> None:
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
+    sums = {name: _checksum(folder / name) for name, size in files.items() if size <= SUMMED}
     with staged(folder / SEAL) as place, open(place, "w") as text:
-        json.dump({"step": step, "run": run, "files": files}, text)
+        json.dump({"step": step, "run": run, "files": files, "sums": sums}, text)
         text.flush()
         os.fsync(text.fileno())
+
+
+def _checksum(path: Path) -> int:
+    return zlib.crc32(path.read_bytes())
 
 
 def unseal(folder: str | Path) -> None:
@@ -49,15 +59,27 @@ def unseal(folder: str | Path) -> None:
     (Path(folder) / SEAL).unlink(missing_ok=True)
 
 
-def read_seal(folder: str | Path) -> dict[str, Any] | None:
-    """Returns the content of a checkpoint's mark; None if the checkpoint is not whole."""
+def read_seal(folder: str | Path, summed: bool = False) -> dict[str, Any] | None:
+    """Returns the content of a checkpoint's mark; None if the checkpoint is not whole.
+
+    Args:
+        folder: The checkpoint's folder.
+        summed: Whether the files' contents are looked at, not their sizes alone.
+
+    Returns:
+        ``step``, ``run``, ``files`` (name to size), and ``sums`` (name to CRC-32 of small files)
+        in those of today.
+    """
     folder = Path(folder)
     try:
-        found: dict[str, Any] = json.loads((folder / SEAL).read_text())
-        whole = all((folder / name).stat().st_size == size for name, size in found["files"].items())
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        found = checked(read_object(folder / SEAL), KINDS, SEAL, "mark of a checkpoint")
+        files, sums = found["files"], found.get("sums", {}) if summed else {}
+        whole = all((folder / name).stat().st_size == size for name, size in files.items())
+        whole = whole and all(_checksum(folder / name) == own for name, own in sums.items())
+    except (OSError, ValueError, KeyError):
         return None
-    return found if whole and (folder / "trainer_state.json").is_file() else None
+    good = whole and {"step", "run"} <= found.keys()
+    return found if good and (folder / "trainer_state.json").is_file() else None
 
 
 def newest_checkpoint(out: str | Path, run: str | None = None) -> Path | None:
@@ -76,7 +98,7 @@ def newest_checkpoint(out: str | Path, run: str | None = None) -> Path | None:
         if match and path.is_dir():
             numbered.append((int(match.group(1)), path))
     for _, path in sorted(numbered, reverse=True):
-        found = read_seal(path)
+        found = read_seal(path, summed=True)
         if found is None:
             logger.warning("%s: ignored, the checkpoint is not whole", path)
         elif run is not None and found["run"] != run:
@@ -95,7 +117,7 @@ def given_checkpoint(folder: str | Path) -> Path:
     folder = Path(folder)
     if not folder.is_dir():
         raise input_error("resume", "there is no such checkpoint", str(folder), "check the path")
-    if read_seal(folder) is None:
+    if read_seal(folder, summed=True) is None:
         raise input_error(
             "resume", "the checkpoint is not whole", str(folder), "name an earlier one, or none"
         )

@@ -7,12 +7,32 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
+from transformers import TrainerState
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.errors import ZopeftError, input_error
+from zopeft.reading import checked, read_object
 from zopeft.training.offloaded import load_offloaded
 from zopeft.training.scales import is_scales, load_scales
+
+STATE = {
+    "epoch": "number",
+    "global_step": "count",
+    "max_steps": "number",
+    "logging_steps": "number",
+    "eval_steps": "number",
+    "save_steps": "number",
+    "num_train_epochs": "number",
+    "num_input_tokens_seen": "count",
+    "total_flos": "number",
+    "log_history": "list",
+    "best_model_checkpoint": "text?",
+    "stateful_callbacks": "object",
+}
+"""What the Trainer reckons with of its state, and the kinds (`zopeft.reading.fits`)."""
 
 
 def load_weights(model: Any, blocks: Blocks, folder: str | Path, load: Callable[[], None]) -> None:
@@ -35,6 +55,40 @@ def load_weights(model: Any, blocks: Blocks, folder: str | Path, load: Callable[
     with _dtypes_kept(model), shown:
         load()
     load_offloaded(blocks, folder)
+
+
+@contextmanager
+def refused(checkpoint: str | Path | None) -> Iterator[None]:
+    """Says in one line that a checkpoint's files cannot be read.
+
+    Raises:
+        InputError: In place of what the libraries that read them raise.
+    """
+    try:
+        yield
+    except (ZopeftError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        lines = str(error).strip().splitlines() or [""]
+        what = f"the checkpoint cannot be read ({type(error).__name__}: {lines[0]:.100})"
+        do = "name an earlier one, or take this one away: the journal holds its steps"
+        raise input_error(str(checkpoint), what, do=do) from error
+
+
+def read_state(checkpoint: str | Path) -> TrainerState:
+    """Returns the Trainer's own state in a checkpoint.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    path = Path(checkpoint, "trainer_state.json")
+    values = read_object(path, "name an earlier checkpoint")
+    with refused(path):
+        state = TrainerState(**values)
+    checked({name: values[name] for name in STATE if name in values}, STATE, str(path), "state")
+    if "TrainerControl" not in values.get("stateful_callbacks", {}):
+        raise input_error(str(path), "has no state of the Trainer's control")
+    return state
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
@@ -10,6 +9,7 @@ import torch
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
 from zopeft.errors import input_error
+from zopeft.reading import fits, read_object
 
 
 def load_offloaded(blocks: Blocks, folder: str | Path) -> None:
@@ -49,7 +49,9 @@ def _files(folder: Path) -> dict[str, Path]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = json.loads(index.read_text())["weight_map"]
+        names = read_object(index).get("weight_map")
+        if not isinstance(names, dict) or not fits(names, "texts"):
+            raise input_error(str(index), "its weight_map does not name files")
         return {name: folder / file for name, file in names.items()}
     file = folder / "model.safetensors"
     if not file.is_file():

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from transformers import TrainerState
 from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
+from zopeft.training.loading import read_state
 from zopeft.training.recording import Recording
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def finished(trainer: ZOTrainerMixin, checkpoint: Path) -> TrainOutput | None:
 
     The Trainer itself would make one step more.
     """
-    state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    state = read_state(checkpoint)
     args = trainer.args
     steps = args.max_steps
     if steps <= 0:

@@ -28,7 +28,7 @@ from zopeft.staging import unveil
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.card import correct_card
-from zopeft.training.loading import load_weights
+from zopeft.training.loading import load_weights, refused
 from zopeft.training.making import finetuner_of, method_of
 from zopeft.training.mode import said_to_train
 from zopeft.training.process_loss import ProcessLoss
@@ -364,11 +364,23 @@ class ZOTrainerMixin(Beneath):
         """As the Trainer, with what it would lose or pass over (`load_weights`)."""
         load = functools.partial(super()._load_from_checkpoint, resume_from_checkpoint, model)
         read = self.model if model is None else model
-        load_weights(read, self.find_blocks(), resume_from_checkpoint, load)
+        with refused(resume_from_checkpoint):
+            load_weights(read, self.find_blocks(), resume_from_checkpoint, load)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """As the Trainer; what cannot be read is told in a line."""
+        with refused(checkpoint):
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """As the Trainer; what cannot be read is told in a line."""
+        with refused(checkpoint):
+            super()._load_rng_state(checkpoint)
 
     def _load_best_model(self) -> None:
         folder, load = str(self.state.best_model_checkpoint), super()._load_best_model
-        load_weights(self.model, self.find_blocks(), folder, load)
+        with refused(folder):
+            load_weights(self.model, self.find_blocks(), folder, load)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """As the Trainer, with the method in place of the optimizer that it would name."""

@@ -16,11 +16,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zopeft.errors import close_matches, input_error
 from zopeft.methods import METHODS
 from zopeft.optim.options import options_of as defaults_of
+from zopeft.reading import parse_yaml
 
 BASELINE = "mezo"
 """The method that all others are compared with: scale 1."""
@@ -120,12 +119,9 @@ def _take_option(given: dict[str, Any], key: str, value: str, text: str) -> None
     if key == "label":
         given[key] = value
         return
-    try:
-        read = yaml.safe_load(value)
-        # YAML reads 1e-3 as text.
-        read = float(read) if isinstance(read, str) and _is_number(read) else read
-    except yaml.YAMLError:
-        raise input_error("--method", f"{key}: the value is not valid YAML", text) from None
+    read = parse_yaml(value, f"--method {key}")
+    # YAML reads 1e-3 as text.
+    read = float(read) if isinstance(read, str) and _is_number(read) else read
     if key != "shuffle":
         given["options"][key] = read
     elif isinstance(read, int) and read >= 0:

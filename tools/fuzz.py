@@ -1,0 +1,195 @@
+"""Files from strangers, made by thousands: every reader must take them or refuse them in one line.
+
+Each reader is given files that were good until something was done to them: bytes flipped, cut,
+doubled; lengths and counts that claim more than is there; values of other kinds in JSON and YAML
+(with the checksums made right again, where a format has some). It may read them, or raise one of
+zopeft's own errors with one line that names the file. Another exception, a crash, more than
+`SECONDS` of computing, or memory beyond `MEMORY` is a fault, which is printed with its number:
+the same number makes the same file again.
+
+    python tools/fuzz.py                      # 2,000 cases a reader
+    python tools/fuzz.py --cases 100000 --keep rows.jsonl
+    python tools/fuzz.py journal --first 4711 --cases 1 --show
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fuzz_files import READERS, Reader
+
+from zopeft.errors import ZopeftError
+
+SECONDS = 5
+"""The longest that a reader may compute."""
+MEMORY = 1 << 30
+"""Bytes that a reader may take beyond what the process had; the files are of some kilobytes."""
+OUT_OF_MEMORY = 77
+ROUND = 500
+"""Cases a process."""
+LONGEST = 1200
+"""Characters of the longest line."""
+
+
+class Slow(BaseException):
+    """A reader took too long; no reader catches this."""
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Raises `Slow` after `SECONDS`."""
+
+    def late(*_: Any) -> None:
+        raise Slow
+
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def tried(reader: Reader, folder: Path, number: int) -> str:
+    """Makes one case and returns what came of it: "read", "refused", or a fault's line."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    try:
+        file = reader.make(place, random.Random(f"{reader.name} {number}"))
+        try:
+            with hurried():
+                reader.read(file)
+        except ZopeftError as error:
+            return _judged(str(error), file, reader)
+        except Slow:
+            return f"more than {SECONDS} s"
+        except BaseException as error:
+            # Rust's panics are no `Exception`.
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            where = traceback.extract_tb(error.__traceback__)
+            own = [frame for frame in where if "/zopeft/" in frame.filename] or where
+            at = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+            return f"{type(error).__name__} at {at}"
+        return "read"
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+
+
+def _judged(line: str, file: Path, reader: Reader) -> str:
+    """Whether an error is one line of a bearable length that names the file or its folder."""
+    if "\n" in line:
+        return "an error of several lines"
+    names = (file.name, str(file.parent), *reader.damage)
+    if not any(name in line for name in names):
+        return f"the file is not named: {line[:80]}"
+    if len(line.replace(str(file.parent), "")) > LONGEST:
+        return "too long a line"
+    return "refused"
+
+
+def in_a_process(reader: Reader, folder: Path, numbers: range) -> dict[int, str]:
+    """Tries cases in a process of their own; one that dies is a fault of the case it died in."""
+    found: dict[int, str] = {}
+    while len(found) < len(numbers):
+        rest = range(numbers.start + len(found), numbers.stop)
+        source, sink = os.pipe()
+        child = os.fork()
+        if not child:
+            _work(reader, folder, rest, sink)
+        os.close(sink)
+        with os.fdopen(source) as lines:
+            for number, line in zip(rest, lines, strict=False):
+                found[number] = line.rstrip("\n")
+        status = os.waitpid(child, 0)[1]
+        if status and len(found) < len(numbers):
+            code = os.waitstatus_to_exitcode(status)
+            died = "out of memory" if code == OUT_OF_MEMORY else f"the process died ({code})"
+            found[numbers.start + len(found)] = died
+    return found
+
+
+def _work(reader: Reader, folder: Path, numbers: range, sink: int) -> None:
+    try:
+        with open("/proc/self/statm") as file:
+            here = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
+        with os.fdopen(sink, "w") as lines, open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            for number in numbers:
+                print(tried(reader, folder, number), file=lines, flush=True)
+        os._exit(0)
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    finally:
+        os._exit(1)
+
+
+def campaign(reader: Reader, first: int, cases: int) -> dict[str, Any]:
+    """Tries many cases of a reader; returns counts, and the first number of each fault."""
+    begun, counts, faults = time.monotonic(), Counter[str](), dict[str, int]()
+    # Good files are read, and what reads them is loaded, once for all processes.
+    with tempfile.TemporaryDirectory() as folder:
+        reader.read(reader.good(Path(folder)))
+    with tempfile.TemporaryDirectory() as folder:
+        for start in range(first, first + cases, ROUND):
+            numbers = range(start, min(start + ROUND, first + cases))
+            for number, line in in_a_process(reader, Path(folder), numbers).items():
+                counts["fault" if line not in ("read", "refused") else line] += 1
+                if line not in ("read", "refused"):
+                    faults.setdefault(line, number)
+    seconds = round(time.monotonic() - begun, 1)
+    return {"reader": reader.name, "cases": cases, "first": first, **counts, "faults": faults,
+            "seconds": seconds}  # fmt: skip
+
+
+def show(reader: Reader, number: int) -> None:
+    """Prints a case's file and what is said of it."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = reader.make(Path(folder), random.Random(f"{reader.name} {number}"))
+        print(file, file.read_bytes()[:2000] if file.is_file() else sorted(file.iterdir()))
+        reader.read(file)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the campaign; returns 1 where there was a fault."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))
+    parser.add_argument("--cases", type=int, default=2000, help="of each reader")
+    parser.add_argument("--first", type=int, default=0, help="number of the first case")
+    parser.add_argument("--keep", type=Path, help="file that the counts are appended to")
+    parser.add_argument("--show", action="store_true", help="print the first case, and read it")
+    args = parser.parse_args(argv)
+    broken = False
+    for name in args.readers or READERS:
+        if args.show:
+            show(READERS[name], args.first)
+            continue
+        row = campaign(READERS[name], args.first, args.cases)
+        print(json.dumps(row), flush=True)
+        broken |= bool(row["faults"])
+        if args.keep:
+            with args.keep.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+    return int(broken)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

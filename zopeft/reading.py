@@ -1,0 +1,187 @@
+"""Reading: JSON and YAML that anyone may have written, refused in one line where it is bad.
+
+Beside what is no JSON or YAML there is much that the parsers themselves trip over: numbers of
+thousands of digits, lists without an end, dates that are none, names that stand for one another
+a billion times. Every reader of such files goes through here.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from zopeft.errors import input_error
+
+LARGEST = 1 << 17
+"""Bytes of the largest YAML file; recipes and tasks have some hundreds."""
+DEEPEST = 100
+"""Lists and mappings within one another, at most, in YAML."""
+MOST = 100_000
+"""Values in a YAML file, at most, each counted as often as a name stands for it."""
+
+
+def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
+    """Returns the value of a JSON text.
+
+    Args:
+        text: The text; bytes are UTF-8.
+        where: File, and place in it, for the message.
+        do: What the user can do about it.
+
+    Raises:
+        InputError: It is no JSON, or more than the parser takes.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise input_error(where, "unreadable JSON (nested too deeply)", do=do) from None
+    except ValueError as error:
+        raise input_error(where, f"unreadable JSON ({error})", do=do) from None
+
+
+def read_json(path: Path, do: str = "") -> Any:
+    """Returns the value in a JSON file.
+
+    Raises:
+        InputError: It cannot be read or is no JSON; a file that is missing as well.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise input_error(str(path), f"cannot be read ({error.strerror})", do=do) from None
+    return parse_json(content, str(path), do)
+
+
+def read_object(path: Path, do: str = "") -> dict[str, Any]:
+    """Returns the object in a JSON file.
+
+    Raises:
+        InputError: It cannot be read, or holds something else.
+    """
+    value = read_json(path, do)
+    if not isinstance(value, dict):
+        raise input_error(str(path), "a JSON object is needed", type(value).__name__, do)
+    return value
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """Returns the value of a YAML text, of plain values only.
+
+    Args:
+        text: The text.
+        where: The file or setting, for the message.
+
+    Raises:
+        InputError: It is no YAML, names a type of some program, or is more than `DEEPEST`
+            deep or `MOST` values.
+    """
+    import yaml
+
+    try:
+        # The parser of libyaml's would be faster, and does not survive every text.
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" on line {mark.line + 1}" if mark else ""
+        what = f"not valid YAML{line} ({getattr(error, 'problem', None) or 'unreadable'})"
+        raise input_error(where, what, do="correct it") from None
+    except RecursionError:
+        raise input_error(where, "not valid YAML (nested too deeply)") from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        # A date that is none, an empty number: the constructors' own errors.
+        what = f"not valid YAML (a value that YAML takes for another kind: {error})"
+        raise input_error(where, what, do="put it in quotes") from None
+    _measure(value, where)
+    return value
+
+
+def read_yaml(path: Path) -> Any:
+    """Returns the value in a YAML file.
+
+    Raises:
+        InputError: It cannot be read, is larger than `LARGEST`, or is no YAML.
+    """
+    try:
+        size = path.stat().st_size
+        if size > LARGEST:
+            raise input_error(str(path), f"larger than {LARGEST} bytes", f"{size} bytes")
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise input_error(str(path), "its text is not UTF-8", do="save it as UTF-8") from None
+    except OSError as error:
+        raise input_error(str(path), f"cannot be read ({error.strerror})") from None
+    return parse_yaml(text, str(path))
+
+
+def _measure(value: Any, where: str) -> None:
+    """Refuses what is deeper or larger than anybody writes by hand.
+
+    A value that another name stands for counts again, since whoever walks over it meets it again;
+    one that holds itself is deeper than anything.
+    """
+    left = MOST
+    rest = [(value, 0)]
+    while rest:
+        one, depth = rest.pop()
+        left -= 1
+        if depth > DEEPEST:
+            raise input_error(where, f"more than {DEEPEST} lists and mappings in one another")
+        if left < 0:
+            raise input_error(where, f"more than {MOST} values, those that '*' repeats among them")
+        if isinstance(one, dict):
+            rest += [(child, depth + 1) for pair in one.items() for child in pair]
+        elif isinstance(one, list | tuple | set):
+            rest += [(child, depth + 1) for child in one]
+
+
+def fits(value: Any, kind: str) -> bool:
+    """Whether a value read from JSON is of a kind.
+
+    Args:
+        value: The value.
+        kind: "text", "count" (a whole number from 0), "number" (finite), "flag", "list",
+            "counts" (a list of counts), "object", "numbers" (an object of finite numbers),
+            "texts" (an object of texts).
+    """
+    if kind == "text":
+        return isinstance(value, str)
+    if kind == "flag":
+        return isinstance(value, bool)
+    if kind in ("count", "number"):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if kind == "count":
+            return isinstance(value, int) and value >= 0
+        return abs(value) <= 1e308
+    if kind in ("list", "counts"):
+        whole = isinstance(value, list)
+        return whole and (kind == "list" or all(fits(one, "count") for one in value))
+    if not isinstance(value, dict):
+        return False
+    inside = {"numbers": "number", "texts": "text"}.get(kind)
+    return inside is None or all(fits(one, inside) for one in value.values())
+
+
+def checked(values: Any, kinds: dict[str, str], where: str, what: str) -> dict[str, Any]:
+    """Returns an object whose fields are all known and of their kinds.
+
+    Args:
+        values: What was read.
+        kinds: Name of a field to a kind of `fits`; with "?" after it, it may be null.
+        where: The file, for the message.
+        what: What the file has none of where this is raised, "journal header".
+
+    Raises:
+        InputError: It is no object, or a field is foreign or of another kind.
+    """
+    if not isinstance(values, dict):
+        raise input_error(where, f"has no readable {what}", type(values).__name__)
+    for name, value in values.items():
+        kind = kinds.get(name)
+        if kind is None:
+            do = "use the version of zopeft that wrote it"
+            raise input_error(where, f"has an unknown field in its {what}", str(name)[:60], do)
+        if not ((kind.endswith("?") and value is None) or fits(value, kind.rstrip("?"))):
+            raise input_error(where, f"has no readable {what}: {name}", f"{value!r:.60}")
+    return values
