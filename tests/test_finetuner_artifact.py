@@ -166,15 +166,15 @@ DAMAGE = {
     ),
     "torn configuration": (
         lambda f: cut(f, "finetuner_config.json", 100),
-        "cannot be read as JSON",
+        "unreadable JSON",
     ),
     "a list": (
         lambda f: (f / "finetuner_config.json").write_text("[1]"),
-        "not a fine-tuner's configuration, got 'list'",
+        "a JSON object is needed, got 'list'",
     ),
     "not text": (
         lambda f: (f / "finetuner_config.json").write_bytes(b"\xff\xfe\x00"),
-        "cannot be read as JSON",
+        "unreadable JSON",
     ),
     "foreign configuration": (
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),

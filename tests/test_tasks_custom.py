@@ -108,7 +108,7 @@ def test_all_problems_in_one_line(tmp_path):
         ("label: rain", "answer: rain", "either choices"),
         ("path: org", "pth: org", "did you mean 'path'"),
         ("{validation: dev}", "[dev]", "splits"),
-        ("name: weather", "name: [", "unreadable YAML"),
+        ("name: weather", "name: [", "not valid YAML"),
         ("name: weather", "name: 3", "text is needed"),
     ],
 )
