@@ -174,3 +174,11 @@ def test_a_copy_of_a_recipe_never_replaces_a_file(zopeft_command, tmp_path, monk
     assert "exists" in zopeft_command.refused("recipe", "copy", "embedded/tune", copy)
     assert copy.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["own.yaml"]
+
+
+def test_what_a_killed_process_was_writing_is_no_result(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".staged-0123456789ab.json").write_text('{"job": "tu')
+    with Folder(tmp_path / "out", "x") as folder:
+        folder.begin({"job": "tune"})
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["run.json"]

@@ -51,7 +51,7 @@ ROWS = "".join(
     for word in ("dog", "film", "sun", "boat", "cake", "king", "tree", "song")
     for mark in ("good", "bad")
 )
-TUNE = ("tune", "--data", "rows.jsonl", "--steps", "6", "--batch-size", "2", "--lr", "1e-3")
+TUNE = ("tune", "--data", "rows.jsonl", "--steps", "6", "--batch-size", "2", "--lr", "1e-5")
 SAVES = ("training.save_steps=2",)
 
 
@@ -79,8 +79,8 @@ JOBS = {
     "evaluating": Job((*TUNE, "--lora", "--eval-every", "2", "--keep-best")),
     "journal": Job((*TUNE, "--lora")),
     "bench": Job(
-        ("bench", "--task", "sst2", "--data", "sst2", "--method", "mezo", "bench.forwards=8",
-         "bench.seeds=[1]", "bench.tuning_seeds=[0]", "bench.rates=[1e-3]", "task.eval_examples=4"),
+        ("bench", "--task", "sst2", "--data", "sst2", "bench.forwards=8", "bench.lrs=[1e-5]",
+         "bench.seeds=1", "bench.auto=false", "task.eval_examples=4"),
         ("--resume",),
         ("rows.jsonl",),
     ),

@@ -111,6 +111,11 @@ def unveil(folder: Path) -> None:
             path.chmod(mode)
 
 
+def is_left(path: Path) -> bool:
+    """Whether a file is what a process was writing when it was killed."""
+    return path.name.startswith(_LEFT)
+
+
 def sweep(folder: Path) -> None:
     """Removes what a process that was killed while it wrote has left in a folder."""
     for path in folder.glob(f"{_LEFT}*"):

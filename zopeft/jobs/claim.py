@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.staging import is_left
 
 CLAIM = ".zopeft-claim"
 MADE = "made"
@@ -141,8 +142,8 @@ class Claim:
 
 
 def holds_files(folder: Path) -> bool:
-    """Whether there is anything in a folder besides the claim."""
-    return any(child.name != CLAIM for child in folder.iterdir())
+    """Whether there is anything in a folder besides the claim, and what was never finished."""
+    return any(child.name != CLAIM and not is_left(child) for child in folder.iterdir())
 
 
 def unwritable(path: Path, error: OSError) -> InputError:

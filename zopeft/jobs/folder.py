@@ -139,6 +139,8 @@ class Folder:
         """
         self._begun, self._state = True, dict(state)
         try:
+            if self._leads:
+                sweep(self.path)
             # The record stays: without it, what is left could not be overwritten again.
             for child in self.path.iterdir() if self._clear and self._leads else ():
                 if child.name not in (CLAIM, RECORD):
