@@ -214,7 +214,7 @@ def _content(path: Path) -> bytes:
     return json.dumps(sorted(kept, key=lambda row: row["key"]), sort_keys=True).encode()
 
 
-def judged(code: int, said: str, kind: str) -> str:
+def judged(code: int, said: str, kind: str, begun: bool) -> str:
     """Returns what is wrong with how a broken run ended."""
     lines = [line for line in said.splitlines() if line.startswith("zopeft: ")]
     if "UNCAUGHT" in said or "Traceback" in said:
@@ -223,6 +223,8 @@ def judged(code: int, said: str, kind: str) -> str:
         return "" if code in (0, -signal.SIGKILL) else f"exit code {code}"
     if code == 0:
         return ""  # What could not be written was nothing that the run needs, or it was over.
+    if code == 2 and not begun:
+        code = 1  # The folder was refused: nothing has been done.
     if code != 1:
         return f"exit code {code}: {(lines or [''])[-1][:120]}"
     return "" if lines else "no line says what happened"
@@ -233,7 +235,8 @@ def broken(bench: Bench, name: str, kind: str, place: int, wanted: str) -> Case:
     job, case = JOBS[name], Case(name, kind, place)
     bench.clear()
     case.code, case.said, _ = bench.run(job.words, place, KINDS[kind])
-    case.fault = judged(case.code, case.said, kind) or "; ".join(bench.halves())
+    begun = (bench.folder / OUT / "run.json").exists()
+    case.fault = judged(case.code, case.said, kind, begun) or "; ".join(bench.halves())
     if case.fault:
         return case
     if case.code == 0 and bench.digest(job) == wanted:
