@@ -53,7 +53,7 @@ def _plain(recipe: Recipe) -> bool:
         return True
     try:
         config: Any = json.loads((Path(model.name).expanduser() / "config.json").read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and "quantization_config" not in config
 
