@@ -3,8 +3,9 @@
 Times are of one process, steps and bare forwards in turn. Memory is that of a process of its
 own each, as in `memory.py`: ``state`` is what the method declares to keep, ``transient`` the
 rest of the peak beyond a forward pass, both in bytes a trained weight (full weights in fp32).
-``write_to_copy`` is the time of a step's write to that of a copy of weights and of state of
-their size, least times of the same run.
+``write`` is the time of a step's write, least of the same run, for each family of noise: to that
+of a copy of weights and of state of their size (``to_copy``), and to the greater one of this copy
+and of making the noise of as many directions in one pass (``to_floor``).
 """
 
 from __future__ import annotations
@@ -23,27 +24,44 @@ from typing import Any
 
 import torch
 from memory import MALLOC, peak_of
-from methods_ground import AS_IT_IS, Entry, entries
+from methods_ground import Entry, entries
 from rows import about
 from step_time import in_space, random_llama
 
 import zopeft
+from zopeft.methods import METHODS
 from zopeft.optim.state import PerElement
 
 SHAPE = (512, 4, 4000)
 """Hidden size, layers and vocabulary: 17 M weights."""
 BATCH, LENGTH = 4, 64
-REPEATS = 4
+REPEATS, WRITES = 3, 6
 STEPS = 2
 """Steps whose peak of memory is taken."""
 
 
-def learned_on(entry: Entry, blocks: zopeft.Blocks) -> Entry:
-    """Returns an entry with a fine-tuner for blocks that none has been learned on."""
-    if not entry.finetuner:
-        return entry
-    options = {**entry.options, "finetuner": zopeft.FineTuner.initial(blocks)}
-    return Entry(entry.name, entry.method, options=options)
+FUSED = (
+    *("mezo", "zo_finetuner", "meazo", "mezo_momentum", "mezo_adam", "r_adazo", "hizoo"),
+    *("zo_adamu", "conmezo", "ldsd", "zo_sign"),
+)
+"""Methods whose write is one of single elements, and so can be as fast as a copy."""
+NOISES = ("gaussian", "binomial", "rademacher")
+DRAWN = {"zo_adamu": 2, "ldsd": 5}
+"""Directions that a write is made of, where it is more than one."""
+
+
+def fitted(entry: Entry, blocks: zopeft.Blocks, **options: Any) -> Entry:
+    """Returns an entry with what it cannot do without, for blocks of a random model."""
+    own = {**entry.options, **options}
+    if entry.finetuner:
+        own["finetuner"] = zopeft.FineTuner.initial(blocks)
+    if "mask" in METHODS[entry.method].required:
+        own["mask"] = zopeft.Mask({b.name: torch.arange(0, b.numel, 1000) for b in blocks})
+    if METHODS[entry.method].groups:
+        own |= {"groups": BATCH, "probes": "auto"}
+    if entry.method == "zo_adamu":
+        own["warmup"] = 0
+    return Entry(entry.name, entry.method, options=own)
 
 
 class Steps:
@@ -52,24 +70,31 @@ class Steps:
     Args:
         entry: The method.
         model: The model.
+        **options: Arguments of the method beside those of the entry.
     """
 
-    def __init__(self, entry: Entry, model: Any) -> None:
-        self.model, self.forwards = model, 0
+    def __init__(self, entry: Entry, model: Any, **options: Any) -> None:
+        self.model = model
         blocks = zopeft.discover(model)
-        self.method = learned_on(entry, blocks).make(blocks, None, 1e-9, 0)
+        self.method = fitted(entry, blocks, **options).make(blocks, None, 1e-9, 0)
         torch.manual_seed(0)
         self.ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH))
 
     def loss(self) -> torch.Tensor:
         """Returns the batch's loss."""
-        self.forwards += 1
         found: torch.Tensor = self.model(input_ids=self.ids, labels=self.ids).loss
         return found
 
+    @property
+    def closure(self) -> Any:
+        """What a step calls: a plain function, where that does."""
+        if not self.method.groups:
+            return self.loss
+        return zopeft.BatchLoss(self.model, {"input_ids": self.ids, "labels": self.ids})
+
     def __call__(self) -> None:
         """Makes a step."""
-        self.method.step(self.loss)
+        self.method.step(self.closure)
 
     @torch.no_grad()
     def bare(self) -> None:
@@ -88,9 +113,9 @@ def timed(entry: Entry, model: Any) -> dict[str, Any]:
     """Returns forward passes a step, and a step's time to two bare ones and to its own."""
     steps = Steps(entry, model)
     steps()
-    before = steps.forwards
+    before = steps.method.forward_passes
     steps()
-    forwards = steps.forwards - before
+    forwards = steps.method.forward_passes - before
     pairs = [(seconds(steps.bare), seconds(steps)) for _ in range(REPEATS)]
     ratio = statistics.median(step / bare for bare, step in pairs)
     return {
@@ -100,9 +125,9 @@ def timed(entry: Entry, model: Any) -> dict[str, Any]:
     }
 
 
-def written(entry: Entry, model: Any) -> dict[str, Any]:
-    """Returns a write's time to that of copying as many bytes: weights, and state as large."""
-    steps = Steps(entry, model)
+def written(entry: Entry, model: Any, noise: str) -> dict[str, float]:
+    """Returns a write's time to that of copying as many bytes, and to what it cannot be below."""
+    steps = Steps(entry, model, noise=noise)
     steps()
     method, losses = steps.method, itertools.cycle((2.0, 2.1, 1.9, 2.3, 2.2))
 
@@ -110,12 +135,24 @@ def written(entry: Entry, model: Any) -> dict[str, Any]:
         method.estimate(lambda: torch.tensor(next(losses)))
         return seconds(method.apply)
 
-    states = sum(isinstance(kept, PerElement) for kept in method.keeps().values())
+    states, drawn = states_of(method), DRAWN.get(entry.method, 1)
     here = torch.ones(method.blocks.numel)
-    there = torch.zeros_like(here)
-    pairs = [((1 + states) * seconds(lambda: there.copy_(here)), write()) for _ in range(REPEATS)]
-    least = [min(times) for times in zip(*pairs, strict=True)]
-    return {"states": states, "write_to_copy": round(least[1] / least[0], 2)}
+    there, kernels = torch.zeros_like(here), method.engine.kernels
+
+    def draw() -> None:
+        kernels.update(3, 7, here, 1e-9, 1.0, None, False)
+
+    rows = [
+        ((1 + states) * seconds(lambda: there.copy_(here)), drawn * seconds(draw), write())
+        for _ in range(WRITES)
+    ]
+    copy, noises, least = (min(times) for times in zip(*rows, strict=True))
+    return {"to_copy": round(least / copy, 2), "to_floor": round(least / max(copy, noises), 2)}
+
+
+def states_of(method: Any) -> int:
+    """Returns how many numbers a weight a method keeps."""
+    return sum(isinstance(kept, PerElement) for kept in method.keeps().values())
 
 
 def peak(entry: Entry) -> dict[str, Any]:
@@ -163,13 +200,18 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
             continue
         row: dict[str, Any] = {"entry": entry.name, "model": "h{} l{} v{}".format(*SHAPE)}
         row |= {"batch": BATCH, "length": LENGTH, "unit": "ratio; bytes a weight"}
-        row |= {space: timed(entry, model) for space, model in models.items()}
-        if entry.name not in AS_IT_IS:
-            row["full"] |= written(entry, models["full"])
+        served = METHODS[entry.method].spaces
+        if "full" not in served:
+            continue
+        own = {n: each for n, each in models.items() if n in served or "adapter" in served}
+        row |= {space: timed(entry, model) for space, model in own.items()}
+        if entry.name in FUSED:
+            row["full"]["states"] = states_of(Steps(entry, models["full"]).method)
+            row["full"]["write"] = {n: written(entry, models["full"], n) for n in NOISES}
         row |= {"memory": measured(entry.name), **about()}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
-        print(json.dumps({k: row[k] for k in ("entry", *models, "memory")}), flush=True)
+        print(json.dumps({k: row[k] for k in ("entry", *own, "memory")}), flush=True)
 
 
 if __name__ == "__main__":

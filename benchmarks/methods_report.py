@@ -148,7 +148,7 @@ def markdown(ranked: dict[str, list[Standing]], costs: dict[str, Row]) -> str:
 
 
 def _cost(row: Row | None, space: str) -> list[str]:
-    if row is None:
+    if row is None or space not in row:
         return [""] * 4
     own, memory = row[space], row["memory"]
     both = f"{own['ratio_to_two_forwards']:.2f} ({own['ratio_to_own_forwards']:.2f})"

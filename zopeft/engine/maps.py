@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -117,22 +116,10 @@ def _map_traced(
                         targets.append(Target(elements.blocks[index].address, weight, beside))
                         indices.append(index)
                 if targets:
-                    constants = _constants(trace.constants, indices)
+                    constants = trace.numbers(indices)
                     elements.kernels.map(formula, targets, constants, trace.noises, seed)
                     found.update(indices)
     return found
-
-
-def _constants(constants: Sequence[Numbers], indices: Sequence[int]) -> np.ndarray:
-    """Returns the constants' numbers, fp32 [1, c], or [n, c] where some blocks have their own."""
-    lists = [numbers for numbers in constants if not isinstance(numbers, float)]
-    columns = [
-        [numbers] * (len(indices) if lists else 1)
-        if isinstance(numbers, float)
-        else [numbers[index] for index in indices]
-        for numbers in constants
-    ]
-    return np.array(columns, dtype=np.float32).reshape(len(columns), -1).T.copy()
 
 
 def _map_group(

@@ -14,6 +14,8 @@ from zopeft.engine.direction import Direction
 from zopeft.engine.elements import Elements
 from zopeft.engine.known import Known
 from zopeft.engine.sums import terms_of, update_matrix, update_weight
+from zopeft.engine.traced import descent
+from zopeft.kernels.formula import Target
 from zopeft.kernels.plain_backend import Statistics
 
 
@@ -44,8 +46,11 @@ class OwnWeights:
     def update(self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor) -> None:
         """Writes ``decay * w + sum_k coefficient_k * u_k``; [K, N] and [N], float64."""
         with torch.no_grad():
+            done = self._together(directions, coefficients, decays)
             for number, block in enumerate(self.blocks):
                 index = self.indices[number]
+                if index in done:
+                    continue
                 terms, decay = terms_of(directions, coefficients[:, index]), float(decays[index])
                 if terms[0][1] == 0.0 and decay == 1.0:
                     continue
@@ -63,6 +68,32 @@ class OwnWeights:
                     copy.copy_(weight)
                 kept = found is not None and weight is stored
                 self._known[number] = Known(found, weight) if kept and found else None
+
+    def _together(
+        self, directions: Sequence[Direction], coefficients: Tensor, decays: Tensor
+    ) -> set[int]:
+        """Does `update` for many blocks in one pass; returns their indices.
+
+        Their statistics are not taken, and all directions are along them.
+        """
+        if self._measured or self.offload or not self.kernels.formulas:
+            return set()
+        whole = (coefficients != 0.0).all(0).tolist()
+        targets, numbers = [], []
+        for number, (index, block) in enumerate(zip(self.indices, self.blocks, strict=True)):
+            if whole[index] and index not in self.forms:
+                weight, *copies = self.offload.writable(block)
+                if weight.is_contiguous() and not copies:
+                    targets.append(Target(block.address, weight, ()))
+                    numbers.append(number)
+        indices = [self.indices[number] for number in numbers]
+        if targets:
+            formula, trace = descent(directions, coefficients, decays)
+            constants, seed = trace.numbers(indices), directions[0].seed
+            self.kernels.map(formula, targets, constants, trace.noises, seed)
+        for number in numbers:
+            self._known[number] = None
+        return set(indices)
 
     def stored(self, index: int) -> Tensor:
         """Returns a block's weights as stored."""

@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from zopeft.engine.direction import Direction
 from zopeft.engine.elements import Elements, Part
 from zopeft.engine.vector import Vector
-from zopeft.kernels.formula import BUFFER, CONSTANT, NOISE, WEIGHT, Formula, Node
+from zopeft.kernels.formula import BUFFER, CONSTANT, NOISE, WEIGHT, Constants, Formula, Node
 
 Buffers = Sequence[Tensor]
 """One tensor a block."""
@@ -66,6 +67,20 @@ class Trace:
     def noise(self, seed: int) -> Symbol:
         """Returns the symbol of a direction's z."""
         return self.node(NOISE, _place(self.noises, lambda other: other == seed, seed))
+
+    def numbers(self, indices: Sequence[int]) -> Constants:
+        """Returns the constants' numbers, fp32 [1, c], or [n, c] where some blocks have their own.
+
+        Args:
+            indices: The blocks' indices, [n].
+        """
+        own = any(not isinstance(numbers, float) for numbers in self.constants)
+        count = len(indices) if own else 1
+        columns = [
+            [numbers] * count if isinstance(numbers, float) else [numbers[n] for n in indices]
+            for numbers in self.constants
+        ]
+        return np.array(columns, dtype=np.float32).reshape(len(columns), count).T.copy()
 
     def operand(self, other: Any) -> int:
         """Returns the place of what a symbol is added to, multiplied with and so on.
@@ -237,6 +252,14 @@ def _times(trace: Trace, other: Any, factor: float) -> Any:
     return other.mul(factor) if isinstance(other, Symbol) else float(other) * factor
 
 
+def _scaled(trace: Trace, direction: Direction) -> Symbol:
+    """Returns ``scale z`` of a direction."""
+    found = trace.noise(direction.seed)
+    if direction.scales is None:
+        return found
+    return found.mul(trace.constant(direction.scales.float().tolist()))
+
+
 class TracedPart(Part):
     """A part whose numbers are symbols.
 
@@ -266,10 +289,7 @@ class TracedPart(Part):
 
     def noise(self, direction: Direction) -> Any:
         """See `Part.noise`."""
-        found = self.trace.noise(direction.seed)
-        if direction.scales is None:
-            return found
-        return found.mul(self.trace.constant(direction.scales.float().tolist()))
+        return _scaled(self.trace, direction)
 
     def held(self, tensors: Buffers) -> Any:
         """See `Part.held`."""
@@ -282,6 +302,28 @@ class TracedPart(Part):
     def zeros(self) -> Any:
         """See `Part.zeros`."""
         return self.trace.constant(0.0)
+
+
+def descent(
+    directions: Sequence[Direction], coefficients: Tensor, decays: Tensor
+) -> tuple[Formula, Trace]:
+    """Returns the formula of ``decay w + sum_k coefficient_k u_k``, and what it is made of.
+
+    Its operations are those of the kernels for one direction, so it has their bits.
+
+    Args:
+        directions: u, [K].
+        coefficients: float64 [K, N].
+        decays: float64 [N].
+    """
+    trace = Trace()
+    weight = trace.node(WEIGHT)
+    if bool((decays != 1.0).any()):
+        weight = weight.mul(trace.constant(decays.tolist()))
+    for direction, own in zip(directions, coefficients, strict=True):
+        u = _scaled(trace, direction)
+        weight = weight.add(u.mul(trace.constant(own.tolist())))
+    return Formula(tuple(trace.nodes), weight.place, ()), trace
 
 
 def traced(
