@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from field import FIELD, extras
 from oracle import oracle
 from test_methods import Quadratic, weights
 from test_methods_vectors import PROBLEM, Z1, Z2, Z3, draws, seed
@@ -13,6 +14,7 @@ from torch import nn
 
 import zopeft
 from zopeft.engine import Direction
+from zopeft.errors import InputError
 from zopeft.methods import METHODS
 from zopeft.methods.agzo import linear_layers
 from zopeft.optim.step import Step
@@ -252,3 +254,76 @@ def test_where_nothing_has_a_slope_an_aligned_direction_is_the_noise_itself():
     method.step(lambda: torch.tensor(next(losses)))
     expected = THETA - 0.01 * 8.0 * zs[seed(0)]
     torch.testing.assert_close(method.engine.theta, expected)
+
+
+def test_a_rescaling_is_gradient_descent_of_the_factors():
+    """DiZO's, on one block, from its draws: rounds, bounds, and the step that goes with it."""
+    options = {"every": 2, "rounds": 3, "radius": 0.25, "rate": 1e-4, "reach": 0.2}
+    zs = {seed(n): torch.tensor(z, dtype=torch.float64) for n, z in enumerate((Z1, Z2, Z3, Z1))}
+    method, loss = oracle("dizo", PROBLEM, zs, **options)
+    theta = THETA
+    for number in range(4):
+        z = zs[seed(number)]
+        slope = (loss_at(theta + 0.125 * z) - loss_at(theta - 0.125 * z)) / 0.25
+        method.step(loss)
+        expected, passes = theta - 0.01 * slope * z, 2
+        if number == 2:
+            dice, factor, away = Step(method, 2, seed(2), 0.125).dice("factors"), 1.0, theta - THETA
+            for _ in range(3):
+                move = 0.25 * dice.gauss(0.0, 1.0)
+                ends = [loss_at(THETA + (factor + side * move) * away) for side in (1, -1)]
+                factor -= 1e-4 * (ends[0] - ends[1]) / (2.0 * 0.25**2) * move
+                factor = min(1.2, max(0.8, factor))
+            assert 0.8 < factor < 1.2 and abs(factor - 1.0) > 1e-3
+            expected, passes = expected + (factor - 1.0) * away, 8
+        torch.testing.assert_close(method.engine.theta, expected, rtol=1e-6, atol=1e-7)
+        theta = method.engine.theta.clone()
+        assert method.last_record.asked == () or len(method.last_record.asked) == passes
+
+
+@pytest.mark.parametrize("rate", [1e6, -1e6])
+def test_a_rescaling_goes_no_further_than_its_reach(rate, monkeypatch):
+    options = {"every": 1, "rounds": 1, "radius": 0.25, "rate": abs(rate), "reach": 0.2}
+    method, loss = oracle("dizo", PROBLEM, draws(Z1) | draws(Z2, step=1), **options)
+    method.step(loss)
+    before = method.engine.theta.clone()
+    away = before - THETA
+    # One draw is as good as its opposite: the sign of the loss decides which end is reached.
+    sign = 1.0 if rate > 0 else -1.0
+    ends = [loss_at(THETA + factor * away) for factor in (1.01, 0.99)]
+    method.step(lambda: sign * loss())
+    slope = (
+        sign
+        * (
+            loss_at(before + 0.125 * draws(Z2, step=1)[seed(1)])
+            - loss_at(before - 0.125 * draws(Z2, step=1)[seed(1)])
+        )
+        / 0.25
+    )
+    grows = (sign * (ends[0] - ends[1])) < 0
+    factor = 1.2 if grows else 0.8
+    expected = before - 0.01 * slope * draws(Z2, step=1)[seed(1)] + (factor - 1.0) * away
+    torch.testing.assert_close(method.engine.theta, expected, rtol=1e-6, atol=1e-7)
+
+
+GRADIENT_UNITS = {
+    *("mezo", "mezo_momentum", "lozo", "tezo", "subzero", "lezo", "sparse_mezo", "sensitive"),
+    *("zo_finetuner", "qzo"),
+}
+"""Methods whose steps are lr times an estimate of the gradient: lr="auto" is theirs."""
+
+
+@pytest.mark.parametrize("name", FIELD)
+def test_what_a_method_says_of_its_steps_is_so(name):
+    kind = METHODS[name]
+    assert kind.gradient_units == (name in GRADIENT_UNITS)
+    model = Quadratic()
+    blocks = zopeft.discover(model)
+    options = {"lr": 1e-3, "eps": 1e-2, "directions": 2, **extras(name, blocks)}
+    if kind.single:
+        with pytest.raises(InputError, match="directions"):
+            kind(blocks, **options)
+        return
+    method = kind(blocks, **options)
+    method.step(model.loss)
+    assert len(method.last_record.projected_grads) == 2 and method.forward_passes == 4
