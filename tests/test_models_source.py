@@ -82,3 +82,16 @@ def test_offline_context_is_put_back():
     assert before == constants.HF_HUB_OFFLINE
     with hub.cache_only(active=False):
         assert before == constants.HF_HUB_OFFLINE
+
+
+def test_embedded_is_a_name_too(tmp_path, monkeypatch):
+    from zopeft.recipe.load import load_recipe
+
+    monkeypatch.chdir(tmp_path)
+    assert resolve("embedded") == resolve("Embedded") == resolve(None)
+    flags = {"model.name": ("MODEL", "embedded"), "task.name": ("--task", "sst2")}
+    assert load_recipe("tune", flags=flags).model.name is None
+    # A folder of that name is the user's own.
+    (tmp_path / "embedded").mkdir()
+    assert not resolve("embedded").embedded
+    assert load_recipe("tune", flags=flags).model.name == "embedded"

@@ -10,6 +10,9 @@ from zopeft.hub import is_repository
 from zopeft.models.aliases import MODELS
 from zopeft.models.gguf import SUFFIX
 
+EMBEDDED = "embedded"
+"""What the model in the package is called, where no folder of that name is meant."""
+
 
 @dataclass(frozen=True)
 class ModelSource:
@@ -50,18 +53,18 @@ def resolve(name: str | None = None) -> ModelSource:
     Args:
         name: An alias, a folder, a GGUF file or a folder of one, a hub id
             ``organisation/name`` or a GGUF file there (``organisation/name/FILE.gguf``), or None
-            for the embedded model.
+            or "embedded" for the model in the package.
 
     Raises:
         InputError: `name` is none of these, or a folder of several GGUF files.
     """
-    if name is None:
+    folder = Path(name or EMBEDDED).expanduser()
+    if name is not None and folder.is_dir():
+        return ModelSource(str(folder), local=True, gguf=_only_gguf(folder))
+    if name is None or name.lower() == EMBEDDED:
         from zopeft.embedded import MODEL_DIR
 
         return ModelSource(str(MODEL_DIR), embedded=True, local=True)
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return ModelSource(str(folder), local=True, gguf=_only_gguf(folder))
     if folder.is_file() and folder.suffix.lower() == SUFFIX:
         return ModelSource(str(folder.parent), local=True, gguf=folder.name)
     if folder.is_file():

@@ -10,9 +10,11 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import Field, dataclass, fields
 from functools import cache
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from zopeft.errors import InputError, close_matches, explain
+from zopeft.models.source import EMBEDDED
 from zopeft.recipe.conflicts import conflicts
 from zopeft.recipe.convert import MismatchError, convert
 from zopeft.recipe.method_options import with_method_options
@@ -159,6 +161,8 @@ def check_settings(settings: list[Setting], problems: list[str]) -> Recipe:
             problems.append(wrong_value)
         else:
             chosen[setting.key] = value
+    if str(chosen.get("model.name")).lower() == EMBEDDED and not Path(EMBEDDED).is_dir():
+        chosen["model.name"] = None
     tunes = chosen.get("job", "tune") == "tune"
     chosen.setdefault("peft.name", _usual_peft(chosen) if tunes else FULL)
     if chosen.get("job", "tune") in ("tune", "eval") and _own(chosen):

@@ -13,12 +13,11 @@ from typing import Any
 
 from zopeft.errors import input_error
 from zopeft.jobs.build import load_task, task_slug
+from zopeft.models.source import EMBEDDED
 from zopeft.recipe.bench_schema import LISTS
 from zopeft.recipe.load import load_recipe
 from zopeft.recipe.schema import MethodSection, Recipe
 
-EMBEDDED = "embedded"
-"""What a bench calls the embedded model among its models."""
 _IN_DIGEST = ("model", "peft", "task", "method")
 _NOT_PASSED_ON = {"rank": 4, "probes": "auto", "rows": None}
 """Settings of the method, and what all rows of once were made with, whatever they are called."""
