@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
-from zopeft.jobs.bench.cells import EMBEDDED, Cell, Request, cells_of
+from zopeft.jobs.bench.cells import Cell, Request, cells_of
 from zopeft.jobs.bench.contest import Contender
 from zopeft.jobs.bench.entry import Entry, parse_entry, with_controls
 from zopeft.jobs.bench.making import trained_of
@@ -19,6 +19,7 @@ from zopeft.jobs.build import load_rows, load_task
 from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept
 from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.models.source import EMBEDDED
 from zopeft.recipe.schema import Recipe
 from zopeft.report.curves import draw_curves, draw_rates
 from zopeft.report.rows import FILE, Row, RowFile, read_rows
