@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 BIASES = r"(^|\.)bias$"
 START_ROWS = 16
 """Training rows whose activations an adapter is started from."""
-EMBEDDED_NOTE = "no MODEL given: using the embedded model (small, made for trying things out)"
+EMBEDDED_NOTE = "using the embedded model (small, made for trying things out); MODEL names another"
 
 
 def load_base(
