@@ -24,7 +24,7 @@ def example(monkeypatch):
 def test_sums_are_checked_by_a_program(example):
     sums = example("sums")
     rows = sums.sums(30, 0)
-    assert {row["total"] for row in rows} <= set(range(4, 13)) and rows == sums.sums(30, 0)
+    assert {row["total"] for row in rows} <= {5, 7, 9} and rows == sums.sums(30, 0)
     answers = [f" {row['total']}" for row in rows]
     totals = [row["total"] for row in rows]
     assert sums.right(answers, totals) == [1.0] * 30 == sums.brief(answers, totals)

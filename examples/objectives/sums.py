@@ -35,7 +35,8 @@ def sums(count: int, seed: int) -> list[dict[str, Any]]:
     rows = []
     for _ in range(count):
         (first, second), thing = draw.sample(NAMES, 2), draw.choice(THINGS)
-        a, b = draw.randint(2, 6), draw.randint(2, 6)
+        # The sums that the embedded model was taught most of.
+        a, b = draw.sample((draw.choice((2, 4)), draw.choice((3, 5))), 2)
         text = f"{first} has {a} {thing}. {second} has {b} {thing}."
         asked = f"Question: How many {thing} do {first} and {second} have together?\nAnswer:"
         rows.append({"prompt": f"{text}\n{asked}", "total": a + b})

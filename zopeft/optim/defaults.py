@@ -85,10 +85,10 @@ def default_reach(blocks: Blocks) -> float:
 
 
 FLAT_REACH = 0.25
-"""The part of that reach which steps on a score take, times K for K directions, whose mean has K
-times as much signal to chance. What bounds a step on a loss is its curvature; a score that is flat
-in places shows chance instead, and steps of a whole eps along single directions lead a model away
-from all that it knows (measured: SQuAD's F1 from 0.76 to 0.01)."""
+"""The part of that reach which steps on a score take, times sqrt(K) for K directions, whose mean is
+so much surer. What bounds a step on a loss is its curvature; a score that is flat in places shows
+chance instead, and steps of a whole eps lead a model away from all that it knows (measured: SQuAD's
+F1 from 0.76 to 0.01 with one direction, right sums from 0.7 to 0.2 with four)."""
 
 
 def fallback_lr(blocks: Blocks) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -241,7 +242,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         share, planned = (self._share(scales), self.share_origin), self.probing.steps_planned
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
         if self.flat:
-            reach *= min(1.0, FLAT_REACH * self.estimator.directions)
+            reach *= min(1.0, FLAT_REACH * math.sqrt(self.estimator.directions))
         return self.pace.start(self.param_groups, reach, share, fallback, self.eps, planned, look)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
