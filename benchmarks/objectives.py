@@ -22,7 +22,7 @@ from rows import RESULTS, about, keep
 
 HERE = Path(__file__).resolve().parent
 FOLDER = HERE.parent / "examples" / "objectives"
-ANCHORS = (0.0, 0.05)
+ANCHORS = (0.0, 0.02, 0.05)
 """Prices of the divergence from the base model that are compared."""
 
 
@@ -84,7 +84,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
 def main() -> None:
     """Runs, prints, keeps and draws."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("cases", nargs="*", choices=list(CASES))
+    parser.add_argument("cases", nargs="*", metavar="|".join(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--plot", action="store_true")
