@@ -135,7 +135,10 @@ def _measured(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Returns what was measured, as the table shows it."""
     from zopeft.jobs.metrics import numbers
 
-    from .summary import LABELS, prediction
+    from .summary import prediction
 
-    found = {LABELS.get(name, name): value for name, value in numbers(metrics).items()}
+    found = {
+        name.replace("calibrated_", "calibrated "): value
+        for name, value in numbers(metrics).items()
+    }
     return {**found, **prediction(metrics)}
