@@ -75,6 +75,16 @@ KeepBest = Annotated[
         help="The result is the weights with the lowest validation loss.",
     ),
 ]
+BestBy = Annotated[
+    str | None,
+    typer.Option(
+        "--best-by",
+        rich_help_panel=ALONG,
+        show_default=default_of("training.best_by"),
+        metavar="loss|metric",
+        help="What --keep-best and --patience go by.",
+    ),
+]
 Patience = Annotated[
     str | None,
     typer.Option(
@@ -116,12 +126,17 @@ def pacing_flags(accumulate: str | None, schedule: str | None, warmup: str | Non
 
 
 def evaluation_flags(
-    every: str | None, keep_best: bool, patience: str | None, report_to: str | None
+    every: str | None,
+    keep_best: bool,
+    best_by: str | None,
+    patience: str | None,
+    report_to: str | None,
 ) -> Flags:
     """Returns the flags of what is measured and reported during a run."""
     return {
         "training.eval_steps": ("--eval-every", every),
         "training.keep_best": ("--keep-best", keep_best or None),
+        "training.best_by": ("--best-by", best_by),
         "training.patience": ("--patience", patience),
         "training.report_to": ("--report-to", report_to),
     }

@@ -6,6 +6,7 @@ import signal
 import sys
 import types
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from test_training_resume import killed
@@ -30,7 +31,7 @@ def losses(monkeypatch):
 
     def scored(*args):
         scores = measure(*args)
-        step = args[-1].rpartition(" ")[2]
+        step = args[6].rpartition(" ")[2]
         if step in found:
             scores["loss"] = found[step]
         return scores
@@ -203,3 +204,21 @@ def test_a_trainer_is_not_gone_on_with_by_another_warm_up(tmp_path):
     other = trainer(with_lora(tiny_model()), tmp_path, warmup_steps=3, **options)
     with pytest.raises(InputError, match="warmup 3 instead of 2"):
         other.train(resume_from_checkpoint=True)
+
+
+@pytest.mark.parametrize(("by", "best"), [("loss", (4, 1)), ("metric", (2, 2))])
+def test_the_best_go_by_the_loss_or_the_metric(by, best):
+    from zopeft.jobs.validating import Validation
+
+    told = {2: (0.5, 0.9), 4: (0.3, 0.6)}
+    lines = [{"step": n, "eval_loss": a, "eval_accuracy": b} for n, (a, b) in told.items()]
+    recipe = SimpleNamespace(training=SimpleNamespace(best_by=by))
+    task, goal = SimpleNamespace(metric="accuracy"), SimpleNamespace(score="")
+    follower = SimpleNamespace(metrics=SimpleNamespace(evaluations=lines))
+    one = Validation(recipe, SimpleNamespace(task=task, goal=goal), None, follower, print)
+    assert one._best(6, {"loss": 0.4, "accuracy": 0.8}) == best
+
+
+def test_what_goes_by_nothing_is_refused(zopeft_command, base):
+    said = zopeft_command.refused(*base, "--best-by", "metric")
+    assert "--best-by: goes with --keep-best or --patience" in said

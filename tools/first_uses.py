@@ -23,11 +23,13 @@ PAGES = ROOT / "docs" / "first-uses"
 HEAD = "Made by `tools/first_uses.py`, which ran this in an empty folder; times are left out.\n"
 SHOWN = 3
 NOISE = (
+    (r"'(\w+_per_second|train_runtime)': '[\d.]+'", r"'\1': '...'"),
     (r"\d+(\.\d+)? s/step", "... s/step"),
     (r"ETA \d+:\d\d:\d\d", "ETA ..."),
     (r"about \d[\d.,]* (s|min|minutes|seconds)\b", "about ..."),
     (r"(│ (seconds|peak memory) +│ )([^│]+)│", lambda m: f"{m[1]}{'...':<{len(m[3])}}│"),
-    (r"(?m)^.*(Loading weights:|it/s\]|s/it\]|\[transformers\]|Failed to load CPU gemm).*\n", ""),
+    (r"(?m)^.*(Loading weights:|examples/s\]|it/s\]|s/it\]).*\n", ""),
+    (r"(?m)^.*(\[transformers\]|Failed to load CPU gemm).*\n", ""),
     (r"(?m)^.*(FutureWarning|UserWarning|warnings\.warn).*\n", ""),
 )
 PLAIN = """from peft import PeftModel
@@ -121,7 +123,9 @@ def write_gguf_model(path: Path) -> None:
     write_gguf(path, AutoModelForCausalLM.from_pretrained(MODEL_DIR), tokenizer, quantised=True)
 
 
-TRL = '''from datasets import load_dataset
+TRL = '''from dataclasses import dataclass
+
+from datasets import load_dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import SFTConfig, SFTTrainer
@@ -130,6 +134,7 @@ import zopeft
 from zopeft.embedded import MODEL_DIR  # any model's folder or hub id
 
 
+@dataclass
 class Config(zopeft.ZOTrainingArguments, SFTConfig):
     """TRL's settings and zopeft's."""
 
@@ -198,7 +203,7 @@ USES = {
         {"lists.jsonl": write_lists},
         (
             "zopeft data show --data lists.jsonl --examples 1",
-            "zopeft tune --data lists.jsonl --steps 600 --out lists-lora data.metric=f1",
+            "zopeft tune --data lists.jsonl --steps 400 --out lists-lora",
             ("load.py", plain("lists-lora", asked(LISTS), 24)),
         ),
     ),
@@ -244,7 +249,7 @@ def neutral(text: str, folder: Path) -> str:
                 kept[-1] = line
                 continue
         kept.append(line)
-    return "\n".join(kept).strip("\n")
+    return re.sub(r"\n{3,}", "\n", "\n".join(kept)).strip("\n")
 
 
 def run(words: list[str], folder: Path) -> str:

@@ -12,7 +12,7 @@ from zopeft.recipe.schema import Recipe
 
 FREE = (
     *("steps", "log_steps", "save_steps", "eval_batch_size"),
-    *("eval_steps", "keep_best", "patience", "report_to"),
+    *("eval_steps", "keep_best", "best_by", "patience", "report_to"),
 )
 """Settings of training that may change when a run goes on."""
 

@@ -71,7 +71,7 @@ class Validation(TrainerCallback):
         if training.patience and since >= training.patience:
             self.stopped = step
             control.should_training_stop = True
-            name = self.prepared.goal.score
+            name = self._score
             least = f"highest {name}" if name else "lowest validation loss"
             what = f"stopped at step {step}: the {least} was that of step {best}"
             self.listener(Progress("tune", note=what))
@@ -96,9 +96,15 @@ class Validation(TrainerCallback):
         if trainer is not None and trainer.is_world_process_zero():
             keep_best(self.prepared.blocks, self.folder, step)
 
+    @property
+    def _score(self) -> str:
+        """The score whose highest value is the best; "" where the lowest loss is."""
+        metric = self.prepared.task.metric if self.recipe.training.best_by == "metric" else ""
+        return self.prepared.goal.score or ("" if metric == "perplexity" else metric)
+
     def _best(self, step: int, scores: Mapping[str, Any]) -> tuple[int, int]:
         """Returns the step with the lowest loss so far, and the evaluations since then."""
-        name = self.prepared.goal.score
+        name = self._score
         key, sign = (name, -1.0) if name else ("loss", 1.0)
         losses = {}
         for one in self.metrics.evaluations:

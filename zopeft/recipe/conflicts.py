@@ -124,6 +124,8 @@ def _of_training(recipe: Recipe) -> list[str]:
         found.append(
             "--keep-best, --patience: go by evaluations during the run; add --eval-every N"
         )
+    if training.best_by != "loss" and not (training.keep_best or training.patience):
+        found.append("--best-by: goes with --keep-best or --patience; add one of them")
     if training.warmup and training.warmup >= training.steps and recipe.job == "tune":
         found.append(explain("--warmup", "takes all of the steps", training.warmup, "lower it"))
     return found

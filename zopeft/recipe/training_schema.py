@@ -27,6 +27,8 @@ class TrainingSection:
         eval_steps: Measure the metric every so many steps, and at the end; 0 only there.
         keep_best: Make the weights of the evaluation with the lowest validation loss the result,
             not the last ones.
+        best_by: What says which evaluation was best, for keep_best and patience: "loss", the
+            lowest validation loss, or "metric", the task's highest accuracy or F1.
         patience: Stop after so many evaluations in a row without a lower validation loss; 0
             never does.
         report_to: Also send losses, rates and scores to a tracker, by transformers' callbacks.
@@ -46,6 +48,7 @@ class TrainingSection:
     eval_batch_size: int = number(16, least=1)
     eval_steps: int = number(0, least=0)
     keep_best: bool = False
+    best_by: Literal["loss", "metric"] = "loss"
     patience: int = number(0, least=0)
     report_to: Literal["none", "tensorboard", "wandb", "trackio"] = "none"
     log_steps: int = number(10, least=1)
