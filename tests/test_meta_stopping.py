@@ -1,4 +1,4 @@
-"""One forward for drawn labels and their gradient, and when there have been enough of them."""
+"""One forward for both gradients of a meta-step, and when there have been enough of them."""
 
 import math
 

@@ -154,15 +154,16 @@ class SignalTrainer:
     ) -> tuple[float, float]:
         seed = step_seed(self.settings.seed, step)
         statistics = self.statistics
+        own: Tensor | None = None
         if step % 2 == 0:
-            drawn, count = self.trajectory.drawn(
+            own, drawn, count = self.trajectory.losses(
                 batch, lambda: self.draw_labels(self.model, batch, seed)
             )
             statistics.begin_curvature(count)
-            self.trajectory.backward(batch, statistics.take_curvature, drawn)
+            self.trajectory.backward(batch, statistics.take_curvature, drawn, again=True)
             del drawn
         statistics.begin_gradient(step)
-        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient)
+        loss = self.trajectory.descend(batch, seed, last_norm, share, statistics.take_gradient, own)
         return loss, float(statistics.gradient_norm)
 
     @property

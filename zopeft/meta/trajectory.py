@@ -71,37 +71,37 @@ class Trajectory:
         self._start.restore()
         self.engine.adopt()
 
-    def backward(self, batch: Any, consumer: Consumer, loss: Tensor | None = None) -> float:
+    def backward(
+        self, batch: Any, consumer: Consumer, loss: Tensor | None = None, again: bool = False
+    ) -> float:
         """Hands the gradients of the batch's loss to `consumer`; returns the loss.
 
         Args:
             batch: The batch.
             consumer: Takes the gradients.
             loss: The batch's loss, where it has been made.
+            again: Whether there is to be another backward pass through the same forward.
         """
         with consumed(self.blocks, consumer), torch.enable_grad():
             if loss is None:
                 loss = self.loss_function(self.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward(retain_graph=again)  # type: ignore[no-untyped-call]
         return float(loss.detach())
 
-    def drawn(self, batch: Any, draw: Callable[[], tuple[Any, int]]) -> tuple[Tensor, int]:
-        """Draws labels from the model and takes their loss, in one forward pass.
-
-        The true labels' loss is not kept with it: two backward passes through one forward would
-        hold all activations while the gradients of tied tables are added up.
+    def losses(self, batch: Any, draw: Callable[[], Any]) -> tuple[Tensor, Tensor, Any]:
+        """Returns the losses of a batch and of what is drawn from it, of one forward pass.
 
         Args:
             batch: The batch.
-            draw: Draws labels for the batch's texts, and says how many.
+            draw: Draws another batch of the same texts, and something that goes with it.
 
         Returns:
-            The loss of the drawn labels and their number.
+            The loss of the batch, the loss of the drawn one, and what goes with it.
         """
         with one_forward(), torch.enable_grad():
-            self.loss_function(self.model, batch)  # Makes the logits, with their graph.
-            other, count = draw()
-            return self.loss_function(self.model, other), count
+            loss = self.loss_function(self.model, batch)
+            drawn, told = draw()
+            return loss, self.loss_function(self.model, drawn), told
 
     def descend(
         self,
@@ -110,6 +110,7 @@ class Trajectory:
         gradient_norm: float,
         share: float = 1.0,
         onlooker: Consumer | None = None,
+        loss: Tensor | None = None,
     ) -> float:
         """Moves the model by one first-order step.
 
@@ -137,9 +138,9 @@ class Trajectory:
                 onlooker(parameter, indices, gradient)
             self._descent(parameter, indices, gradient)
 
-        loss = self.backward(batch, consumer)
+        found = self.backward(batch, consumer, loss)
         self.engine.adopt()
-        return loss
+        return found
 
     def note(self, loss: float) -> None:
         """Takes the loss of a finished meta-step and starts again where that is due.

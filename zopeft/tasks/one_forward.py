@@ -1,7 +1,7 @@
-"""One forward for several looks: logits that are asked for again are those of before.
+"""One forward for two losses: logits that are asked for again are those of before.
 
-They have their graph with them. Labels that are drawn from the model's logits and the loss of such
-labels read the same ones, so that they need one forward pass, and a backward pass after it.
+They have their graph with them. True labels and labels that are drawn from the model read the same
+logits, so that both gradients need one forward pass and a backward pass each.
 """
 
 from __future__ import annotations
