@@ -1,5 +1,7 @@
 """Rewards that tests call: some good, some not."""
 
+import os
+
 CALLS = []
 TEXTS = ("Tom has a", "Anna", "It is", "Kate")
 PROMPTS = [{"prompt": text, "goal": goal} for goal, text in enumerate(TEXTS)]
@@ -43,4 +45,11 @@ def breaking(completions, **columns):
     CALLS.append(len(completions))
     if len(CALLS) > 3:
         raise KeyError("gone")
+    return [float(len(one)) for one in completions]
+
+
+def stopping(completions, **columns):
+    CALLS.append(len(completions))
+    if os.environ.get("STOP_AT") == str(len(CALLS)):
+        raise KeyboardInterrupt
     return [float(len(one)) for one in completions]

@@ -292,3 +292,21 @@ def test_trls_own_rewards_work(tiny_tuned):
     tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
     objective = zopeft.Objective(tokenizer, rewards.think_format_reward, max_new_tokens=3)
     assert objective.evaluate(model, [{"prompt": [{"role": "user", "content": "Who?"}]}]) == 0.0
+
+
+def test_an_interrupt_in_the_middle_of_a_step_loses_nothing(
+    zopeft_command, tiny_model, prompts, tmp_path, monkeypatch
+):
+    reward = ("--reward", f"{FILE}:stopping")
+    words = ("tune", tiny_model, "--data", prompts, *reward, "--steps", 5, "--batch-size", 2)
+    words += ("--lr", "1e-3", "--eps", 0.1, "training.eval_before=false")
+    words += ("objective.temperature=1", "objective.max_new_tokens=3", "method.probes=separate")
+    out = tmp_path / "out"
+    # The first two completions are scored by themselves; then there are two probes a step.
+    monkeypatch.setenv("STOP_AT", "7")
+    line = zopeft_command.refused(*words, "--out", out, code=1)
+    assert "interrupted; 2 steps are kept" in line
+    monkeypatch.delenv("STOP_AT")
+    zopeft_command.json("tune", "--resume", "--out", out, *reward)
+    zopeft_command.json(*words, "--out", tmp_path / "whole")
+    assert (out / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
