@@ -64,9 +64,10 @@ RATES: dict[str, tuple[float, float]] = {
     "adalora": (0.2, 0.1),
     "loha": (1e-2, 1e-2),
     "layernorm": (1e-2, 1e-2),
+    "p-tuning": (3e-3, 1e-2),
 }
-"""lr and eps where the curvature at the start, products of small numbers or norms of one,
-says little about the way ahead; elsewhere the proposed lr is used."""
+"""lr and eps where the curvature at the start, products of small numbers, norms of one or an
+untrained encoder, says little about the way ahead; elsewhere the proposed lr is used."""
 ROWS = [name for kind in PEFT for name in ([kind, "lora (experts)"] if kind == "lora" else [kind])]
 STEPS = 12
 IDS = (torch.arange(3 * 8).view(3, 8) * 7 + 5) % 60 + 1
