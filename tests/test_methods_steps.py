@@ -9,6 +9,7 @@ import torch
 from field import FIELD, extras
 from oracle import oracle
 from test_methods import Quadratic, weights
+from test_methods_selection import BATCH, changed, tiny
 from test_methods_vectors import PROBLEM, Z1, Z2, Z3, draws, seed
 from torch import nn
 
@@ -85,7 +86,7 @@ def test_linear_layers_are_guided_and_nothing_else():
 def test_a_basis_is_renewed_in_its_turn_and_kept_between(renew):
     method, _, found = agzo_steps(6, renew)
     for index in linear_layers(method.blocks):
-        for step, (changed, bases, notes) in enumerate(found):
+        for step, (moves, bases, notes) in enumerate(found):
             renewed = step % renew == 0
             assert (f"A{index}" in notes) == renewed
             basis = bases[index]
@@ -93,7 +94,7 @@ def test_a_basis_is_renewed_in_its_turn_and_kept_between(renew):
             if step:
                 assert torch.equal(basis, found[step - 1][1][index]) == (not renewed)
             # What the step wrote lies along the basis that it ended with.
-            move = changed[index] / changed[index].norm()
+            move = moves[index] / moves[index].norm()
             torch.testing.assert_close(move @ basis @ basis.t(), move, rtol=0, atol=1e-3)
 
 
@@ -327,3 +328,57 @@ def test_what_a_method_says_of_its_steps_is_so(name):
     method = kind(blocks, **options)
     method.step(model.loss)
     assert len(method.last_record.projected_grads) == 2 and method.forward_passes == 4
+
+
+def test_an_anchor_is_replayed_through_all_steps_since():
+    """MeZO-SVRG, every 4 steps: weights of the anchor are the weights less what was written."""
+    zs = [torch.tensor(z, dtype=torch.float64) for z in (Z1, Z2, Z3, Z2, Z3)]
+    options = {"every": 4, "inner": 0.1, "lr": 1e-3}
+    method, loss = oracle("mezo_svrg", PROBLEM, {seed(n): z for n, z in enumerate(zs)}, **options)
+    theta = anchor = slope = THETA
+
+    def along(point, z):
+        return (loss_at(point + 0.125 * z) - loss_at(point - 0.125 * z)) / 0.25
+
+    for number, z in enumerate(zs):
+        if number % 4 == 0:
+            anchor, slope = theta, along(theta, z) * z
+            expected = theta - 1e-3 * slope
+        else:
+            change = along(theta, z) - along(anchor, z)
+            expected = theta - 1e-4 * (change * z + slope)
+        method.step(loss)
+        torch.testing.assert_close(method.engine.theta, expected, rtol=1e-5, atol=1e-7)
+        theta = method.engine.theta.clone()
+    assert method.forward_passes == 2 * 2 + 3 * 4
+
+
+@pytest.mark.parametrize(("skip", "count"), [(0.75, 1), (0.5, 2), (0.95, 1), (0.3, 3), (0.0, 4)])
+def test_a_step_takes_some_layers_and_all_that_is_in_none(skip, count):
+    model = tiny(layers=4)
+    blocks = zopeft.discover(model)
+    method = METHODS["lezo"](blocks, lr=1e-2, eps=1e-2, seed=1, skip=skip)
+    taken = set()
+    for _ in range(12):
+        before = [block.data.clone() for block in blocks]
+        method.step(zopeft.BatchLoss(model, BATCH))
+        layers = {blocks[n].layer for n in changed(method, before)}
+        assert changed(method, before) == {n for n, b in enumerate(blocks) if b.layer in layers}
+        assert None in layers and len(layers) == 1 + count
+        taken |= layers
+    assert taken == {None, 0, 1, 2, 3}
+
+
+@pytest.mark.parametrize(("pool", "losses"), [(3, (2.0, 1.0, 3.0)), (4, (4.0, 1.0, 2.0, 3.0))])
+def test_a_guide_is_the_better_half_against_the_worse(pool, losses):
+    zs = [torch.tensor(z, dtype=torch.float64) for z in (Z1, Z2, Z3, [0.5, 0.5, -2.0, 1.0])][:pool]
+    known = {seed(0, n): z for n, z in enumerate(zs)}
+    order, half = sorted(range(pool), key=losses.__getitem__), pool // 2
+    better, worse = ([zs[n] for n in part] for part in (order[:half], order[half:]))
+    u = sum(better) / len(better) - sum(worse) / len(worse)
+    for name, direction in (("mezo_guided", u), ("mezo_greedy", zs[order[0]])):
+        method, _ = oracle(name, PROBLEM, known, pool=pool)
+        told = iter([*losses, 3.0, 1.0])
+        method.step(lambda told=told: torch.tensor(next(told)))
+        torch.testing.assert_close(method.engine.theta, THETA - 0.01 * 8.0 * direction)
+        assert method.forwards == method.forward_passes == pool + 2
