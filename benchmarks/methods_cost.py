@@ -36,6 +36,8 @@ SHAPE = (512, 4, 4000)
 """Hidden size, layers and vocabulary: 17 M weights."""
 BATCH, LENGTH = 4, 64
 REPEATS, WRITES = 3, 6
+SIZES = ((8, 64), (8, 128))
+"""Rows and tokens a row at which groups are measured as well."""
 STEPS = 2
 """Steps whose peak of memory is taken."""
 
@@ -52,7 +54,7 @@ DRAWN = {"zo_adamu": 2, "ldsd": 5}
 
 def fitted(entry: Entry, blocks: zopeft.Blocks, **options: Any) -> Entry:
     """Returns an entry with what it cannot do without, for blocks of a random model."""
-    own = {**entry.options, **options}
+    own = dict(entry.options)
     if entry.finetuner:
         own["finetuner"] = zopeft.FineTuner.initial(blocks)
     if "mask" in METHODS[entry.method].required:
@@ -61,7 +63,7 @@ def fitted(entry: Entry, blocks: zopeft.Blocks, **options: Any) -> Entry:
         own |= {"groups": BATCH, "probes": "auto"}
     if entry.method == "zo_adamu":
         own["warmup"] = 0
-    return Entry(entry.name, entry.method, options=own)
+    return Entry(entry.name, entry.method, options=own | options)
 
 
 class Steps:
@@ -70,15 +72,19 @@ class Steps:
     Args:
         entry: The method.
         model: The model.
+        size: Rows of the batch and tokens a row; zeros for those of all methods.
         **options: Arguments of the method beside those of the entry.
     """
 
-    def __init__(self, entry: Entry, model: Any, **options: Any) -> None:
+    def __init__(
+        self, entry: Entry, model: Any, size: tuple[int, int] = (0, 0), **options: Any
+    ) -> None:
+        batch, length = size if any(size) else (BATCH, LENGTH)
         self.model = model
         blocks = zopeft.discover(model)
         self.method = fitted(entry, blocks, **options).make(blocks, None, 1e-9, 0)
         torch.manual_seed(0)
-        self.ids = torch.randint(0, model.config.vocab_size, (BATCH, LENGTH))
+        self.ids = torch.randint(0, model.config.vocab_size, (batch, length))
 
     def loss(self) -> torch.Tensor:
         """Returns the batch's loss."""
@@ -91,6 +97,11 @@ class Steps:
         if not self.method.groups:
             return self.loss
         return zopeft.BatchLoss(self.model, {"input_ids": self.ids, "labels": self.ids})
+
+    def probes(self) -> None:
+        """Makes a step's first forwards, and no write."""
+        self.method.estimate(self.closure)
+        self.method._pending = None
 
     def __call__(self) -> None:
         """Makes a step."""
@@ -148,6 +159,18 @@ def written(entry: Entry, model: Any, noise: str) -> dict[str, float]:
     ]
     copy, noises, least = (min(times) for times in zip(*rows, strict=True))
     return {"to_copy": round(least / copy, 2), "to_floor": round(least / max(copy, noises), 2)}
+
+
+def grouped(entry: Entry, model: Any, noise: str) -> dict[str, float]:
+    """Returns what the two forwards of groups take, a direction a row, to two bare ones."""
+    found = {}
+    for rows, length in SIZES:
+        steps = Steps(entry, model, (rows, length), noise=noise, groups=rows)
+        steps()
+        pairs = [(seconds(steps.bare), seconds(steps.probes)) for _ in range(REPEATS)]
+        ratio = statistics.median(probes / bare for bare, probes in pairs)
+        found[f"{rows}x{length}"] = round(ratio, 3)
+    return found
 
 
 def states_of(method: Any) -> int:
@@ -208,6 +231,11 @@ def measure_all(args: argparse.Namespace, path: Path) -> None:
         if entry.name in FUSED:
             row["full"]["states"] = states_of(Steps(entry, models["full"]).method)
             row["full"]["write"] = {n: written(entry, models["full"], n) for n in NOISES}
+        if METHODS[entry.method].groups:
+            noises = ("gaussian", "rademacher", "low_rank")
+            row["full"]["probes_to_two_forwards"] = {
+                noise: grouped(entry, models["full"], noise) for noise in noises
+            }
         row |= {"memory": measured(entry.name), **about()}
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -224,6 +224,10 @@ class Step:
     ) -> Map:
         """Writes what a function makes of the weights and of state of their size.
 
+        On a CPU a function that is arithmetic of single elements (``+ - * /``, ``add``, ``addcmul``,
+        ``addcdiv``, ``square``, ``sqrt``, ``abs``, ``sign``, ``clamp``, ``<=``, in place or not) is
+        done in one compiled pass; any other is run on pieces of the tensors as it stands.
+
         Args:
             function: From learning rate and weights (decayed), the vectors' numbers and the
                 state's to new weights and new state; all but the first are tensors.
