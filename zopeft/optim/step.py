@@ -224,9 +224,9 @@ class Step:
     ) -> Map:
         """Writes what a function makes of the weights and of state of their size.
 
-        On a CPU a function that is arithmetic of single elements (``+ - * /``, ``add``, ``addcmul``,
-        ``addcdiv``, ``square``, ``sqrt``, ``abs``, ``sign``, ``clamp``, ``<=``, in place or not) is
-        done in one compiled pass; any other is run on pieces of the tensors as it stands.
+        On a CPU a function of single elements (``+ - * /``, ``add``, ``addcmul``, ``addcdiv``,
+        ``square``, ``sqrt``, ``abs``, ``sign``, ``clamp``, ``<=``, in place or not) is done in one
+        compiled pass; any other is run on pieces of the tensors as it stands.
 
         Args:
             function: From learning rate and weights (decayed), the vectors' numbers and the
