@@ -21,7 +21,7 @@ def modes_in(folder):
 
 
 def test_all_files_of_a_run(zopeft_command, tiny_model, tiny_data, tmp_path, group_may_read):
-    words = (tiny_model, "--task", "sst2", "--data", tiny_data, "--steps", 1, "--batch-size", 2)
+    words = (tiny_model, "--task", "sst2", "--data", tiny_data, "--steps", 2, "--batch-size", 2)
     words = (*words, "--lr", "1e-3", "training.save_steps=1", "training.eval_before=false")
     zopeft_command.json("tune", *words, "--out", tmp_path / "out")
     found = modes_in(tmp_path / "out")
