@@ -22,12 +22,12 @@ def modes_in(folder):
 
 def test_all_files_of_a_run(zopeft_command, tiny_model, tiny_data, tmp_path, group_may_read):
     words = (tiny_model, "--task", "sst2", "--data", tiny_data, "--steps", 2, "--batch-size", 2)
-    words = (*words, "--lr", "1e-3", "training.save_steps=1", "training.eval_before=false")
+    words = (*words, "--lr", "1e-3", "training.save_steps=2", "training.eval_before=false")
     zopeft_command.json("tune", *words, "--out", tmp_path / "out")
     found = modes_in(tmp_path / "out")
     assert len(found) >= 14
     weights = "adapter_model.safetensors"
-    assert {weights, f"checkpoint-1/{weights}", "journal.bin", "loss.png", "run.json"} <= set(found)
+    assert {weights, f"checkpoint-2/{weights}", "journal.bin", "loss.png", "run.json"} <= set(found)
     assert "journal_start.safetensors" in found
     assert {name: mode for name, mode in found.items() if mode != group_may_read} == {}
 
