@@ -82,7 +82,7 @@ def test_an_adapter_and_full_weights_are_saved_and_found_again(files, tmp_path, 
     assert main(["tune", file, "--lora", *base, "--out", str(lora), "--json"]) == 0
     tuned = json.loads(capsys.readouterr().out)
     assert json.loads((lora / "adapter_config.json").read_text())["base_model_name_or_path"] == file
-    score = ["--task", "sst2", "--data", str(DATA_DIR / "sst2"), "--examples", "4", "--json"]
+    score = ["--task", "sst2", "--data", str(DATA_DIR / "sst2"), "task.eval_examples=4", "--json"]
     assert main(["eval", "--adapter", str(lora), *score]) == 0
     again = json.loads(capsys.readouterr().out)
     assert again["metrics"]["loss"] == pytest.approx(tuned["metrics"]["after"]["loss"], rel=1e-5)

@@ -98,7 +98,7 @@ def test_a_model_without_a_configuration(folder, tiny_model, zopeft_command):  #
 
 def test_kinds_are_listed_with_their_columns(zopeft_command):
     listed = {one["name"]: one["about"] for one in zopeft_command.json("list", "kinds")}
-    assert len(listed) == 6
+    assert len(listed) == 7
     assert listed["label"] == "text, label: texts and their classes"
 
 

@@ -8,6 +8,7 @@ import torch
 from peft import LoraConfig, TrainableTokensConfig, get_peft_model
 
 from zopeft.errors import InputError
+from zopeft.jobs.metrics import numbers
 from zopeft.meta import meta_train
 from zopeft.models import load_model
 from zopeft.tasks import Collator, TaskDataset, evaluate, load_task, task_loss
@@ -87,7 +88,9 @@ def test_evaluation_and_generation_with_a_padding_token_outside(extended, tiny_m
     ):
         task = load_task(name)
         found = evaluate(model, tokenizer, task, rows, 2, 64)
-        assert found == pytest.approx(evaluate(model, own, task, rows, 2, 64), abs=1e-6)
+        others = evaluate(model, own, task, rows, 2, 64)
+        assert found.get("predicted") == others.get("predicted")
+        assert numbers(found) == pytest.approx(numbers(others), abs=1e-6)
     texts = ["Anna", "The old man went to the market"]
     prompts = encode_prompts(tokenizer, texts, 32)
     assert generate(model, tokenizer, prompts, 8) == generate(model, own, prompts, 8)
@@ -110,10 +113,13 @@ def test_filling_behind_an_end_is_no_answer(extended):
         step = speak.step
         speak.step += 1
         logits = torch.full_like(output[:, -1:], -1.0)
-        for row, tokens in enumerate(rows):
+        # The first row leaves the batch when it has ended.
+        for row, tokens in enumerate(rows[len(rows) - len(logits) :]):
             logits[row, -1, tokens[min(step, len(tokens) - 1)]] = 1.0
         return logits
 
+    # The first answers of a model are made in two ways, which are compared.
+    generate(model, tokenizer, prompts, 1)
     speak.step = 0
     hook = model.lm_head.register_forward_hook(speak)
     found = generate(model, tokenizer, prompts, 4)
