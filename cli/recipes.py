@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -104,7 +104,7 @@ def keys(
             do = close_matches(section, SECTIONS)
             raise input_error("SECTION", "no such section", section, do)
         found = recipe_keys(section)
-        rows = [(one.key, one.type, _default(one.default), one.range, one.about) for one in found]
+        rows = [(one.key, one.type, one.shown_default, one.range, one.about) for one in found]
         screen.result(
             [one.to_dict() for one in found],
             rows_table("keys", ("key", "type", "default", "range", "meaning"), rows),
@@ -120,14 +120,3 @@ def schema(debug: o.Debug = False) -> None:
 
     with output(True, debug) as screen:
         screen.result(recipe_schema())
-
-
-def _default(value: Any) -> str:
-    """Returns a default as YAML would have it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, tuple):
-        return f"[{', '.join(map(str, value))}]"
-    return "{}" if value == {} else str(value)

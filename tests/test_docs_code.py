@@ -17,6 +17,7 @@ JOBS = (
     "show",
     "export",
     "harness",
+    "doctor",
     "bench.bench",
 )
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -73,7 +74,7 @@ def test_commands_are_taken(words, tmp_path, monkeypatch, capsys):
     if words[0] in ("list", "recipe") or words[:2] == ["data", "schema"]:
         assert main(words) == 0, capsys.readouterr().err
         return
-    if words[0] in ("blocks", "finetuner"):  # They read models and folders at once.
+    if words[0] in ("blocks", "finetuner", "chat"):  # They read models and folders at once.
         words = [*words, "--no-such-flag"]
         assert main(words) == 2
         said = capsys.readouterr().err

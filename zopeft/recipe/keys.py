@@ -32,6 +32,17 @@ class Key:
     range: str
     about: str
 
+    @property
+    def shown_default(self) -> str:
+        """The default as YAML would have it."""
+        if self.default is None:
+            return "null"
+        if isinstance(self.default, bool):
+            return str(self.default).lower()
+        if isinstance(self.default, tuple):
+            return f"[{', '.join(map(str, self.default))}]"
+        return "{}" if self.default == {} else str(self.default)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the key as JSON can hold it."""
         plain = asdict(self)
