@@ -145,9 +145,11 @@ class Pace:
 
 
 def seen(share: str) -> str:
-    """Returns where a learning rate comes from that the run's own steps tell.
+    """Returns where a learning rate comes from that the run's own steps tell, in few words.
+
+    The probes' reach over the gradient bounds it (`zopeft.optim.rate`).
 
     Args:
         share: The signal share, in words.
     """
-    return f"the lesser of {share} over curvature and reach over gradient, as the steps show them"
+    return f"auto: {share} over curvature"
