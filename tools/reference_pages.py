@@ -241,6 +241,9 @@ def _methods(kind: type) -> Iterator[str]:
     for name, value in vars(kind).items():
         value = getattr(value, "__func__", value)
         told = isinstance(value, property) or inspect.isfunction(value)
+        # torch puts a wrapped `step` into the class of every optimizer that has been made.
+        if inspect.isfunction(value) and value.__qualname__ != f"{kind.__name__}.{name}":
+            continue
         if told and not name.startswith("_"):
             line = inspect.cleandoc(value.__doc__ or "").partition("\n\n")[0]
             word = name if isinstance(value, property) else f"{name}(...)"
