@@ -101,7 +101,8 @@ class Output:
             self._advance(progress)
         elif progress.total and progress.step % max(1, -(-progress.total // 10)) == 0:
             # Without a terminal: ten lines a stage.
-            self.note(f"{progress.stage} {progress.step}/{progress.total} {self._shown(progress)}")
+            line = f"{progress.stage} {progress.step}/{progress.total} {self._shown(progress)}"
+            self.note(line.rstrip())
         if not progress.total and progress.stage != self._stage:
             self._close_bar()
         self._stage = progress.stage

@@ -262,7 +262,9 @@ def test_a_worker_tells_what_is_wrong(cell):
         todo, heard = queue.Queue(), queue.Queue()
         todo.put(Contender(cell, entry))
         pool._work(todo, heard, {})
-        told.append(heard.get())
+        lines = [heard.get() for _ in range(heard.qsize())]
+        assert [kind for kind, _ in lines[:-1]] == ["note"] * 3, "the cell's model and rows"
+        told.append(lines[-1])
     assert told[0][0] == "input"
     assert "eps: out of range" in told[0][1]
     assert told[1][0] in ("input", "error")

@@ -127,5 +127,5 @@ def test_workers_are_ended_when_the_caller_breaks_off(kind, monkeypatch):
 
     monkeypatch.setattr(pool, "_listen", listen)
     with pytest.raises(kind):
-        pool.hold_all(["a", "b", "c"], {}, 2, print)
+        pool.hold_all(["a", "b", "c"], {}, 2, print, print)
     assert [one.calls for one in context.made] == [["terminate", "join"]] * 2

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import input_error
 from zopeft.jobs.build import (
@@ -24,6 +24,9 @@ from zopeft.recipe.names import registry
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
 from zopeft.report.summary import ends, hardware, peak_bytes, versions
+
+if TYPE_CHECKING:
+    from zopeft.meta.settings import MetaSettings
 
 
 def meta_train(
@@ -61,7 +64,7 @@ def meta_train(
 def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> dict[str, Any]:
     """Learns a fine-tuner into its folder."""
     from zopeft.finetuner.size import file_bytes
-    from zopeft.jobs.beginning import model_lines
+    from zopeft.jobs.meta_beginning import begin_lines, passes_of
 
     started = time.monotonic()
     model, tokenizer, source = load_base(recipe, listener)
@@ -79,11 +82,12 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
         "versions": versions(),
         "hardware": hardware(),
     }
-    counts = ", ".join(f"{len(found):,} of {name}" for name, found in rows.items())
-    for line in (f"rows: {counts}", *model_lines(recipe, blocks, source)):
+    settings = _settings(recipe).decided(blocks.space)
+    for line in begin_lines(recipe, blocks, source, rows, settings):
         listener(Progress("load", note=line))
     if dry:
-        return {**state, "dry_run": True, "steps": recipe.meta.steps}
+        passes = passes_of(settings, len(rows))
+        return {**state, "dry_run": True, "steps": settings.steps, "forward_passes": passes}
     history: list[dict[str, Any]] = []
     finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
     if source.embedded:
@@ -142,14 +146,18 @@ def _run(
     """Runs the meta-training; the folder is touched once its first step has been made."""
     from zopeft.meta import meta_train as learn
 
-    section = asdict(recipe.meta)
-    settings = {k: v for k, v in section.items() if k not in ("tasks", "rows")}
+    ticks: list[float] = []
+    # The rows are still to be encoded.
+    listener(Progress("meta-train", 0, recipe.meta.steps))
 
     def progress(step: int, total: int, figures: Mapping[str, Any]) -> None:
         if not history:
             folder.begin(state)
         history.append(dict(figures))
-        listener(Progress("meta-train", step, total, loss=float(figures["loss"])))
+        ticks.append(time.monotonic())
+        each = (ticks[-1] - ticks[0]) / (len(ticks) - 1) if len(ticks) > 1 else None
+        loss = float(figures["loss"])
+        listener(Progress("meta-train", step, total, loss=loss, seconds=each))
 
     return learn(
         blocks.model,
@@ -159,9 +167,24 @@ def _run(
         max_length=recipe.task.max_length,
         blocks=blocks,
         progress=progress,
-        noise=recipe.method.noise,
-        noise_rank=recipe.method.rank,
-        seed=recipe.training.seed,
-        token_rows=recipe.meta.rows,
-        **settings,
+        **_keywords(recipe),
     )
+
+
+def _keywords(recipe: Recipe) -> dict[str, Any]:
+    """Returns the settings as `zopeft.meta.meta_train` takes them."""
+    section = asdict(recipe.meta)
+    return {
+        **{name: value for name, value in section.items() if name not in ("tasks", "rows")},
+        "noise": recipe.method.noise,
+        "noise_rank": recipe.method.rank,
+        "seed": recipe.training.seed,
+        "token_rows": recipe.meta.rows,
+    }
+
+
+def _settings(recipe: Recipe) -> MetaSettings:
+    """Returns the checked settings."""
+    from zopeft.meta.settings import MetaSettings
+
+    return MetaSettings.of(**_keywords(recipe))

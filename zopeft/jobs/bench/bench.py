@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
+from zopeft.jobs.bench.beginning import begin_lines
 from zopeft.jobs.bench.cells import Cell, Request, cells_of
 from zopeft.jobs.bench.contest import Contender
 from zopeft.jobs.bench.entry import Entry, parse_entry, with_controls
@@ -179,9 +180,18 @@ def _hold(
 ) -> None:
     """Makes the runs and tells the listener of each."""
     own = [[row for row in file.rows.values() if c.owns(row)] for c in contenders]
-    made = sum(map(len, own))
+    made, told = sum(map(len, own)), set()
     if made:
         listener(Progress("bench", note=f"{made} runs are there already"))
+    for line in begin_lines(contenders, own):
+        listener(Progress("bench", note=line))
+    listener(Progress("bench", made, sum(c.total(r) for c, r in zip(contenders, own, strict=True))))
+
+    def tell(line: str) -> None:
+        # Several cells share a model, and workers do not know of each other.
+        if line not in told:
+            told.add(line)
+            listener(Progress("bench", note=line))
 
     def keep(row: Row) -> None:
         file.add(row)
@@ -191,7 +201,7 @@ def _hold(
         place = f"{row['model']} {row['task']} {row['space']}"
         listener(Progress(f"bench {place}", done, total, loss=row["train_loss"]))
 
-    hold_all(contenders, file.rows, recipe.bench.workers, keep)
+    hold_all(contenders, file.rows, recipe.bench.workers, keep, tell)
 
 
 def render(folder: str | Path) -> dict[str, Any]:

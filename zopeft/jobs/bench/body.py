@@ -17,6 +17,7 @@ from zopeft.recipe.schema import BARE, Recipe
 
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
+    from zopeft.models import ModelSource
 
 KEEP = 1 << 27
 """Trained elements up to which a copy of the start is kept (512 MB of fp32); a model with
@@ -30,6 +31,7 @@ class Body:
     Attributes:
         blocks: What is trained, at its start; ``blocks.model`` is the model.
         tokenizer: The model's tokenizer.
+        source: Where the model came from.
         task: The task.
         train: The encoded training examples of the run's seed.
         validation: The validation rows, the same for all seeds.
@@ -38,6 +40,7 @@ class Body:
 
     blocks: Blocks
     tokenizer: Any
+    source: ModelSource
     task: Any
     train: Any
     validation: list[dict[str, Any]]
@@ -52,7 +55,7 @@ class Bodies:
 
     def __init__(self) -> None:
         self._model_key: Any = None
-        self._loaded: tuple[Blocks, Any, bool] | None = None
+        self._loaded: tuple[Blocks, Any, ModelSource] | None = None
         self._start: list[Tensor] | None = None
         self._data: dict[Any, Any] = {}
 
@@ -70,19 +73,19 @@ class Bodies:
         from zopeft.tasks.table import table_rows
 
         recipe = replace(cell.recipe, training=replace(cell.recipe.training, seed=seed))
-        blocks, tokenizer, embedded = self._model(recipe)
+        blocks, tokenizer, source = self._model(recipe)
         key = (cell.model, cell.space, cell.task, cell.digest, seed)
         if key not in self._data:
             # One model's data at a time; a seed's rows are wanted again by every entry.
             self._data = {k: v for k, v in self._data.items() if k[:4] == key[:4]}
-            self._data[key] = _data(recipe, blocks, tokenizer, embedded)
-        body = Body(blocks, tokenizer, *self._data[key])
+            self._data[key] = _data(recipe, blocks, tokenizer, on_embedded(source))
+        body = Body(blocks, tokenizer, source, *self._data[key])
         collate = Collator(tokenizer, table_rows(blocks.model))
         start_adapter(recipe, blocks.model, body.train, collate)
         return body
 
-    def _model(self, recipe: Recipe) -> tuple[Blocks, Any, bool]:
-        """Returns blocks at their start, tokenizer and whether the model is the embedded one."""
+    def _model(self, recipe: Recipe) -> tuple[Blocks, Any, ModelSource]:
+        """Returns blocks at their start, the tokenizer and where the model came from."""
         adapter = recipe.peft.name not in BARE
         key = (recipe.model, str(recipe.peft), recipe.training.seed if adapter else None)
         if key == self._model_key and self._loaded is not None and self._start is not None:
@@ -93,7 +96,7 @@ class Bodies:
             model, tokenizer, source = load_base(recipe, ignore)
             blocks = wrap(recipe, model)
         self._model_key = key
-        self._loaded = blocks, tokenizer, on_embedded(source)
+        self._loaded = blocks, tokenizer, source
         if sum(blocks.numels) <= KEEP and blocks.space != "scales":
             self._start = [p.detach().clone() for p in _parameters(blocks)]
         return self._loaded

@@ -85,11 +85,18 @@ class Contest:
     Args:
         known: Key to row of the runs made before.
         keep: Called with each new row.
+        tell: Called with what there is to say of a cell, before its first run here.
     """
 
-    def __init__(self, known: Mapping[str, Row], keep: Callable[[Row], None]) -> None:
+    def __init__(
+        self,
+        known: Mapping[str, Row],
+        keep: Callable[[Row], None],
+        tell: Callable[[Cell, Body], None],
+    ) -> None:
         self.known = dict(known)
-        self.keep = keep
+        self.keep, self.tell = keep, tell
+        self._told: set[tuple[str, str, str]] = set()
         self.bodies = Bodies()
 
     def hold(self, contender: Contender) -> None:
@@ -126,7 +133,7 @@ class Contest:
         key = key_of(cell, entry, "centre", seed, "auto")
         if key not in self.known:
             with quiet():
-                body = self.bodies.get(cell, seed)
+                body = self._body(cell, seed)
                 try:
                     out = propose(entry, body, cell.recipe, seed)
                 except RunError as error:
@@ -142,7 +149,7 @@ class Contest:
         if key not in self.known:
             started = time.perf_counter()
             with quiet():
-                body = self.bodies.get(cell, seed)
+                body = self._body(cell, seed)
                 out = run(entry, body, lr, cell.recipe, seed)
                 scores = _scores(cell, body, out, role)
             row = {**_row(contender, key, role, seed, out), **scores}
@@ -150,6 +157,15 @@ class Contest:
             self._add(row)
         loss: float | None = self.known[key]["train_loss"]
         return loss
+
+    def _body(self, cell: Cell, seed: int) -> Body:
+        """Returns the body of a run, and says what it is once a cell."""
+        body = self.bodies.get(cell, seed)
+        place = (cell.model, cell.task, cell.space)
+        if place not in self._told:
+            self._told.add(place)
+            self.tell(cell, body)
+        return body
 
     def _add(self, row: Row) -> None:
         self.known[row["key"]] = row

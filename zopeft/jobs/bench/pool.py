@@ -9,7 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from zopeft.errors import InputError, ZopeftError, run_error
+from zopeft.jobs.bench.beginning import cell_lines
+from zopeft.jobs.bench.body import Body
 from zopeft.jobs.bench.caller import begin, interrupts_withheld
+from zopeft.jobs.bench.cells import Cell
 from zopeft.jobs.bench.contest import Contender, Contest
 from zopeft.report.rows import Row
 
@@ -19,6 +22,7 @@ def hold_all(
     known: Mapping[str, Row],
     workers: int,
     keep: Callable[[Row], None],
+    tell: Callable[[str], None],
 ) -> None:
     """Makes all runs of all contenders, in this process or in several.
 
@@ -27,13 +31,14 @@ def hold_all(
         known: Key to row of the runs made before.
         workers: Processes; 1 is this one.
         keep: Called in this process with each new row.
+        tell: Called in this process with each line on a cell.
 
     Raises:
         InputError: An entry cannot be used in its cell.
         RunError: A worker broke down.
     """
     if workers == 1 or len(contenders) == 1:
-        contest = Contest(known, keep)
+        contest = Contest(known, keep, teller(tell))
         for contender in contenders:
             contest.hold(contender)
         return
@@ -54,7 +59,7 @@ def hold_all(
         with interrupts_withheld():
             for process in processes:
                 process.start()
-        _listen(processes, told, keep)
+        _listen(processes, told, keep, tell)
     finally:
         for process in processes:
             if process.pid is not None:
@@ -62,8 +67,23 @@ def hold_all(
                 process.join()
 
 
-def _listen(processes: Sequence[Any], told: Any, keep: Callable[[Row], None]) -> None:
-    """Takes rows from workers until all have finished."""
+def teller(tell: Callable[[str], None]) -> Callable[[Cell, Body], None]:
+    """Returns what tells the lines on a cell one by one."""
+
+    def lines(cell: Cell, body: Body) -> None:
+        for line in cell_lines(cell, body):
+            tell(line)
+
+    return lines
+
+
+def _listen(
+    processes: Sequence[Any],
+    told: Any,
+    keep: Callable[[Row], None],
+    tell: Callable[[str], None],
+) -> None:
+    """Takes rows and lines from workers until all have finished."""
     running = len(processes)
     while running:
         try:
@@ -75,6 +95,8 @@ def _listen(processes: Sequence[Any], told: Any, keep: Callable[[Row], None]) ->
             continue
         if kind == "row":
             keep(content)
+        elif kind == "note":
+            tell(content)
         elif kind == "done":
             running -= 1
         elif kind == "input":
@@ -88,7 +110,8 @@ def _work(todo: Any, told: Any, known: Mapping[str, Row]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    contest = Contest(known, lambda row: told.put(("row", row)))
+    tell = teller(lambda line: told.put(("note", line)))
+    contest = Contest(known, lambda row: told.put(("row", row)), tell)
     try:
         while (contender := todo.get()) is not None:
             contest.hold(contender)

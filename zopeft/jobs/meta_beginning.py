@@ -1,0 +1,78 @@
+"""What a meta-training says of itself before its first step."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from zopeft.jobs.beginning import model_lines
+from zopeft.meta.train import MASK_BATCHES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from zopeft.blocks import Blocks
+    from zopeft.meta.settings import MetaSettings
+    from zopeft.models import ModelSource
+    from zopeft.recipe.schema import Recipe
+
+
+def begin_lines(
+    recipe: Recipe,
+    blocks: Blocks,
+    source: ModelSource,
+    rows: Mapping[str, Sequence[Any]],
+    settings: MetaSettings,
+) -> list[str]:
+    """Returns the lines: model, what is trained, rows, what is learned, passes planned.
+
+    Args:
+        recipe: The run's settings.
+        blocks: What scales are learned for.
+        source: Where the model came from.
+        rows: The training rows of each task.
+        settings: The settings of the meta-training, with nothing left to decide.
+    """
+    counts = ", ".join(f"{len(found):,} of {name}" for name, found in rows.items())
+    lines = [*model_lines(recipe, blocks, source), f"rows: {counts}"]
+    return [*lines, _method(settings), _planned(settings, len(rows))]
+
+
+def _method(settings: MetaSettings) -> str:
+    both = settings.capacity == "subspace"
+    learned = f"scales and subspaces of rank {settings.rank}" if both else "scales"
+    moving = ", which move with the run" if settings.policy == "state" else ""
+    shared = f"one PertNN a {settings.sharing}"
+    return f"learned: {learned}{moving}, by the objective {settings.objective}, {shared}"
+
+
+def _planned(settings: MetaSettings, tasks: int) -> str:
+    passes = passes_of(settings, tasks)
+    stop = settings.stop and settings.policy == "constant" and settings.objective == "signal"
+    words = [f"{settings.steps:,} meta-steps{' at most' if stop else ''}"]
+    if settings.capacity == "subspace":
+        words.append(f"the first {settings.steps // 2:,} for the subspaces")
+    if settings.mask:
+        words.append("then the mask")
+    forward, backward = passes["forward"], passes["backward"]
+    return f"passes: about {forward:,} forward, {backward:,} backward planned: {', '.join(words)}"
+
+
+def passes_of(settings: MetaSettings, tasks: int) -> dict[str, int]:
+    """Returns the forward and the backward passes of a meta-training.
+
+    The signal objective makes one forward pass a meta-step, and another backward pass of labels
+    drawn from the model every second one; subspaces look at each task once more. The paper's has
+    two probes, the step that is judged, and the step of the run.
+
+    Args:
+        settings: The settings, with nothing left to decide.
+        tasks: Number of tasks.
+    """
+    steps = settings.steps
+    mask = min(steps, MASK_BATCHES) if settings.mask else 0
+    if settings.objective == "paper":
+        return {"forward": 4 * steps + mask, "backward": 2 * steps + mask}
+    first = steps // 2 if settings.capacity == "subspace" else 0
+    looks = min(tasks, first)
+    drawn = sum(step % 2 == 0 for step in range(first, steps))
+    return {"forward": steps + looks + mask, "backward": steps + looks + drawn + mask}
