@@ -35,7 +35,7 @@ def show(
     flags: o.Flags = {
         **o.model_flags(model, None, False, False),
         "task.name": ("--task", task),
-        "task.data": ("--data", data),
+        **o.data_flags(data, overrides),
         "data.split": ("--split", split),
         "data.validation": ("--validation", validation),
     }
@@ -70,9 +70,10 @@ def export(
     """Write a task's rows and a YAML file that lm-evaluation-harness scores alike."""
     from .output import facts_table, output
 
+    overrides = [] if examples is not None else ["task.eval_examples=null"]
     flags: o.Flags = {
         "task.name": ("--task", task),
-        "task.data": ("--data", data),
+        **o.data_flags(data, overrides),
         "data.split": ("--split", split),
         "task.eval_examples": ("--examples", examples),
     }
@@ -80,7 +81,6 @@ def export(
         from zopeft.jobs.export import export as run
         from zopeft.recipe.load import load_recipe
 
-        overrides = [] if examples is not None else ["task.eval_examples=null"]
         checked = load_recipe("eval", None, overrides, flags)
         summary = run(checked, out, overwrite, screen.listen)
         names = ("task", "name", "rows", "out")

@@ -64,7 +64,7 @@ def evaluate(
     flags: o.Flags = {
         **o.model_flags(model, dtype, load_in_8bit, load_in_4bit),
         "task.name": ("--task", task),
-        "task.data": ("--data", data),
+        **o.data_flags(data, overrides),
         "data.split": ("--split", split),
         "objective.name": ("--objective", objective),
         "objective.rewards": ("--reward", reward or None),
@@ -79,7 +79,7 @@ def evaluate(
         if harness is not None:
             beside = {
                 "--task": task,
-                "--data": data,
+                "--data": data or None,
                 "--split": split,
                 "--objective": objective,
                 "--reward": reward or None,

@@ -61,13 +61,13 @@ Data = Annotated[
     ),
 ]
 OwnData = Annotated[
-    str | None,
+    list[str] | None,
     typer.Option(
         "--data",
         rich_help_panel=DATA,
         metavar="PATH|ID",
         help="Your own rows: a file, folder or hub id, whose columns tell what they are. "
-        "With --task: rows in that task's columns.",
+        "With --task: rows in that task's columns. Several are mixed, PATH=WEIGHT each.",
     ),
 ]
 Split = Annotated[
@@ -277,6 +277,39 @@ def model_flags(model: str | None, dtype: str | None, in_8bit: bool, in_4bit: bo
         "model.load_in_8bit": ("--load-in-8bit", in_8bit or None),
         "model.load_in_4bit": ("--load-in-4bit", in_4bit or None),
     }
+
+
+def data_flags(data: Sequence[str] | None, overrides: list[str]) -> Flags:
+    """Returns the flags of the data; of several they are a mixture.
+
+    Args:
+        data: What ``--data`` was given.
+        overrides: What else there is; what a recipe says of the other is taken back there.
+
+    Raises:
+        InputError: One is given twice.
+    """
+    if not data:
+        return {}
+    if len(data) == 1:
+        return {"task.data": ("--data", data[0]), "data.mixture": ("--data", {})}
+    mixture: dict[str, Any] = {}
+    for one in data:
+        name, weight = _weighed(one)
+        if name in mixture:
+            raise input_error("--data", "the same twice", name, "give it once, with its weight")
+        mixture[name] = weight
+    overrides.append("task.data=null")
+    return {"data.mixture": ("--data", mixture)}
+
+
+def _weighed(word: str) -> tuple[str, float | None]:
+    """Splits ``PATH=WEIGHT``; what has no number behind it is a path alone."""
+    name, _, weight = word.rpartition("=")
+    try:
+        return (name, float(weight)) if name else (word, None)
+    except ValueError:
+        return word, None
 
 
 def training_flags(steps: str | None, batch_size: str | None, seed: str | None) -> Flags:

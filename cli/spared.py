@@ -60,8 +60,10 @@ def _plain(recipe: Recipe) -> bool:
 
 def _local(recipe: Recipe) -> bool:
     """Whether the rows are known to be read without datasets."""
-    if recipe.task.data is None:
+    if not recipe.places:
         # The samples in the package.
         return recipe.model.name is None
-    place = Path(recipe.task.data).expanduser()
-    return place.exists() and not any((place / name).exists() for name in SAVED)
+    places = [Path(place).expanduser() for place in recipe.places]
+    return all(
+        place.exists() and not any((place / name).exists() for name in SAVED) for place in places
+    )

@@ -61,7 +61,7 @@ def tune(
         **r.pacing_flags(accumulate, schedule, warmup),
         **r.evaluation_flags(eval_every, keep_best, best_by, patience, report_to),
         "task.name": ("--task", task),
-        "task.data": ("--data", data),
+        **o.data_flags(data, overrides),
         "data.split": ("--split", split),
         "data.validation": ("--validation", validation),
         "objective.name": ("--objective", objective),

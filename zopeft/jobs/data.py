@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +60,7 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     wished: Any = recipe.task.loss
     if recipe.objective.chosen in ("answer", "choice"):
         wished = recipe.objective.chosen
-    if recipe.task.name is None and recipe.task.data is None:
+    if recipe.task.name is None and not recipe.places:
         do = "give --data PATH for rows of your own, or one of: " + ", ".join(registry("task"))
         raise input_error("--task", "no task given", do=do)
     if not recipe.owns_data:
@@ -70,11 +70,7 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     from zopeft.tasks.own import open_data, open_scored
     from zopeft.tasks.own_task import own_task
 
-    section, place = recipe.data, str(recipe.task.data)
-    if scored:
-        data = open_scored(place, section.split, section.held_out)
-    else:
-        data = open_data(place, section.split, section.validation, section.held_out)
+    section, place = recipe.data, " + ".join(recipe.places)
     names = [f.name for f in fields(Wishes)]
     wishes = Wishes(**{name: getattr(section, name) for name in names})
     before = Wishes()
@@ -83,13 +79,37 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
         known = {name: tuned.settings[name] for name in names if name in tuned.settings}
         before = Wishes(**{**known, "labels": tuned.labels})
         columns = tuned.settings.get("columns") or {}
-    task = own_task(data, section.kind, section.columns, wishes, columns, before)
+    if section.mixture:
+        task = _mixed(recipe, scored, wishes, before, columns)
+    else:
+        data = (
+            open_scored(place, section.split, section.held_out)
+            if scored
+            else open_data(place, section.split, section.validation, section.held_out)
+        )
+        task = own_task(data, section.kind, section.columns, wishes, columns, before)
     if section.template and not task.own.kind.chats:  # type: ignore[union-attr]
         what = f"goes with conversations, and {place} is {task.own.kind.name}"  # type: ignore[union-attr]
         raise input_error("data.template", what, section.template, "leave it out")
     if wished == "choice" and task.kind != "choice":
         raise input_error("task.loss", f"{task.name} has no choices", "choice", "use answer")
     return task if wished is None else replace(task, loss=wished)
+
+
+def _mixed(
+    recipe: Recipe, scored: bool, wishes: Any, before: Any, columns: Mapping[str, str]
+) -> Task:
+    """The task of a mixture; what an earlier tuning said goes where nothing else is asked for."""
+    from zopeft.tasks.mixture import mixed_scored, mixed_task
+
+    section = recipe.data
+    missing = [name for name in before.given if name not in wishes.given]
+    wishes = wishes.filled(before, missing)
+    named = (section.kind, section.columns or columns, wishes)
+    if scored:
+        return mixed_scored(list(section.mixture), section.split, section.held_out, *named)
+    where = (section.split, section.validation, section.held_out)
+    return mixed_task(section.mixture, *where, *named, recipe.training.seed)
 
 
 def take_template(
@@ -134,6 +154,8 @@ def told(
         scored: What the rows to score on come to.
     """
     lines = [f"data: {_kind(task, tokenizer)}", f"rows: {_rows(recipe, task, train, scored)}"]
+    if task.own is not None and task.own.shares:
+        lines.insert(1, f"mixture: {'; '.join(map(str, task.own.shares))}")
     if task.own is not None and task.own.told:
         lines.append(f"note: {task.own.told}")
     lines += _never_generated(task, rows)
@@ -171,6 +193,8 @@ def record_of(task: Task, counts: Mapping[str, Counts]) -> dict[str, Any]:
     found: dict[str, Any] = {split: one.to_dict() for split, one in counts.items()}
     if task.own is not None:
         found |= {"kind": task.own.kind.name, "labels": list(task.own.labels)}
+        if task.own.shares:
+            found["mixture"] = [asdict(share) for share in task.own.shares]
     return found
 
 
@@ -182,7 +206,10 @@ def _kind(task: Task, tokenizer: Any) -> str:
     if task.own is None:
         return task.name
     kind, name = task.own.kind, task.own.data.name
-    line = f"{name}: {KINDS.about(kind.name)} (data.kind={kind.name})"
+    kinds = list(dict.fromkeys(share.kind for share in task.own.shares)) or [kind.name]
+    line = f"{name}: {KINDS.about(kinds[0])} (data.kind={kinds[0]})"
+    if len(kinds) > 1:
+        line = f"{name}: {', '.join(kinds)}"
     if task.own.labels:
         line += f" {', '.join(task.own.labels[:8])}"
         line += ", ..." if len(task.own.labels) > 8 else ""

@@ -94,7 +94,7 @@ def export(
     """
     task = make_task(recipe, scored=True)
     name = f"zopeft_{Path(task.name).stem}".replace("-", "_")
-    with Folder(out, f"export-{name}", overwrite, inputs=[recipe.task.data]) as folder:
+    with Folder(out, f"export-{name}", overwrite, inputs=recipe.places) as folder:
         rows = load_rows(recipe, task, "validation", recipe.model.name is None, None)
         examples = [_example(task, row) for row in rows]
         folder.begin({"job": "export", "task": task.name, "out": str(folder.path)})

@@ -58,7 +58,7 @@ def _metadata(
     from huggingface_hub import EvalResult, ModelCardData
 
     adapter = recipe.peft.name not in BARE
-    own = recipe.task.data is not None or summary["embedded"]
+    own = bool(recipe.places) or summary["embedded"]
     published = task.hub.path if task.hub and not own else None
     forward = not str(summary["method"]).startswith("fo_")
     tags = ["zopeft", *(["zeroth-order"] if forward else []), str(summary["method"])]

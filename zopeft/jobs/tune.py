@@ -154,7 +154,7 @@ def _folder(recipe: Recipe, task: Task, out: str | None, overwrite: bool, resume
     """Returns the run's folder, checked."""
     method = method_name(recipe)
     stem = f"{task_slug(recipe.task.name or task.name)}-{recipe.peft.name}-{method}"
-    inputs = [recipe.model.name, recipe.task.data, recipe.data.validation, recipe.method.finetuner]
+    inputs = [recipe.model.name, *recipe.places, recipe.data.validation, recipe.method.finetuner]
     return Folder(out, stem, overwrite, resume, inputs, Kept(steps_of, "step"))
 
 

@@ -181,7 +181,7 @@ def _own(chosen: Mapping[str, Any]) -> bool:
     """Whether the rows are the user's own: without a task's name, or of a task's file."""
     name = chosen.get("task.name")
     if name is None:
-        return chosen.get("task.data") is not None
+        return chosen.get("task.data") is not None or bool(chosen.get("data.mixture"))
     return str(name).endswith((".yaml", ".yml"))
 
 

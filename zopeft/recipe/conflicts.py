@@ -105,7 +105,9 @@ def _of_objective(recipe: Recipe) -> list[str]:
 
 
 def _of_own_data(recipe: Recipe) -> list[str]:
-    """Returns settings of own data that stand beside a task's name."""
+    """Returns settings of own data that stand beside a task's name, or beside another."""
+    if recipe.data.mixture and recipe.task.data is not None:
+        return [explain("data.mixture", "and task.data name the data; leave one out")]
     if recipe.owns_data or recipe.job not in ("tune", "eval"):
         return []
     usual = DataSection()

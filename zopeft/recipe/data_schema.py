@@ -13,6 +13,8 @@ class DataSection:
     """How own data is read, and what is made of it.
 
     Attributes:
+        mixture: Several files, folders or hub ids in place of ``task.data``, each with its
+            weight; null for what its rows are of what the others leave.
         kind: What the rows are; None asks their columns.
         split: The split to train on (of eval: to score on); None takes "train", or the only
             one there is. The one key here that also goes with a task by name.
@@ -30,6 +32,7 @@ class DataSection:
         max_new_tokens: Longest generated answer in tokens; None takes the kind's own.
     """
 
+    mixture: dict[str, Any] = field(default_factory=dict)
     kind: str | None = named(None, "kind")
     split: str | None = None
     validation: str | None = None

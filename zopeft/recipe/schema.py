@@ -193,7 +193,12 @@ class Recipe:
     @property
     def owns_data(self) -> bool:
         """True where the data is the user's own, and its columns tell what it is."""
-        return self.task.name is None and self.task.data is not None
+        return self.task.name is None and bool(self.places)
+
+    @property
+    def places(self) -> list[str]:
+        """The files, folders and hub ids that the data section or ``task.data`` names."""
+        return list(self.data.mixture) or ([self.task.data] if self.task.data is not None else [])
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the recipe as plain dicts, lists and numbers, ready for JSON or YAML."""

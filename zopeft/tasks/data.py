@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zopeft.errors import input_error
 from zopeft.tasks.catalog import load_task
 from zopeft.tasks.chat import read_template
 from zopeft.tasks.dataset import Collator, TaskDataset
 from zopeft.tasks.evaluation import fit_length
 from zopeft.tasks.kinds.kind import Wishes
+from zopeft.tasks.mixture import mixed_task
 from zopeft.tasks.own import HELD_OUT, open_data
 from zopeft.tasks.own_task import own_task
 from zopeft.tasks.rows import Rows, load_rows
@@ -39,7 +41,7 @@ class Data:
 
 
 def load_data(
-    data: str | Path | None,
+    data: str | Path | Mapping[str, float | None] | None,
     tokenizer: Any,
     *,
     task: str | Task | None = None,
@@ -51,13 +53,14 @@ def load_data(
     validation: str | None = None,
     held_out: float = HELD_OUT,
     template: str | None = None,
+    seed: int = 0,
     **wishes: Any,
 ) -> Data:
     """Loads own data, whose columns tell what it is, as ``zopeft tune --data`` does.
 
     Args:
-        data: A file, a folder or a hub id. With a task, rows in its columns, or None for the
-            hub's.
+        data: A file, a folder or a hub id; or several with their weights, a mixture. With a
+            task, rows in its columns, or None for the hub's.
         tokenizer: A Hugging Face tokenizer.
         task: A task by name; None for own data.
         model: The model, whose places for text and whose tokens are then heeded.
@@ -69,22 +72,30 @@ def load_data(
             split of that name, or holds rows out.
         held_out: Share of the rows that is held out then.
         template: "plain", or a file with a chat template, which the tokenizer is given.
+        seed: Seed of a mixture's draw, as that of the run.
         **wishes: Fields of `zopeft.tasks.kinds.Wishes`: ``labels``, ``system``, ``metric``,
             ``stop``, ``max_new_tokens``, ``template_options``.
 
     Raises:
         InputError: The data cannot be read, tells of no kind, or has a faulty row.
     """
-    if task is not None:
-        found = load_task(task) if isinstance(task, str) else task
+    own: str | Path | None = None
+    if isinstance(data, Mapping):
+        if task is not None:
+            do = "give one, or leave out the task"
+            raise input_error("load_data", "a task takes no mixture", ", ".join(data), do)
+        where = (data, split, validation, held_out, kind, columns, Wishes(**wishes), seed)
+        found = mixed_task(*where)
+    elif task is not None:
+        found, own = load_task(task) if isinstance(task, str) else task, data
     else:
         opened = open_data(data or "", split, validation, held_out)
-        found, data = own_task(opened, kind, columns, Wishes(**wishes)), None
+        found = own_task(opened, kind, columns, Wishes(**wishes))
     if template is not None:
         tokenizer.chat_template = read_template(template)
     known = None if model is None else table_rows(model)
     length = max_length if model is None else fit_length(model, max_length)
-    rows = {name: load_rows(found, name, data) for name in ("train", "validation")}
+    rows = {name: load_rows(found, name, own) for name in ("train", "validation")}
     train, scored = (
         TaskDataset(found, one, tokenizer, length, table_rows=known) for one in rows.values()
     )

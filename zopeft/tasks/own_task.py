@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from zopeft.tasks.files import GZIP, Source
 from zopeft.tasks.kinds import recognise
 from zopeft.tasks.kinds.kind import Kind, Wishes, column_of
 from zopeft.tasks.own import OwnData
 from zopeft.tasks.task import Task
+
+if TYPE_CHECKING:
+    from zopeft.tasks.shares import Share
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,7 @@ class Own:
         labels: The options of a classification.
         told: What the user should know beside that; "" for nothing.
         turns: Whether rows go into a chat template: "must", or "may" where there is one.
+        shares: Of a mixture, what is taken of each part.
     """
 
     data: OwnData
@@ -31,6 +35,7 @@ class Own:
     labels: tuple[str, ...] = ()
     told: str = ""
     turns: Literal["no", "may", "must"] = "no"
+    shares: tuple[Share, ...] = ()
 
     def source(self, split: str) -> Source:
         """Returns the rows of "train" or "validation"."""
