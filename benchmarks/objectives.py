@@ -1,9 +1,10 @@
-"""What scores come to: F1 of SQuAD by F1 itself, sums that a program checks, a judge's preference.
+"""What scores come to: F1 of SQuAD, sums and a form that programs check, a judge's choice.
 
 Each is an example of ``examples/objectives``, over seeds; a row a run, and a picture of all.
 
     OMP_NUM_THREADS=1 python benchmarks/objectives.py squad --seeds 0 1 2 --keep
     OMP_NUM_THREADS=1 python benchmarks/objectives.py sums preference --keep
+    OMP_NUM_THREADS=1 python benchmarks/objectives.py form --model SMOLLM2 --keep
     python benchmarks/objectives.py --plot           # draws the kept rows
 """
 
@@ -55,7 +56,13 @@ def preference(seeds: list[int]) -> Iterator[dict[str, Any]]:
             yield {"case": "preference", **example("preference").compare(anchor, seed)}
 
 
-CASES = {"squad": squad, "sums": sums, "preference": preference}
+def form(seeds: list[int], model: str = "HuggingFaceTB/SmolLM2-135M-Instruct") -> Iterator[Any]:
+    """Tunes a chat model by a form that its answers must have."""
+    for seed in seeds:
+        yield {"case": "form", "model": Path(model).name, **example("yes_or_no").tune(model, seed)}
+
+
+CASES = {"squad": squad, "sums": sums, "preference": preference, "form": form}
 
 
 def plot(rows: list[dict[str, Any]], file: Path) -> None:
@@ -86,11 +93,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("cases", nargs="*", metavar="|".join(CASES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--model", help="of the case form: its hub id or folder")
     parser.add_argument("--keep", action="store_true")
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
     for case in args.cases:
-        for row in CASES[case](args.seeds):
+        given = {"model": args.model} if case == "form" and args.model else {}
+        for row in CASES[case](args.seeds, **given):
             row["curve"] = [round(score, 4) for score in row["curve"]]
             print({name: value for name, value in row.items() if name != "curve"}, flush=True)
             if args.keep:

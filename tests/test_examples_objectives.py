@@ -67,3 +67,15 @@ def test_the_anchor_keeps_the_model_near_its_start(example):
     for told in (free, held):
         assert told["after"]["score"] > told["before"]["score"] + 0.05
     assert held["after"]["divergence"] < free["after"]["divergence"]
+
+
+def test_the_form_of_answers_is_graded_on_the_way_there(example):
+    form = example("yes_or_no")
+    texts = ("Yes.", " No", "No, a cow cannot", "It can. Yes", "")
+    turns = [[{"role": "assistant", "content": text}] for text in texts]
+    for answers in (texts, turns):
+        assert form.in_form(answers) == [1.0, 1.0, 0.0, 0.0, 0.0]
+        assert form.graded(answers) == pytest.approx([1.0, 1.0, 0.625, 1 / 6, 0.0])
+    tuned, others = form.questions(3)
+    assert (len(tuned), len(others)) == (72, 36)
+    assert not any(row in tuned for row in others)
