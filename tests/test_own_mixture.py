@@ -9,7 +9,7 @@ from test_own_data import jsonl
 from zopeft.errors import InputError
 from zopeft.tasks import load_rows
 from zopeft.tasks.kinds import Wishes
-from zopeft.tasks.mixture import mixed_task
+from zopeft.tasks.mixture import mixed_scored, mixed_task
 from zopeft.tasks.shares import epoch, shares_of
 from zopeft.tasks.task import Conversation, Passage
 
@@ -180,6 +180,15 @@ def test_a_mixture_is_tuned_resumed_and_scored(folder, tiny_model, zopeft_comman
     )
     run = json.loads((folder / "whole" / "run.json").read_text())
     assert held["metrics"]["loss"] == pytest.approx(run["metrics"]["after"]["loss"], rel=1e-5)
+
+
+def test_rows_to_score_on_are_read_as_those_of_the_tuning(folder):
+    jsonl(folder / "stars.jsonl", [{"body": row["text"], "label": row["label"]} for row in OTHERS])
+    before = Wishes(labels=("no", "yes", "maybe"), system="not heeded")
+    names = ["labels.jsonl", "stars.jsonl"]
+    task = mixed_scored(names, columns_before={"text": "body"}, wishes_before=before)
+    assert task.own.labels == ("no", "yes", "maybe")
+    assert [task.example(row).label for row in load_rows(task, "validation")][20:22] == [0, 2]
 
 
 def test_one_file_on_the_command_line_goes_before_a_recipe_s_mixture(folder):

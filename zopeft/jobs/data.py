@@ -103,13 +103,17 @@ def _mixed(
     from zopeft.tasks.mixture import mixed_scored, mixed_task
 
     section = recipe.data
-    missing = [name for name in before.given if name not in wishes.given]
-    wishes = wishes.filled(before, missing)
-    named = (section.kind, section.columns or columns, wishes)
+    named: Any = {
+        "held_out": section.held_out,
+        "kind": section.kind,
+        "columns": section.columns,
+        "wishes": wishes,
+    }
     if scored:
-        return mixed_scored(list(section.mixture), section.split, section.held_out, *named)
-    where = (section.split, section.validation, section.held_out)
-    return mixed_task(section.mixture, *where, *named, recipe.training.seed)
+        earlier = {"columns_before": columns, "wishes_before": before}
+        return mixed_scored(list(section.mixture), section.split, **named, **earlier)
+    seed, validation = recipe.training.seed, section.validation
+    return mixed_task(section.mixture, section.split, validation, **named, seed=seed)
 
 
 def take_template(

@@ -93,6 +93,8 @@ def mixed_scored(
     kind: str | None = None,
     columns: Mapping[str, str] | None = None,
     wishes: Wishes | None = None,
+    columns_before: Mapping[str, str] | None = None,
+    wishes_before: Wishes | None = None,
 ) -> Task:
     """Returns the task of several files or data sets to score on alone, all rows of them.
 
@@ -103,12 +105,16 @@ def mixed_scored(
         kind: What the rows are.
         columns: Known name to the name in the data.
         wishes: What else the user wants.
+        columns_before: The same of an earlier use of such data, for the parts that have it.
+        wishes_before: The same, for the parts that heed it and where nothing else is asked for.
 
     Raises:
         InputError: As `mixed_task`.
     """
     opened = [open_scored(name, split, held_out) for name in names]
-    parts = _alike(opened, kind, columns or {}, wishes or Wishes())
+    seen = {column for data in opened for column in data.train.columns}
+    known = {ours: one for ours, one in (columns_before or {}).items() if one in seen}
+    parts = _alike(opened, kind, columns or known, wishes or Wishes(), wishes_before)
     name = " + ".join(names)
     held = _tagged(name, [part.source("validation") for part in parts])
     data = OwnData(name, held, held, f"of each part: {opened[0].told}")
@@ -116,7 +122,11 @@ def mixed_scored(
 
 
 def _alike(
-    opened: Sequence[OwnData], kind: str | None, columns: Mapping[str, str], wishes: Wishes
+    opened: Sequence[OwnData],
+    kind: str | None,
+    columns: Mapping[str, str],
+    wishes: Wishes,
+    before: Wishes | None = None,
 ) -> list[Own]:
     """What each part is, with the task that it makes; they are learned and scored alike."""
     for theirs in columns.values():
@@ -133,7 +143,7 @@ def _alike(
         if one not in heeded:
             kinds[0].check(wishes)
     tasks = [
-        own_task(data, one.name, None, Wishes().filled(wishes, one.wishes))
+        own_task(data, one.name, None, Wishes().filled(wishes, one.wishes), None, before)
         for data, one in zip(renamed, kinds, strict=True)
     ]
     for task in tasks[1:]:
