@@ -49,6 +49,12 @@ def test_there_is_code():
     assert {page.name for page in pages_with_python()} >= {"README.md", "python.md"}
 
 
+def test_the_readme_is_short():
+    (code,) = blocks(PAGES[0], "python")
+    assert len([line for line in code.splitlines() if line]) == 12
+    assert len(PAGES[0].read_text().split()) < 1000
+
+
 @pytest.mark.parametrize("page", pages_with_python(), ids=lambda page: page.stem)
 def test_python_runs_as_it_stands(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
