@@ -70,7 +70,7 @@ def plot(rows: list[dict[str, Any]], file: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11.0, 3.4), layout="constrained")
+    figure = Figure(figsize=(3.7 * len(CASES), 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     for place, name in enumerate(CASES):
         axes = figure.add_subplot(1, len(CASES), place + 1)
