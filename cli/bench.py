@@ -19,38 +19,48 @@ Words = Annotated[
         show_default=False,
     ),
 ]
-Spaces = Annotated[
-    list[str] | None,
-    typer.Option("--space", metavar="NAME", help="full, lora, prefix, ...; several times."),
-]
+BENCH = "The comparison"
+
+
+def _several(flag: str, metavar: str, text: str) -> Any:
+    return typer.Option(
+        flag, metavar=metavar, help=f"{text}; several times.", rich_help_panel=BENCH
+    )
+
+
+def _count(flag: str, text: str) -> Any:
+    """Returns the flag of a number of the bench, with its default."""
+    usual = o.default_of(f"bench.{flag[2:].replace('-', '_')}")
+    return typer.Option(flag, metavar="N", help=text, show_default=usual, rich_help_panel=BENCH)
+
+
+Spaces = Annotated[list[str] | None, _several("--space", "NAME", "full, lora, prefix, ...")]
 Methods = Annotated[
     list[str] | None,
+    _several("--method", "ENTRY", "Who competes, as 'mezo clip=1' or 'finetuner F'"),
+]
+FineTuners = Annotated[list[str] | None, _several("--finetuner", "PATH|ID", "A fine-tuner")]
+Seeds = Annotated[str | None, _count("--seeds", "Reported seeds.")]
+TuneSeeds = Annotated[str | None, _count("--tune-seeds", "Seeds that choose the lr.")]
+Forwards = Annotated[str | None, _count("--forwards", "Forward passes of a run.")]
+Grid = Annotated[str | None, _count("--grid", "Learning rates to try.")]
+Workers = Annotated[str | None, _count("--workers", "Processes, one thread each.")]
+Small = Annotated[
+    bool,
     typer.Option(
-        "--method",
-        metavar="ENTRY",
-        help="Who competes, as 'mezo clip=1' or 'finetuner F'; several times.",
+        "--small",
+        help="The recipe's small twin: embedded model, small budget.",
+        rich_help_panel=BENCH,
     ),
 ]
-FineTuners = Annotated[
-    list[str] | None,
-    typer.Option("--finetuner", metavar="PATH|ID", help="A fine-tuner; several times."),
-]
-Seeds = Annotated[str | None, typer.Option("--seeds", metavar="N", help="Reported seeds.")]
-TuneSeeds = Annotated[
-    str | None, typer.Option("--tune-seeds", metavar="N", help="Seeds that choose the lr.")
-]
-Forwards = Annotated[
-    str | None, typer.Option("--forwards", metavar="N", help="Forward passes of a run.")
-]
-Grid = Annotated[str | None, typer.Option("--grid", metavar="N", help="Learning rates to try.")]
-Workers = Annotated[
-    str | None, typer.Option("--workers", metavar="N", help="Processes, one thread each.")
-]
-Small = Annotated[
-    bool, typer.Option("--small", help="The recipe's small twin: embedded model, small budget.")
-]
 Report = Annotated[
-    str | None, typer.Option("--report", metavar="DIR", help="Only write a bench's report again.")
+    str | None,
+    typer.Option(
+        "--report",
+        metavar="DIR",
+        help="Only write a bench's report again.",
+        rich_help_panel=o.RUN,
+    ),
 ]
 
 

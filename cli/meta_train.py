@@ -29,7 +29,12 @@ Rank = Annotated[str | None, _option("--rank", "rank", "N")]
 Sharing = Annotated[str | None, _option("--sharing", "sharing")]
 Policy = Annotated[str | None, _option("--policy", "policy")]
 NoNormalise = Annotated[
-    bool, typer.Option("--no-normalise", help="Let the scales change the total noise power.")
+    bool,
+    typer.Option(
+        "--no-normalise",
+        help="Let the scales change the total noise power.",
+        rich_help_panel="Meta-training",
+    ),
 ]
 Hidden = Annotated[str | None, _option("--hidden", "hidden", "N")]
 LrModel = Annotated[str | None, _option("--lr-model", "lr_model", "NUMBER")]

@@ -43,3 +43,9 @@ def test_every_key_and_every_name_is_told(tool):
     missing = [name for name in zopeft.__all__ if f"\n## {name}\n" not in names]
     assert missing == []
     assert "- `InputError`: " in names and "transformers.TrainingArguments)" in names
+
+
+def test_what_a_bench_is_made_of_is_told_with_its_defaults(tool):
+    part = tool["commands_page"]().partition("## zopeft bench")[2].partition("\n## ")[0]
+    for row in ("--seeds N` | 3", "--tune-seeds N` | 1", "--forwards N` | 1000", "--grid N` | 5"):
+        assert f"| `{row} |" in part
