@@ -85,7 +85,7 @@ def estimate(
             (
                 need["name"],
                 *(
-                    f"{sum(need[part] for part in parts) / unit[1]:.2f}"
+                    _size(sum(need[part] for part in parts) / unit[1])
                     for parts in _COLUMNS.values()
                 ),
                 need["fits"],
@@ -108,6 +108,11 @@ def _notes(screen: Output, found: Mapping[str, Any]) -> None:
         return
     device = found["device"] or "--memory"
     screen.note(f"{device}: {_gb(found['context_bytes'])} GB of it are taken to be the driver's")
+
+
+def _size(amount: float) -> str:
+    """Returns a number that is never 0.00 unless it is nothing."""
+    return f"{amount:.2f}" if amount >= 0.1 or not amount else f"{amount:.2g}"
 
 
 def _mb(count: Any) -> str:

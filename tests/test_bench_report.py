@@ -9,6 +9,7 @@ from zopeft.jobs.bench.bench import render
 from zopeft.jobs.bench.entry import Entry, parse_entry, with_controls
 from zopeft.jobs.bench.grid import search
 from zopeft.methods import METHODS
+from zopeft.report.curves import draw_curves, draw_rates
 from zopeft.report.measures import best_of, first_below, smoothed
 from zopeft.report.rows import RowFile, read_rows
 from zopeft.report.standings import report, totals
@@ -266,3 +267,13 @@ def test_markdown_has_as_many_cells_as_columns():
 
 def test_an_entry_has_an_order():
     assert (Entry().order, Entry("fo_adam").order) == (0, 1)
+
+
+def test_pictures_have_room_for_what_stands_beside_them(tmp_path, recwarn):
+    # One entry has no runs at auto, as controls have none.
+    rows = [r for r in rows_of_a_cell() if r["entry"] == "mezo" or r["role"] != "auto"]
+    cells = report(rows)
+    for draw in (draw_curves, draw_rates):
+        draw(cells, rows, tmp_path / "a.png")
+        assert (tmp_path / "a.png").stat().st_size > 10_000
+    assert [str(one.message) for one in recwarn if "layout" in str(one.message)] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -326,3 +327,30 @@ def test_clipping_is_by_the_running_size_of_what_came_before():
     expected = 2 * ((0.95 * 0.05 * 9 + 0.05 * 16) / (1 - 0.95**2)) ** 0.5
     assert clip.clipped(100.0) == pytest.approx(expected)
     assert RunningClip(0.0).clipped(1e9) == 1e9
+
+
+@pytest.mark.parametrize(
+    ("loss", "told"),
+    [
+        (None, "must return the loss, one number, got 'NoneType'"),
+        ("much", "must return the loss, one number, got 'str'"),
+        (torch.ones(2), r"must return the loss, one number, got 'a tensor \[2\]'"),
+    ],
+)
+def test_a_closure_returns_one_number(loss, told):
+    weights = [nn.Linear(3, 2) for _ in range(3)]
+    for one in weights[1:]:
+        one.load_state_dict(weights[0].state_dict())
+    given = (
+        lambda model: model.weight.sum(),
+        lambda model: float(model.weight.sum()),
+        lambda model: model.weight.sum().reshape(1),
+    )
+    for model, closure in zip(weights, given, strict=True):
+        before = model.weight.detach().clone()
+        zopeft.MeZO(zopeft.discover(model), lr=1e-2).step(partial(closure, model))
+        assert not torch.equal(model.weight, before)
+    assert torch.equal(weights[0].weight, weights[1].weight)
+    assert torch.equal(weights[0].weight, weights[2].weight)
+    with pytest.raises(InputError, match=told):
+        zopeft.MeZO(zopeft.discover(weights[0]), lr=1e-2).step(lambda: loss)

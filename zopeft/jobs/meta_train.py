@@ -20,8 +20,10 @@ from zopeft.jobs.build import (
 )
 from zopeft.jobs.folder import Folder
 from zopeft.jobs.progress import Listener, Progress, ignore
+from zopeft.jobs.serving import TYPICAL_LOSS, serve
 from zopeft.recipe.names import registry
 from zopeft.recipe.schema import Recipe
+from zopeft.report.heatmap import plot_scales
 from zopeft.report.plot import plot_losses
 from zopeft.report.summary import ends, hardware, peak_bytes, versions
 
@@ -96,6 +98,9 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     finetuner.save_pretrained(folder.path, overwrite=True)
     losses = [float(row["loss"]) for row in history]
     plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
+    told = f"at loss {TYPICAL_LOSS:g}, on the model that they were learned on"
+    cells = serve(blocks, finetuner, allow_none=True).cells()
+    plot_scales(cells, folder.path / "scales.png", "learned scales", told)
     summary = {
         **state,
         "groups": len(finetuner.config.groups),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.engine.vector import HERE, Vector
-from zopeft.probing.closure import Closure
+from zopeft.probing.closure import Closure, loss_of
 from zopeft.probing.groups import Group, run_groups
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def run_looks(
             break
         watch = probe.watch if isinstance(probe, Watched) else None
         with nullcontext() if watch is None else watch.watching():
-            losses.append(closure().detach().float())
+            losses.append(loss_of(closure))
     ahead = len(losses)
     if ahead == len(probes):
         return torch.stack(losses), ahead

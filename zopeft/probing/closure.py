@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
+import torch
 from torch import Tensor
+
+from zopeft.errors import input_error
 
 
 class Closure(Protocol):
@@ -13,6 +16,24 @@ class Closure(Protocol):
     def __call__(self) -> Tensor:
         """Returns the loss, 0-dim."""
         ...
+
+
+def loss_of(closure: Any) -> Tensor:
+    """Calls a closure and returns its loss, 0-dim in fp32; a plain number is taken, too.
+
+    Raises:
+        InputError: What it returns is not one number.
+    """
+    found: Any = closure()
+    if isinstance(found, Tensor) and found.numel() == 1:
+        return found.detach().float().reshape(())
+    if not isinstance(found, Tensor):
+        try:
+            return torch.tensor(float(found))
+        except (TypeError, ValueError):
+            pass
+    got = f"a tensor {list(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+    raise input_error("closure", "must return the loss, one number", got, "return model(...).loss")
 
 
 class StackedClosure(Closure, Protocol):

@@ -16,7 +16,7 @@ from zopeft.engine import Engine
 from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
-from zopeft.probing.closure import Closure, StackedClosure, stackable
+from zopeft.probing.closure import Closure, StackedClosure, loss_of, stackable
 from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import QUANTISED, SIXTEEN, ProbeNoise, measure_noise
 from zopeft.probing.sharing import SharedLayers, shared_layers
@@ -190,11 +190,11 @@ class Probing:
                         work = sharing.reusing() if losses else sharing.recording()
                     shown: Any = self.engine.perturbed(direction, step) if step else nullcontext()
                     with work, shown:
-                        loss = closure()
+                        loss = loss_of(closure)
                     count += 1
                     if not step or not self.engine.settle():
                         break
-                losses.append(loss.detach().float())
+                losses.append(loss)
         finally:
             if sharing is not None:
                 sharing.forget()

@@ -150,8 +150,11 @@ def _rates(axes: Any, entries: Lines) -> None:
         best, _ = best_of(tried)
         axes.plot([best], [shown[best]], "o", color=style["color"], fillstyle="none", markersize=9)
         chosen = [row["lr"] for row in mine if row["role"] == "auto" and row["lr"]]
-        floor = {"transform": axes.get_xaxis_transform(), "clip_on": False}
-        axes.plot(chosen, [0.02] * len(chosen), "^", color=style["color"], markersize=5, **floor)
+        if chosen:
+            # Without any there is nothing to draw, but something at 0 for the layout.
+            floor = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+            triangle = {"color": style["color"], "markersize": 5, **floor}
+            axes.plot(chosen, [0.02] * len(chosen), "^", **triangle)
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda lr, _: f"{lr:.0e}".replace("e-0", "e-")))
