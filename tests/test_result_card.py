@@ -67,7 +67,11 @@ def test_a_trainers_card_names_the_method(tmp_path, rate):
     text = (tmp_path / "README.md").read_text()
     assert "adam" not in text.lower() and "optimizer_args" not in text
     assert "- optimizer: mezo of zopeft, zeroth-order: forward passes only, eps 0.01" in text
-    begun = "0.001\n" if rate == 1e-3 else f"auto, {made.method.rate.began:.4g} at the start (the"
+    begun = (
+        "0.001\n"
+        if rate == 1e-3
+        else f"auto, {made.method.rate.began:.4g} at the start (signal share"
+    )
     assert f"- learning_rate: {begun}" in text
 
 

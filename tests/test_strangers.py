@@ -196,6 +196,15 @@ def test_a_checkpoint_with_a_changed_byte_is_not_whole(tmp_path):
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
 
 
+def test_a_rate_that_is_no_list_is_no_record():
+    step = codec.encode(StepRecord(3, 7, (1.0, 2.0), (0.5,), (1e-3,), 1e-3, 0.0), None)
+    # The rate's shape stands behind the losses and the projected gradient.
+    at = codec.FIXED.size + 3 * 8
+    assert step[at : at + 5] == b"\x01\x01\x00\x00\x00"
+    with pytest.raises(ValueError, match="no list"):
+        codec.decode(step[:at] + b"\x00" + step[at + 5 :], None)
+
+
 def test_a_torn_end_full_of_lengths_is_no_work(tmp_path):
     file = tmp_path / "journal.bin"
     # Every place in it could begin a frame as long as the rest.

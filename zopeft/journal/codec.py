@@ -108,6 +108,8 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
         notes, at = _notes(payload, at, count, before)
     except struct.error as error:
         raise ValueError(str(error)) from error
+    if lr is not None and lr.ndim != 1:
+        raise ValueError("record whose learning rate is no list")
     if at != len(payload) or lr is None:
         raise ValueError(f"record of {len(payload)} bytes where {at} were due")
     seen = numbers[all_losses + grads :]

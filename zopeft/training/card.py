@@ -51,4 +51,5 @@ def _rate(args: Any, method: Any) -> str:
     first = method.param_groups[0]
     rate = getattr(method, "rate", None)
     begun = first.get("initial_lr", first["lr"]) if rate is None else rate.began
-    return f"auto, {begun:.4g} at the start ({getattr(method, 'lr_reason', 'the default')})"
+    reason = getattr(method, "lr_reason", "the default").removeprefix("auto: ")
+    return f"auto, {begun:.4g} at the start ({reason})"
