@@ -2,11 +2,12 @@
 
 Each entry trains stories260K (or another small model) on each task, in each space, with as
 many forward passes as the others. Its learning rate is chosen on one seed, by the loss of
-training rows that are held out, after half as many passes, from a grid in its own units, which
-begins where a forward pass takes the weights as far as one of MeZO does at its best rate; three
-other seeds are reported, by the loss of validation rows. All entries of a seed see the same
-batches. Settings are the methods' defaults; the sensitive mask is learned on text of no
-evaluated task.
+training rows that are held out, after as many passes, from a grid in its own units, which begins
+where a forward pass takes the weights as far as one of MeZO does at its best rate; three other
+seeds are reported, by the loss of validation rows. (Rates chosen after half of the passes were
+tried: MeZO's on a LoRA then diverged in the second half, with three seeds of three.) All entries
+of a seed see the same batches. Settings are the methods' defaults; the sensitive mask is learned
+on text of no evaluated task.
 
 Rows are appended to results/methods/, a file a task and space; a run whose row is there is
 not made again, so a broken-off command is repeated as it was.

@@ -24,8 +24,6 @@ MOST = 8
 """Rates that are tried at most."""
 LOOK = 60
 """Forward passes after which is seen how far a method has gone."""
-SHORT = 2
-"""A run that tries a rate has the forward passes of a reported one divided by this."""
 BLOWN = 3.0
 """A run is broken off once the mean loss of 20 steps is so many times that of the first 20."""
 DUAL = 2
@@ -201,12 +199,11 @@ class Field:
 
     def run(self, kind: str, entry: Entry, lr: float, seed: int) -> Row:
         """Makes a run, or returns its row."""
-        budget = self.forwards // SHORT if kind == "rate" else self.forwards
-        asked = {"seed": seed, "lr": lr, "budget": budget, **entry.identity}
+        asked = {"seed": seed, "lr": lr, "budget": self.forwards, **entry.identity}
         known = self._find(kind, entry.name, **asked)
         if known is not None:
             return known
-        out = go(self.ground, entry, lr, seed, budget)
+        out = go(self.ground, entry, lr, seed, self.forwards)
         groups = self.ground.tuned_on if kind == "rate" else self.ground.reported_on
         after = math.inf if out.diverged else self.ground.loss(groups)
         before = self._before(entry, seed, groups)

@@ -160,11 +160,13 @@ def load_tokenizer(source: ModelSource, offline: bool = False) -> PreTrainedToke
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.path, **source.files)
+        special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
+        # Some files are read, and then give a tokenizer that reads nothing.
+        tokenizer("a")
     except Exception as error:
         if not source.local:
             raise _hub_error(source, offline, error) from error
         raise _no_tokenizer(source, _first_line(error)) from error
-    special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
     if len(tokenizer) <= len(special):
         # Without files, transformers makes a tokenizer of its class's special tokens alone.
         raise _no_tokenizer(source, f"a {type(tokenizer).__name__} without a vocabulary")
