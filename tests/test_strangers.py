@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import random
 import sys
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from zopeft.errors import LONGEST, InputError, input_error
+from zopeft.finetuner import FineTuner
 from zopeft.journal import codec, frames
 from zopeft.journal.header import JournalHeader
 from zopeft.optim.record import StepRecord
@@ -44,6 +46,18 @@ def test_damaged_files_are_read_or_refused_in_a_line(name, fuzz):
     assert row["faults"] == {}
     # Something was damaged so that it could not be read.
     assert row["refused"] > 0
+
+
+def test_a_number_makes_the_same_file_again(fuzz, tmp_path):
+    reader = fuzz.READERS["chats"]
+    made = []
+    for turn in ("first", "second"):
+        place = tmp_path / turn
+        for number in range(300):
+            (place / str(number)).mkdir(parents=True)
+            file = reader.make(place / str(number), random.Random(f"chats {number}"))
+            made.append(file.read_bytes())
+    assert made[:300] == made[300:]
 
 
 def test_the_campaign_sees_faults(fuzz, tmp_path):
@@ -194,6 +208,16 @@ def test_a_checkpoint_with_a_changed_byte_is_not_whole(tmp_path):
     del kept["sums"]
     mark.write_text(json.dumps(kept))
     assert newest_checkpoint(tmp_path).name == "checkpoint-10"
+
+
+def test_a_layer_without_end_is_no_layer(fuzz, tmp_path):
+    folder = fuzz.READERS["finetuner"].good(tmp_path)
+    config = folder / "finetuner_config.json"
+    values = json.loads(config.read_text())
+    values["groups"][0]["layer"] = float("inf")
+    config.write_text(json.dumps(values))
+    with pytest.raises(InputError, match="malformed"):
+        FineTuner.from_pretrained(folder)
 
 
 def test_a_rate_that_is_no_list_is_no_record():

@@ -7,6 +7,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from itertools import pairwise
 from typing import Any
 
@@ -74,10 +75,15 @@ def value_damaged(value: Any, dice: random.Random) -> Any:
     return value
 
 
+def odd(dice: random.Random) -> Any:
+    """Returns one of `ODD`, a copy: what is damaged next may be inside of it."""
+    return deepcopy(dice.choice(ODD))
+
+
 def _once(value: Any, dice: random.Random) -> Any:
     places = list(_places(value)) if isinstance(value, dict | list) else []
     if not places or dice.random() < 0.02:
-        return dice.choice(ODD)
+        return odd(dice)
     parent, key = dice.choice(places)
     match dice.randrange(5):
         case 0:
@@ -89,7 +95,7 @@ def _once(value: Any, dice: random.Random) -> Any:
         case 3 if isinstance(parent[key], (int, float)):
             parent[key] = parent[key] * dice.choice((-1, 2, 1000, 10**18, 0.5))
         case _:
-            parent[key] = dice.choice(ODD)
+            parent[key] = odd(dice)
     return value
 
 

@@ -186,7 +186,7 @@ class FineTunerConfig:
             rest["training"] = dict(values.get("training", {}))
             rest["versions"] = dict(values.get("versions", {}))
             return cls(groups=groups, **rest)
-        except (KeyError, TypeError, ValueError, AttributeError) as problem:
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as problem:
             text = f"no {problem}" if isinstance(problem, KeyError) else str(problem)
             raise input_error(where, f"malformed ({text})") from None
 
