@@ -11,6 +11,7 @@ import zopeft
 from zopeft.engine.elements import Elements, Part, as_matrix
 from zopeft.engine.reads import Reads
 from zopeft.methods import METHODS
+from zopeft.optim.executor import InProcess
 
 
 class OraclePart(Part):
@@ -166,6 +167,7 @@ def oracle(name, problem, draws, shape=(4,), forms=None, **options):
     shapes = method.shapes(blocks)
     engine = OracleEngine(blocks, theta, draws, forms and forms(shapes, blocks))
     method.engine, method.probing.run = engine, engine.run
+    method.executor = InProcess(engine, method.probing)
     for key in method.kept.declared:
         made = method.kept[key]
         if isinstance(made, list) and made and isinstance(made[0], torch.Tensor):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,14 @@ from torch import Tensor
 
 from zopeft.engine.direction import Probe
 from zopeft.errors import InputError, input_error
-from zopeft.optim.looks import Aside, counts, run_looks
+from zopeft.optim.executor import Executor, losses_of
+from zopeft.optim.looks import Aside, counts
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.writes import Write
 from zopeft.probing.closure import Closure
 
 SCORES = "scores"
 """The note of a step whose losses are not what its probes were scored with, fp32 [P]."""
-Runner = Callable[[Sequence[Probe], Closure], tuple[Tensor, int]]
-"""From probes and closure to losses [P] and the number of forward passes."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +41,15 @@ class Rounds:
     Args:
         step: The step.
         plan: Its plan, not yet begun.
-        run: What runs probes.
+        executor: What finds losses.
 
     Attributes:
         asked: The mean loss of every probe so far, in the order that they were asked for.
         forward_passes: Forward passes so far.
     """
 
-    def __init__(self, step: Step, plan: Plan, run: Runner) -> None:
-        self.step, self.plan, self.run = step, plan, run
+    def __init__(self, step: Step, plan: Plan, executor: Executor) -> None:
+        self.step, self.plan, self.executor = step, plan, executor
         self.asked: list[float] = []
         self.forward_passes = 0
         self._closures: list[Closure] = []
@@ -112,7 +111,7 @@ class Rounds:
         return self._sums[0] / len(self._closures)
 
     def _run(self, closure: Closure) -> Tensor:
-        losses, passes = self.run(self.probes, closure)
+        losses, passes = losses_of(self.executor, self.probes, closure)
         self.forward_passes += passes
         shape = getattr(closure, "shaped", None)
         shaped = None if shape is None else shape(losses)
@@ -178,8 +177,4 @@ def begun(step: Step) -> Rounds:
     """Returns the rounds of a step of its method's plan, of which none has run."""
     method = step.method
     method.kept.begin(step.blocks)
-
-    def run(probes: Sequence[Probe], closure: Closure) -> tuple[Tensor, int]:
-        return run_looks(method.engine, method.probing, probes, closure)
-
-    return Rounds(step, method.plan(step), run)
+    return Rounds(step, method.plan(step), method.executor)
