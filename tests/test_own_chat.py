@@ -36,7 +36,7 @@ def place(index):
 
 def encoded(tokenizer, chats, max_length=512):
     examples = [conversation(one, "messages") for one in chats]
-    return encode_all(tokenizer, examples, "answer", max_length, place)
+    return encode_all(tokenizer, examples, "answer", max_length, place)[0]
 
 
 def taught_text(tokenizer, one):
@@ -113,7 +113,7 @@ def test_generation_begins_where_the_last_taught_turn_does(family):
     examples = [conversation(one, "messages") for one in CHATS]
     openings = encode_openings(tokenizer, examples, 512, place)
     for opening, one in zip(
-        openings, encode_all(tokenizer, examples, "answer", 512, place), strict=True
+        openings, encode_all(tokenizer, examples, "answer", 512, place)[0], strict=True
     ):
         whole = one.prompts[0] + one.options[0]
         assert whole[: len(opening)] == opening

@@ -17,6 +17,7 @@ from zopeft.recipe.schema import Recipe
 if TYPE_CHECKING:
     from zopeft.tasks import Task
     from zopeft.tasks.counts import Counts
+    from zopeft.tasks.streamed import Streaming
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     from zopeft.tasks.own_task import own_task
 
     section, place = recipe.data, " + ".join(recipe.places)
+    how = streaming_of(recipe, scored, tuned)
     names = [f.name for f in fields(Wishes)]
     wishes = Wishes(**{name: getattr(section, name) for name in names})
     before = Wishes()
@@ -80,12 +82,12 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
         before = Wishes(**{**known, "labels": tuned.labels})
         columns = tuned.settings.get("columns") or {}
     if section.mixture:
-        task = _mixed(recipe, scored, wishes, before, columns)
+        task = _mixed(recipe, scored, wishes, before, columns, how)
     else:
         data = (
-            open_scored(place, section.split, section.held_out)
+            open_scored(place, section.split, section.held_out, how)
             if scored
-            else open_data(place, section.split, section.validation, section.held_out)
+            else open_data(place, section.split, section.validation, section.held_out, how)
         )
         task = own_task(data, section.kind, section.columns, wishes, columns, before)
     if section.template and not task.own.kind.chats:  # type: ignore[union-attr]
@@ -96,8 +98,37 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     return task if wished is None else replace(task, loss=wished)
 
 
+def streaming_of(recipe: Recipe, scored: bool, tuned: Tuned | None) -> Streaming | None:
+    """Returns how a job's rows are streamed; None where they are all read.
+
+    What a tuning with streamed rows has held out is found again as it was drawn.
+
+    Raises:
+        InputError: Rows to score on are streamed, and nothing says how many.
+    """
+    from zopeft.tasks.streamed import SCORED, Streaming
+
+    section, known = recipe.data, {} if tuned is None else tuned.settings
+    drawn = bool(known.get("streaming")) and section.split is not None
+    if not section.streaming and not (scored and drawn):
+        return None
+    most = recipe.task.eval_examples
+    if scored and section.split is None and most is None:
+        do = "give task.eval_examples=N: the first N rows are scored"
+        raise input_error("data.streaming", "has no end to score", do=do)
+    buffer = section.shuffle_buffer
+    if scored and drawn and buffer == type(section)().shuffle_buffer:
+        buffer = int(known.get("shuffle_buffer", buffer))
+    return Streaming(buffer, recipe.training.seed, most or SCORED)
+
+
 def _mixed(
-    recipe: Recipe, scored: bool, wishes: Any, before: Any, columns: Mapping[str, str]
+    recipe: Recipe,
+    scored: bool,
+    wishes: Any,
+    before: Any,
+    columns: Mapping[str, str],
+    how: Streaming | None,
 ) -> Task:
     """The task of a mixture; what an earlier tuning said goes where nothing else is asked for."""
     from zopeft.tasks.mixture import mixed_scored, mixed_task
@@ -108,6 +139,7 @@ def _mixed(
         "kind": section.kind,
         "columns": section.columns,
         "wishes": wishes,
+        "how": how,
     }
     if scored:
         earlier = {"columns_before": columns, "wishes_before": before}
@@ -197,6 +229,8 @@ def record_of(task: Task, counts: Mapping[str, Counts]) -> dict[str, Any]:
     found: dict[str, Any] = {split: one.to_dict() for split, one in counts.items()}
     if task.own is not None:
         found |= {"kind": task.own.kind.name, "labels": list(task.own.labels)}
+        if task.own.data.train.streams is not None and "train" in found:
+            found["train"] |= {"available": None, "streamed": True}
         if task.own.shares:
             found["mixture"] = [asdict(share) for share in task.own.shares]
     return found
@@ -229,7 +263,10 @@ def _rows(recipe: Recipe, task: Task, train: Counts | None, scored: Counts) -> s
         if one is not None and one.rows < one.available:
             caps.append(f"task.{key}={getattr(recipe.task, key)}")
     where = f", {task.own.data.told}" if task.own is not None else ""
+    streams = None if task.own is None or train is None else task.own.data.train.streams
     parts = [] if train is None else [f"{_of(train)} to train"]
+    if train is not None and streams is not None:
+        parts = [f"{streams.told} (tokens are counted of the first {train.rows:,})"]
     parts.append(f"{_of(scored)} to score on{where}")
     cap = f"; {', '.join(caps)}, null takes all" if caps else ""
     return " and ".join(parts) + cap

@@ -56,7 +56,8 @@ class Goal:
         training = model.training
         model.eval()
         try:
-            loss.scores(model, [self.train[n] for n in range(min(REHEARSED, len(self.train)))])
+            some = getattr(self.train, "head", self.train)
+            loss.scores(model, [some[n] for n in range(min(REHEARSED, len(some)))])
         except ScoreError as error:
             raise InputError(str(error)) from error
         finally:
@@ -118,23 +119,28 @@ def make_goal(
     from zopeft.tasks import Collator, TaskDataset, task_loss
     from zopeft.tasks.evaluation import fit_length
     from zopeft.tasks.objectives.objective import metric_of
+    from zopeft.tasks.stream import as_needed
     from zopeft.tasks.table import table_rows
 
     section, known = recipe.objective, table_rows(model)
+    length = fit_length(model, recipe.task.max_length)
+
+    def encoded(some: Any, loss: str | None = None) -> TaskDataset:
+        return TaskDataset(task, some, tokenizer, length, loss, known)
+
     _own_code(section.rewards, [recipe.model.name, adapter])
     if not section.scores:
         if task.kind == "prompt":
             do = "give --reward FILE.py:FUNCTION, or rows with answers"
             raise input_error(task.name, "rows of prompts alone have nothing to teach", do=do)
-        return Goal(task_loss, train, Collator(tokenizer, known))
-    length = fit_length(model, recipe.task.max_length)
+        return Goal(task_loss, as_needed(train, rows, encoded), Collator(tokenizer, known))
     if section.chosen == "metric":
         metric = metric_of(task, section.metric)
         if task.kind == "choice":
             from zopeft.tasks.objectives.accuracy import AccuracyLoss
 
             _refuse_generating(recipe, task)
-            data = TaskDataset(task, rows, tokenizer, length, "choice", known)
+            data = as_needed(encoded(rows, "choice"), rows, lambda one: encoded(one, "choice"))
             told = f"objective: {metric} of the option with the highest score"
             return Goal(AccuracyLoss(), data, Collator(tokenizer, known), metric, told)
         return _generating(recipe, task, tokenizer, train, rows, (length, known), metric)
@@ -157,6 +163,7 @@ def _generating(
     from zopeft.tasks.objectives.sampling import Sampling
     from zopeft.tasks.objectives.scored import Generated, ScoreLoss
     from zopeft.tasks.own_encoding import last_tokens
+    from zopeft.tasks.stream import as_needed
 
     if task.kind == "text" and task.own is not None and task.own.kind.name == "text":
         do = "give rows with a prompt"
@@ -181,7 +188,8 @@ def _generating(
         return PromptDataset(task, some, tokenizer, length, most, known)
 
     collate = PromptCollator(tokenizer, known)
-    return Goal(loss, prompts(rows), collate, name, _told(recipe, name, most), loss, prompts)
+    data = as_needed(prompts(rows), rows, prompts)
+    return Goal(loss, data, collate, name, _told(recipe, name, most), loss, prompts)
 
 
 def _told(recipe: Recipe, name: str, most: int) -> str:

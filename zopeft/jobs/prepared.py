@@ -24,7 +24,7 @@ class Prepared:
         tokenizer: The model's tokenizer.
         source: Where the model came from.
         task: The task.
-        train: The encoded training examples.
+        train: The encoded training examples; of rows that are streamed, the first.
         validation: The validation rows.
         counts: What the rows of "train" and "validation" come to.
         finetuner: The fine-tuner, or None.
@@ -42,3 +42,8 @@ class Prepared:
     finetuner: FineTuner | None
     method: str
     goal: Goal
+
+    @property
+    def streams(self) -> bool:
+        """Whether training rows are read as they are needed."""
+        return self.goal.train is not self.train and hasattr(self.goal.train, "head")

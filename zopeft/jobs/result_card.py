@@ -138,7 +138,7 @@ def _facts(source: ModelSource, summary: Mapping[str, Any]) -> str:
     options = {**settings["peft"]["options"], **method["options"]}
     facts = {
         "base model": _base(source),
-        "data": f"{summary['task']}, {summary['train_examples']} training examples",
+        "data": f"{summary['task']}, {_examples(summary)}",
         "trained": f"{summary['trained_numbers']} parameters in {summary['blocks']} blocks",
         "method": summary["method"],
         "fine-tuner": Path(method["finetuner"]).name if method["finetuner"] else None,
@@ -152,6 +152,15 @@ def _facts(source: ModelSource, summary: Mapping[str, Any]) -> str:
     }
     rows = [f"| {name} | {_cell(value)} |" for name, value in facts.items() if value is not None]
     return "\n".join(["| | |", "|---|---|", *rows, ""])
+
+
+def _examples(summary: Mapping[str, Any]) -> str:
+    count = summary["train_examples"]
+    return (
+        "training examples read as they were needed"
+        if count is None
+        else (f"{count} training examples")
+    )
 
 
 def _cell(value: Any) -> str:

@@ -60,8 +60,8 @@ def show(recipe: Recipe, examples: int = 3, listener: Listener = ignore) -> dict
         "data": record_of(task, counts),
         "lines": told(recipe, task, tokenizer, rows, *counts.values()),
         "examples": [
-            _example(tokenizer, one, rows.place(k) if len(data) == len(rows) else f"text {k + 1}")
-            for k, one in enumerate(data.encoded[:examples])
+            _example(tokenizer, one, rows.place(owner))
+            for one, owner in zip(data.encoded[:examples], data.owners, strict=False)
         ],
     }
 

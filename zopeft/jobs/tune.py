@@ -215,7 +215,7 @@ def _state(recipe: Recipe, folder: Folder, prepared: Prepared) -> dict[str, Any]
         "finetuner": recipe.method.finetuner,
         "blocks": len(prepared.blocks),
         "trained_numbers": sum(prepared.blocks.numels),
-        "train_examples": len(prepared.train),
+        "train_examples": None if prepared.streams else len(prepared.train),
         "data": record_of(prepared.task, prepared.counts),
         "seed": recipe.training.seed,
         "recipe": recipe.to_dict(),
@@ -275,6 +275,7 @@ def _run(
         RunError: The loss was not finite for some steps in a row.
     """
     from zopeft.jobs.loop import run_steps
+    from zopeft.tasks.stream import StreamedRowError
     from zopeft.training import save_result
 
     try:
@@ -282,3 +283,8 @@ def _run(
     except RunError:
         save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
         raise
+    except StreamedRowError as error:
+        # Met on the way: the steps before it count.
+        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+        do = "correct it, and go on with --resume"
+        raise StreamedRowError(f"{error}; {do}") from error

@@ -10,6 +10,8 @@ from zopeft.recipe.data_schema import DataSection
 from zopeft.recipe.objective_schema import ObjectiveSection
 from zopeft.recipe.schema import BARE, FULL, SCALES, Recipe
 
+LEAVE = "leave it out"
+
 
 def conflicts(recipe: Recipe) -> list[str]:
     """Returns what is wrong between settings that are each right on their own."""
@@ -108,15 +110,35 @@ def _of_own_data(recipe: Recipe) -> list[str]:
     """Returns settings of own data that stand beside a task's name, or beside another."""
     if recipe.data.mixture and recipe.task.data is not None:
         return [explain("data.mixture", "and task.data name the data; leave one out")]
-    if recipe.owns_data or recipe.job not in ("tune", "eval"):
-        return []
     usual = DataSection()
+    if recipe.job not in ("tune", "eval"):
+        return [
+            explain(f"data.{f.name}", f"goes with zopeft tune and eval, not {recipe.job}", do=LEAVE)
+            for f in fields(usual)
+            if f.name != "split" and getattr(recipe.data, f.name) != getattr(usual, f.name)
+        ]
+    if recipe.owns_data:
+        return _of_streaming(recipe)
     names = [f.name for f in fields(usual) if f.name != "split"]
     return [
         f"data.{name}: goes with own data, --data without --task; leave it out"
         for name in names
         if getattr(recipe.data, name) != getattr(usual, name)
     ]
+
+
+def _of_streaming(recipe: Recipe) -> list[str]:
+    """Returns settings that make no sense with rows that are streamed, or only with them."""
+    data, task, found = recipe.data, recipe.task, []
+    if not data.streaming:
+        if data.shuffle_buffer != DataSection().shuffle_buffer:
+            what = "goes with data.streaming=true"
+            found.append(explain("data.shuffle_buffer", what, data.shuffle_buffer, LEAVE))
+        return found
+    if task.train_examples is not None and recipe.job == "tune":
+        what = "draws from all rows, and with data.streaming=true nobody knows them all"
+        found.append(explain("task.train_examples", what, task.train_examples, LEAVE))
+    return found
 
 
 def _of_training(recipe: Recipe) -> list[str]:

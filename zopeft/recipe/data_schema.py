@@ -21,6 +21,9 @@ class DataSection:
         validation: A file or folder with the rows to score on, or the name of a split; None
             takes the split of that name, or holds rows out.
         held_out: Share of the rows that is held out then, at most 500 rows.
+        streaming: Read and encode rows as they are needed, for data that does not fit in memory.
+        shuffle_buffer: Rows that are held then, from which the next one is drawn; 1 leaves the
+            order as it is. What has to look at rows before a run looks at the first so many.
         columns: Names of columns as kinds of data know them, to their names in the data.
         labels: Names of the classes, in the order of their numbers.
         system: A system prompt for rows that have none.
@@ -37,6 +40,8 @@ class DataSection:
     split: str | None = None
     validation: str | None = None
     held_out: float = number(0.1, above=0.0, most=0.9)
+    streaming: bool = False
+    shuffle_buffer: int = number(1000, least=1)
     columns: dict[str, Any] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     system: str | None = None

@@ -17,6 +17,8 @@ from zopeft.tasks.mixture import mixed_task
 from zopeft.tasks.own import HELD_OUT, open_data
 from zopeft.tasks.own_task import own_task
 from zopeft.tasks.rows import Rows, load_rows
+from zopeft.tasks.stream import TaskStream, as_needed
+from zopeft.tasks.streamed import BUFFER, Streaming
 from zopeft.tasks.table import table_rows
 from zopeft.tasks.task import Task
 
@@ -27,14 +29,15 @@ class Data:
 
     Attributes:
         task: What they are; `zopeft.tasks.evaluate` takes it.
-        train: The examples to train on, a torch data set.
+        train: The examples to train on, a torch data set; of rows that are streamed, one that is
+            iterated over.
         validation: The examples to score on.
-        rows: The rows of both, by "train" and "validation".
+        rows: The rows of both, by "train" and "validation"; of rows that are streamed, the first.
         collator: Makes batches of examples, for the Trainer's ``data_collator``.
     """
 
     task: Task
-    train: TaskDataset
+    train: TaskDataset | TaskStream
     validation: TaskDataset
     rows: Mapping[str, Rows]
     collator: Collator
@@ -54,6 +57,8 @@ def load_data(
     held_out: float = HELD_OUT,
     template: str | None = None,
     seed: int = 0,
+    streaming: bool = False,
+    shuffle_buffer: int = BUFFER,
     **wishes: Any,
 ) -> Data:
     """Loads own data, whose columns tell what it is, as ``zopeft tune --data`` does.
@@ -72,7 +77,11 @@ def load_data(
             split of that name, or holds rows out.
         held_out: Share of the rows that is held out then.
         template: "plain", or a file with a chat template, which the tokenizer is given.
-        seed: Seed of a mixture's draw, as that of the run.
+        seed: Seed of a mixture's draw, and of the order of rows that are streamed, as that of the
+            run.
+        streaming: Whether rows to train on are read and encoded as they are needed, for data that
+            does not fit in memory; ``train`` is then a `zopeft.tasks.stream.TaskStream`.
+        shuffle_buffer: Rows that are held then, from which the next one is drawn.
         **wishes: Fields of `zopeft.tasks.kinds.Wishes`: ``labels``, ``system``, ``metric``,
             ``stop``, ``max_new_tokens``, ``template_options``.
 
@@ -80,23 +89,29 @@ def load_data(
         InputError: The data cannot be read, tells of no kind, or has a faulty row.
     """
     own: str | Path | None = None
+    if streaming and task is not None:
+        raise input_error("load_data", "a task is not streamed", do="leave out streaming")
+    how = Streaming(shuffle_buffer, seed) if streaming else None
     if isinstance(data, Mapping):
         if task is not None:
             do = "give one, or leave out the task"
             raise input_error("load_data", "a task takes no mixture", ", ".join(data), do)
-        where = (data, split, validation, held_out, kind, columns, Wishes(**wishes), seed)
+        where = (data, split, validation, held_out, kind, columns, Wishes(**wishes), seed, how)
         found = mixed_task(*where)
     elif task is not None:
         found, own = load_task(task) if isinstance(task, str) else task, data
     else:
-        opened = open_data(data or "", split, validation, held_out)
+        opened = open_data(data or "", split, validation, held_out, how)
         found = own_task(opened, kind, columns, Wishes(**wishes))
     if template is not None:
         tokenizer.chat_template = read_template(template)
     known = None if model is None else table_rows(model)
     length = max_length if model is None else fit_length(model, max_length)
     rows = {name: load_rows(found, name, own) for name in ("train", "validation")}
-    train, scored = (
-        TaskDataset(found, one, tokenizer, length, table_rows=known) for one in rows.values()
-    )
+
+    def encoded(some: Any) -> TaskDataset:
+        return TaskDataset(found, some, tokenizer, length, table_rows=known)
+
+    head, scored = (encoded(one) for one in rows.values())
+    train = as_needed(head, rows["train"], encoded)
     return Data(found, train, scored, rows, Collator(tokenizer, known))

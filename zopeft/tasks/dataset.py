@@ -47,6 +47,10 @@ class TaskDataset(Dataset[Encoded]):
         table_rows: Rows of the model's embedding, `zopeft.tasks.table.table_rows`; None
             doesn't check that it has the tokens.
 
+    Attributes:
+        encoded: The examples.
+        owners: The index of the row that each was made of.
+
     A row of running text that is longer than `max_length` becomes several examples; a prompt
     alone becomes one that teaches nothing.
 
@@ -81,9 +85,12 @@ class TaskDataset(Dataset[Encoded]):
             room = max(1, max_length - task.max_new_tokens)
             openings = encode_openings(tokenizer, examples, room, place)
             self.encoded = [Encoded((tuple(ids),), ((),)) for ids in openings]
+            self.owners = list(range(len(openings)))
         else:
-            self.encoded = encode_all(tokenizer, examples, self.loss, max_length, place)
-        check_ids(tokenizer, (_every_id(one) for one in self.encoded), table_rows, task.name)
+            found = encode_all(tokenizer, examples, self.loss, max_length, place)
+            self.encoded, self.owners = found
+        ids = map(_every_id, self.encoded)
+        check_ids(tokenizer, ids, table_rows, lambda index: place(self.owners[index]))
 
     def __len__(self) -> int:
         return len(self.encoded)

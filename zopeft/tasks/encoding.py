@@ -9,7 +9,7 @@ text stands before the prompt, once; what it puts behind a text is left out
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,8 +73,17 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
 
 
+def by_number(index: int) -> str:
+    """Returns what a row is called of which no more is known than its number."""
+    return f"row {index + 1}"
+
+
 def encode(
-    tokenizer: Any, examples: Sequence[Example], loss: str, max_length: int
+    tokenizer: Any,
+    examples: Sequence[Example],
+    loss: str,
+    max_length: int,
+    place: Callable[[int], str] = by_number,
 ) -> list[Encoded]:
     """Encodes examples, cutting long prompts from their left.
 
@@ -84,6 +93,7 @@ def encode(
         loss: "choice" keeps every option, "answer" the right one alone.
         max_length: Most tokens of prompt and answer together; the tokens that the tokenizer
             puts before a text and the answer are kept whatever happens.
+        place: Where an example comes from, by its index, for messages.
 
     Raises:
         InputError: An answer doesn't fit into `max_length`, or has no tokens.
@@ -108,18 +118,18 @@ def encode(
         longest = max(len(answer) for _, answer in pairs)
         for (_, answer), option in zip(pairs, group, strict=True):
             if not answer:
-                raise input_error(f"row {index + 1}", "an answer without tokens", option)
+                raise input_error(place(index), "an answer without tokens", option)
         room = max_length - len(start) - longest
         if room < 0 or room + len(start) < 1:
             raise input_error(
-                f"row {index + 1}",
+                place(index),
                 f"the answer has {longest} tokens and does not fit",
                 f"max_length {max_length}",
                 "raise max_length",
             )
         cut = tuple(start + tuple(p[len(p) - room :] if len(p) > room else p) for p, _ in pairs)
         if not all(cut):
-            raise input_error(f"row {index + 1}", "an empty prompt, and the tokenizer has no start")
+            raise input_error(place(index), "an empty prompt, and the tokenizer has no start")
         label = example.label if loss == "choice" else None
         lost = max(len(start) + len(p) - len(c) for (p, _), c in zip(pairs, cut, strict=True))
         answers = tuple(tuple(answer) for _, answer in pairs)

@@ -209,9 +209,10 @@ def _answers(
 ) -> dict[str, float]:
     examples = [task.example(row) for row in rows]
     room = max(1, length - task.max_new_tokens)
-    prompts = encode_openings(tokenizer, examples, room, place_of(task, rows))
+    place = place_of(task, rows)
+    prompts = encode_openings(tokenizer, examples, room, place)
     ends = last_tokens(tokenizer, feed.data)
-    check_ids(tokenizer, prompts, table_rows(model), task.name)
+    check_ids(tokenizer, prompts, table_rows(model), place)
     loss = tokens = total_f1 = total_match = 0.0
     done, waiting = 0, []
     together = rows_together(model, max(map(len, prompts)) + task.max_new_tokens, batch_size)

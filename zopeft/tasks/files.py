@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-import csv
-import gzip
 import io
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import InputError, input_error
 from zopeft.reading import parse_json
+from zopeft.tasks.row_files import (
+    GZIP,
+    checked,
+    class_names,
+    csv_rows,
+    json_lines,
+    opened,
+    parquet,
+    text_lines,
+    whole,
+)
 
-GZIP = ".gz"
+if TYPE_CHECKING:
+    from zopeft.tasks.streamed import Streams
 
 
 @dataclass(frozen=True)
@@ -31,6 +41,9 @@ class Source:
         labels: Names of the classes of columns that hold them by number, where the data has
             them: column to names.
         taken: Where the rows are some of another source's: which.
+        places: Where each row stands, where that is known beforehand.
+        streams: Where the rows are but the first of more, which are read as they are needed: what
+            reads them; None where they are all.
     """
 
     name: str
@@ -40,6 +53,8 @@ class Source:
     parts: tuple[Source, ...] = ()
     labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     taken: tuple[Source, Sequence[int]] | None = None
+    places: Sequence[str] = ()
+    streams: Streams | None = None
 
     def part(self, name: str, chosen: Sequence[int]) -> Source:
         """Returns some of the rows as a source of their own."""
@@ -48,6 +63,8 @@ class Source:
 
     def place(self, index: int) -> str:
         """Returns where row `index` stands, for messages."""
+        if self.places:
+            return self.places[index]
         if self.taken is not None:
             return self.taken[0].place(self.taken[1][index])
         for part in self.parts:
@@ -69,60 +86,18 @@ def joined(name: str, sources: Sequence[Source]) -> Source:
 
 def _source(path: Path, rows: list[Any], lines: list[int] | None) -> Source:
     for index, row in enumerate(rows):
-        if not isinstance(row, dict):
-            where = f"{path}, line {lines[index]}" if lines else f"{path}, row {index + 1}"
-            raise input_error(where, "a JSON object is needed", f"{row!r:.60}")
+        checked(row, f"{path}, line {lines[index]}" if lines else f"{path}, row {index + 1}")
     columns = dict.fromkeys(key for row in rows for key in row)
     return Source(str(path), rows, lines, tuple(columns))
 
 
-def _opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
-    return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")
-
-
-def _text_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Yields the lines of a UTF-8 file with their numbers, without a byte-order mark."""
-    with _opened(path) as file:
-        for number, raw in enumerate(file, start=1):
-            if number == 1:
-                if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
-                    do = "save it as UTF-8"
-                    raise input_error(str(path), "unreadable file: its text is UTF-16", do=do)
-                raw = raw.removeprefix(b"\xef\xbb\xbf")
-            try:
-                yield number, raw.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise input_error(
-                    f"{path}, line {number}",
-                    f"unreadable text (byte {raw[error.start]:#04x} is not UTF-8)",
-                    do="save the file as UTF-8",
-                ) from error
-
-
-def _whole(value: Any, text: str, path: Path, line: int = 0) -> Any:
-    r"""Returns what was read of a text, unless it has half a character (``\\ud83d`` alone)."""
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            where = f"{path}, line {line}" if line else str(path)
-            what = "half of a character written as two (a lone surrogate)"
-            raise input_error(where, what, do="write the text as UTF-8") from None
-    return value
-
-
 def _jsonl(path: Path) -> Source:
-    rows, lines = [], []
-    for number, line in _text_lines(path):
-        if not line.strip():
-            continue
-        rows.append(_whole(parse_json(line, f"{path}, line {number}"), line, path, number))
-        lines.append(number)
-    return _source(path, rows, lines)
+    pairs = list(json_lines(path))
+    return _source(path, [row for _, row in pairs], [line for line, _ in pairs])
 
 
 def _json(path: Path) -> Source:
-    content = "".join(line for _, line in _text_lines(path))
+    content = "".join(line for _, line in text_lines(path))
     try:
         value = json.loads(content)
     except json.JSONDecodeError as error:
@@ -131,7 +106,7 @@ def _json(path: Path) -> Source:
         raise input_error(f"{path}, line {error.lineno}", f"unreadable JSON ({error})") from error
     except (ValueError, RecursionError):
         value = parse_json(content, str(path))
-    _whole(value, content, path)
+    whole(value, content, str(path))
     if isinstance(value, dict):
         value = _of_object(path, value)
     if not isinstance(value, list):
@@ -161,30 +136,9 @@ def _of_object(path: Path, value: dict[str, Any]) -> list[Any]:
 
 
 def _csv(path: Path, delimiter: str = ",") -> Source:
-    rows: list[dict[str, Any]] = []
-    lines = []
-    before = csv.field_size_limit(2**31 - 1)
-    try:
-        # Line ends inside quotes are part of the text, so that they are left as they are.
-        text = (line for _, line in _text_lines(path))
-        reader = csv.DictReader(text, delimiter=delimiter, strict=True)
-        names = reader.fieldnames or ()
-        twice = [name for name in names if list(names).count(name) > 1]
-        if twice:
-            raise input_error(f"{path}, line 1", "two columns of one name", twice[0])
-        for row in reader:
-            if None in row or None in row.values():
-                raise input_error(
-                    f"{path}, line {reader.line_num}", f"not the {len(names)} fields of the header"
-                )
-            rows.append(row)
-            lines.append(reader.line_num)
-    except csv.Error as error:
-        # A quote that is never closed swallows the rest: the row begins after the last good one.
-        where = f"{path}, line {(lines[-1] if lines else 1) + 1}"
-        raise input_error(where, f"unreadable file ({error})", do="check its quotes") from error
-    finally:
-        csv.field_size_limit(before)
+    names, found = csv_rows(path, delimiter)
+    pairs = list(found)
+    rows, lines = [row for _, row in pairs], [line for line, _ in pairs]
     return Source(str(path), rows, lines, tuple(names))
 
 
@@ -193,36 +147,15 @@ def _tsv(path: Path) -> Source:
 
 
 def _parquet(path: Path) -> Source:
+    reader = parquet(path)
     try:
-        import pyarrow.parquet as parquet
-    except ImportError as error:
-        raise input_error(
-            str(path),
-            "parquet needs pyarrow, which is not installed",
-            do="run `pip install datasets`",
-        ) from error
-    try:
-        with _opened(path) as file:
-            table = parquet.read_table(io.BytesIO(file.read()))
+        with opened(path) as file:
+            table = reader.read_table(io.BytesIO(file.read()))
         rows = table.to_pylist()
     except Exception as error:
         raise input_error(str(path), f"unreadable parquet ({str(error)[:120]})") from error
-    labels = _class_names((table.schema.metadata or {}).get(b"huggingface"))
-    columns = tuple(table.column_names)
-    return Source(str(path), rows, None, columns, labels=labels)
-
-
-def _class_names(note: bytes | None) -> dict[str, tuple[str, ...]]:
-    """The names of classes in what ``datasets`` writes into a parquet file of its columns."""
-    try:
-        features = json.loads(note or b"{}")["info"]["features"]
-        return {
-            column: tuple(feature["names"])
-            for column, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+    labels = class_names((table.schema.metadata or {}).get(b"huggingface"))
+    return Source(str(path), rows, None, tuple(table.column_names), labels=labels)
 
 
 READERS: dict[str, Callable[[Path], Source]] = {

@@ -25,7 +25,8 @@ def count_tokens(datasets: Iterable[Any]) -> Tensor:
     where the loss is "answer", all of them, each after its prompt, where it is "choice".
 
     Args:
-        datasets: Datasets of encoded examples, or of dicts with ``input_ids``.
+        datasets: Datasets of encoded examples, or of dicts with ``input_ids``; of a
+            `zopeft.tasks.stream.TaskStream` the first rows count.
 
     Returns:
         int64 [V'], V' one more than the largest id found.
@@ -35,7 +36,9 @@ def count_tokens(datasets: Iterable[Any]) -> Tensor:
             no token at all.
     """
     counter: Counter[int] = Counter()
-    for dataset in datasets:
+    for one in datasets:
+        # Of what is streamed, the first rows, which are held.
+        dataset = getattr(one, "head", one)
         if not hasattr(dataset, "__len__"):
             raise input_error(
                 "token counts",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from zopeft.tasks.kinds.kind import Wishes
 from zopeft.tasks.own import HELD_OUT, OwnData, open_data, open_scored
 from zopeft.tasks.own_task import Own, own_task
 from zopeft.tasks.shares import Share, epoch, shares_of
+from zopeft.tasks.streamed import Streamed, Streaming, Streams
 from zopeft.tasks.task import AnyExample, Row, Task
 
 
@@ -43,6 +45,7 @@ def mixed_task(
     columns: Mapping[str, str] | None = None,
     wishes: Wishes | None = None,
     seed: int = 0,
+    how: Streaming | None = None,
 ) -> Task:
     """Returns the task of several files or data sets.
 
@@ -57,15 +60,20 @@ def mixed_task(
         columns: Known name to the name in the data, for the parts that have it.
         wishes: What else the user wants; each goes to the parts that heed it.
         seed: Seed of the draw of rows that stand once more than others.
+        how: How rows are streamed; None reads them all.
 
     Raises:
         InputError: As `open_data` and `own_task`; or a weight is none, or the parts are not
             learned and scored alike.
     """
+    if how is not None:
+        _check_weights(mixture)
+    each = None if how is None else how.shared(len(mixture))
     beside = validation is not None and Path(validation).expanduser().exists()
-    opened = [open_data(name, split, None if beside else validation, held_out) for name in mixture]
+    own = None if beside else validation
+    opened = [open_data(name, split, own, held_out, each) for name in mixture]
     if beside:
-        opened.append(open_scored(str(validation)))
+        opened.append(open_scored(str(validation), how=how))
     parts = _alike(opened, kind, columns or {}, wishes or Wishes())
     trained = parts[: len(mixture)]
     sizes = [len(part.source("train").rows) for part in trained]
@@ -77,12 +85,17 @@ def mixed_task(
     first = len(mixture) if beside else 0
     held = _tagged(name, [part.source("validation") for part in scored], first)
     told = f"those of {validation}" if beside else f"of each part: {opened[0].told}"
-    data = OwnData(name, whole.part(name, chosen), held, told)
+    train = whole.part(name, chosen)
+    if how is not None:
+        train = replace(train, streams=_streams(trained, shares, how))
+    data = OwnData(name, train, held, told)
     ends, counts = [sum(sizes[: k + 1]) for k in range(len(sizes))], [0] * len(sizes)
     for one in chosen:
         counts[next(k for k, end in enumerate(ends) if one < end)] += 1
     facts = zip(mixture, trained, shares, sizes, counts, strict=True)
-    told_shares = tuple(Share(n, p.kind.name, s, r, c) for n, p, s, r, c in facts)
+    told_shares = tuple(
+        Share(n, p.kind.name, s, *((r, c) if how is None else (0, 0))) for n, p, s, r, c in facts
+    )
     return _task(parts, data, told_shares)
 
 
@@ -95,6 +108,7 @@ def mixed_scored(
     wishes: Wishes | None = None,
     columns_before: Mapping[str, str] | None = None,
     wishes_before: Wishes | None = None,
+    how: Streaming | None = None,
 ) -> Task:
     """Returns the task of several files or data sets to score on alone, all rows of them.
 
@@ -107,11 +121,13 @@ def mixed_scored(
         wishes: What else the user wants.
         columns_before: The same of an earlier use of such data, for the parts that have it.
         wishes_before: The same, for the parts that heed it and where nothing else is asked for.
+        how: How training streams the rows; None where it does not.
 
     Raises:
         InputError: As `mixed_task`.
     """
-    opened = [open_scored(name, split, held_out) for name in names]
+    each = None if how is None else how.shared(len(names))
+    opened = [open_scored(name, split, held_out, each) for name in names]
     seen = {column for data in opened for column in data.train.columns}
     known = {ours: one for ours, one in (columns_before or {}).items() if one in seen}
     parts = _alike(opened, kind, columns or known, wishes or Wishes(), wishes_before)
@@ -181,6 +197,25 @@ def _compare(first: Task, other: Task) -> None:
         got = f"{first.stop!r} and {other.stop!r}"
         do = "give data.stop=TEXT"
         raise input_error("data.mixture", f"answers of {names} end differently", got, do)
+
+
+def _check_weights(mixture: Mapping[str, float | None]) -> None:
+    """Refuses parts without a weight, where nobody knows how many rows they have."""
+    bare = [name for name, weight in mixture.items() if weight is None]
+    if bare:
+        what = "parts that are streamed need a weight each, for their rows are not counted"
+        raise input_error("data.mixture", what, ", ".join(bare), "give a share, for example 0.3")
+
+
+def _streams(trained: Sequence[Own], shares: Sequence[float], how: Streaming) -> Streams:
+    """What a mixture is streamed from: each part's rows, with the number of their part."""
+    parts: list[Streamed] = []
+    for number, (one, share) in enumerate(zip(trained, shares, strict=True)):
+        streams = one.source("train").streams
+        assert streams is not None
+        tagged = partial(PartRow.of, part=number)
+        parts += [replace(part.changed(tagged), share=share) for part in streams.parts]
+    return Streams(tuple(parts), how)
 
 
 def _tagged(name: str, sources: Sequence[Source], first: int = 0) -> Source:

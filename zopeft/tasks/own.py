@@ -7,7 +7,7 @@ its own, so that runs with other seeds are compared on the same rows.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,8 @@ from zopeft.errors import close_matches, input_error
 from zopeft.hub import is_repository
 from zopeft.tasks.files import Source, kind_of, read_file
 from zopeft.tasks.places import SAVED, hub_table, saved_tables, table_source
-from zopeft.tasks.splits import known_formats, read_split, splits_in
+from zopeft.tasks.splits import check_split, known_formats, read_split, splits_in
+from zopeft.tasks.streamed import Streaming, file_head, table_head, without
 from zopeft.tasks.task import HubSource
 
 HELD_OUT = 0.1
@@ -28,7 +29,8 @@ SEED = 0
 """Seed of that draw."""
 TRAIN, VALIDATION = "train", "validation"
 
-Splits = Mapping[str, Callable[[], Source]]
+Splits = Mapping[str, Callable[[Streaming | None], Source]]
+"""What reads each split: all of it, or the first rows where it is told how to stream."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ def open_data(
     split: str | None = None,
     validation: str | None = None,
     held_out: float = HELD_OUT,
+    how: Streaming | None = None,
 ) -> OwnData:
     """Returns the rows of a file, a folder or a data set on the hub.
 
@@ -87,22 +90,27 @@ def open_data(
         split: The split to train on; None takes "train", or the only one there is.
         validation: A file or folder with the rows to score on, or the name of a split; None
             takes "validation", or holds rows out.
-        held_out: Share of the rows to hold out, between 0 and 1.
+        held_out: Share of the rows to hold out, between 0 and 1; of rows that are streamed, of
+            the first ones that are held.
+        how: How rows are streamed; None reads them all.
 
     Raises:
         InputError: It cannot be found or read, or has no such split.
     """
     path = Path(data).expanduser()
     if path.is_file():
-        found = open_file(path, held_out, split)
+        found = open_file(path, held_out, split, how)
         if validation is None:
             return found
         whole: Splits = {TRAIN: partial(_read, path)}
-        return _chosen(str(path), whole, split, validation, held_out)
-    return _chosen(str(data), _splits(str(data), path), split, validation, held_out)
+        return _chosen(str(path), whole, split, validation, held_out, how)
+    splits = _splits(str(data), path, how is not None)
+    return _chosen(str(data), splits, split, validation, held_out, how)
 
 
-def open_file(path: Path, held_out: float, split: str | None = None) -> OwnData:
+def open_file(
+    path: Path, held_out: float, split: str | None = None, how: Streaming | None = None
+) -> OwnData:
     """Returns the rows of one file, some of them held out.
 
     Raises:
@@ -111,10 +119,15 @@ def open_file(path: Path, held_out: float, split: str | None = None) -> OwnData:
     if split not in (None, TRAIN):
         do = "leave it out, or give a folder with one file a split"
         raise input_error("--split", f"{path} is one file", split, do)
-    return _held_out(str(path), _read(path), held_out)
+    return _held_out(str(path), _read(path, how), held_out)
 
 
-def open_scored(data: str | Path, split: str | None = None, held_out: float = HELD_OUT) -> OwnData:
+def open_scored(
+    data: str | Path,
+    split: str | None = None,
+    held_out: float = HELD_OUT,
+    how: Streaming | None = None,
+) -> OwnData:
     """Returns rows to score on alone: of one file all, of a folder or data set a split's.
 
     Args:
@@ -122,34 +135,39 @@ def open_scored(data: str | Path, split: str | None = None, held_out: float = HE
         split: The split; of one file "validation" is the part that training holds out. None
             takes "validation".
         held_out: The share that training holds out.
+        how: How training streams the rows: of those that it holds out, it has drawn from the
+            first; of others, the first are scored. None reads them all.
 
     Raises:
         InputError: As `open_data`.
     """
     path = Path(data).expanduser()
+    first = None if how is None else how.for_scoring
     if path.is_file() and split is None:
-        whole = _read(path)
+        whole = _first(_read(path, first), first)
         told = "all there are (--split validation: those that training holds out)"
+        told = told if how is None else f"the first {len(whole.rows):,} of the file"
         return OwnData(str(path), whole, whole, told)
     if path.is_file():
-        parts = _held_out(str(path), _read(path), held_out)
+        parts = _held_out(str(path), _read(path, how), held_out)
         chosen = parts.source(split or VALIDATION)
         return OwnData(str(path), chosen, chosen, f"the {split} part of the file")
-    splits = _splits(str(data), path)
+    splits = _splits(str(data), path, how is not None)
     if (split or VALIDATION) not in splits and (split is None or split == VALIDATION):
-        parts = _chosen(str(data), splits, None, None, held_out)
+        parts = _chosen(str(data), splits, None, None, held_out, how)
         return replace(parts, train=parts.validation)
-    chosen = _split(str(data), splits, split or VALIDATION, "--split")
-    return OwnData(str(data), chosen, chosen, f"those of split {split or VALIDATION}")
+    chosen = _first(_split(str(data), splits, split or VALIDATION, "--split", first), first)
+    some = "those" if how is None else f"the first {len(chosen.rows):,}"
+    return OwnData(str(data), chosen, chosen, f"{some} of split {split or VALIDATION}")
 
 
-def _read(path: Path) -> Source:
+def _read(path: Path, how: Streaming | None = None) -> Source:
     if not kind_of(path):
         raise input_error("--data", "a format that is not read", str(path), known_formats())
-    return read_file(path)
+    return read_file(path) if how is None else file_head(str(path), [path], how)
 
 
-def _splits(name: str, path: Path) -> Splits:
+def _splits(name: str, path: Path, streaming: bool) -> Splits:
     """The splits of a folder or data set, each read when it is asked for."""
     if path.is_dir() and (path / SAVED).is_file():
         tables = saved_tables(path)
@@ -159,55 +177,80 @@ def _splits(name: str, path: Path) -> Splits:
         if not files:
             do = f"put train.jsonl there (or {known_formats()})"
             raise input_error("--data", "no data files in this folder", name, do)
-        return {k: partial(read_split, f"{path}, split {k}", files[k]) for k in files}
+        return {k: partial(_of_files, f"{path}, split {k}", files[k]) for k in files}
     repository, _, config = name.partition(":")
     if kind_of(path) or not is_repository(repository):
         do = "check the path; a data set on the hub is organisation/name"
         raise input_error("--data", "no such file or folder", name, do)
-    tables = hub_table(
-        HubSource(repository, config or None), None, "--data", "check the path, or the hub id"
-    )
+    place, do = HubSource(repository, config or None), "check the path, or the hub id"
+    tables = hub_table(place, None, "--data", do, streaming=streaming)
     return {k: partial(_of_table, name, tables, k) for k in tables}
 
 
-def _of_table(name: str, tables: Mapping[str, Any], split: str) -> Source:
-    return table_source(f"{name}, split {split}", tables[split])
+def _of_files(name: str, files: Sequence[Path], how: Streaming | None) -> Source:
+    if how is None:
+        return read_split(name, files)
+    check_split(name, files)
+    return file_head(name, files, how)
+
+
+def _of_table(name: str, tables: Mapping[str, Any], split: str, how: Streaming | None) -> Source:
+    told = f"{name}, split {split}"
+    if how is None:
+        return table_source(told, tables[split])
+    return table_head(told, tables[split], how)
 
 
 def _chosen(
-    name: str, splits: Splits, split: str | None, validation: str | None, held_out: float
+    name: str,
+    splits: Splits,
+    split: str | None,
+    validation: str | None,
+    held_out: float,
+    how: Streaming | None = None,
 ) -> OwnData:
     """The split to train on, and what it is scored on."""
+    first, some = (None, "those") if how is None else (how.for_scoring, f"the first {how.scored:,}")
     wanted = split or (TRAIN if TRAIN in splits or len(splits) > 1 else next(iter(splits)))
-    train = _split(name, splits, wanted, "--split")
+    train = _split(name, splits, wanted, "--split", how)
     if validation is None and VALIDATION in splits and wanted != VALIDATION:
         validation = VALIDATION
     if validation is None:
         return _held_out(name, train, held_out)
     path = Path(validation).expanduser()
     if validation in splits:
-        scored = _split(name, splits, validation, "--validation")
-        return OwnData(name, train, scored, f"those of split {validation}")
+        scored = _first(_split(name, splits, validation, "--validation", first), first)
+        return OwnData(name, train, scored, f"{some} of split {validation}")
     if path.is_file():
-        return OwnData(name, train, _read(path), f"those of {validation}")
+        return OwnData(name, train, _first(_read(path, first), first), f"{some} of {validation}")
     if path.is_dir():
-        inside = _splits(validation, path)
+        inside = _splits(validation, path, how is not None)
         one = VALIDATION if VALIDATION in inside or len(inside) > 1 else next(iter(inside))
-        scored = _split(validation, inside, one, "--validation")
-        return OwnData(name, train, scored, f"those of {validation}")
+        scored = _first(_split(validation, inside, one, "--validation", first), first)
+        return OwnData(name, train, scored, f"{some} of {validation}")
     do = f"give a file, or one of the splits {', '.join(splits)}"
     raise input_error("--validation", "no such file or split", validation, do)
 
 
-def _split(name: str, splits: Splits, split: str, flag: str) -> Source:
+def _split(name: str, splits: Splits, split: str, flag: str, how: Streaming | None) -> Source:
     if split not in splits:
         do = f"name one of its splits: {', '.join(splits)}"
         raise input_error(flag, f"no split {split!r} in {name}", do=do)
-    return splits[split]()
+    return splits[split](how)
+
+
+def _first(source: Source, how: Streaming | None) -> Source:
+    """The first rows of what is scored on, where rows are streamed."""
+    return (
+        source if how is None else source.part(source.name, range(len(source.rows))[: how.buffer])
+    )
 
 
 def _held_out(name: str, source: Source, share: float) -> OwnData:
-    """Draws some of the rows to score on; both parts keep the order of the data."""
+    """Draws some of the rows to score on; both parts keep the order of the data.
+
+    Of rows that are streamed, it draws from the first, which are held.
+    """
     count = len(source.rows)
     if count < 2:
         do = "give more rows, or --validation FILE"
@@ -216,11 +259,12 @@ def _held_out(name: str, source: Source, share: float) -> OwnData:
     random.Random(SEED).shuffle(order)
     size = min(max(1, round(share * count)), MOST, count - 1)
     held, rest = sorted(order[:size]), sorted(order[size:])
+    some = "" if source.streams is None else f" from the first {count:,}"
     return OwnData(
         name,
-        source.part(name, rest),
+        without(source, source.part(name, rest), held),
         source.part(f"{name}, held out", held),
-        "held out by a draw (--validation FILE: others)",
+        f"held out by a draw{some} (--validation FILE: others)",
     )
 
 
@@ -233,7 +277,17 @@ def _renamed(source: Source, columns: Mapping[str, str]) -> Source:
     # A column that stands under a name which another now has, is left out.
     kept = [one for one in source.columns if one in ours or one not in columns]
     names = {one: ours.get(one, one) for one in kept}
-    rows = [{names[key]: row[key] for key in kept if key in row} for row in source.rows]
+
+    def named(row: dict[str, Any]) -> dict[str, Any]:
+        return {names[key]: row[key] for key in kept if key in row}
+
     labels = {names[one]: value for one, value in source.labels.items() if one in names}
-    whole = range(len(rows))
-    return Source(source.name, rows, None, tuple(names.values()), (), labels, (source, whole))
+    return Source(
+        source.name,
+        [named(row) for row in source.rows],
+        None,
+        tuple(names.values()),
+        labels=labels,
+        taken=(source, range(len(source.rows))),
+        streams=source.streams and source.streams.each(lambda one: one.changed(named)),
+    )

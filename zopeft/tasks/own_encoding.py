@@ -23,7 +23,7 @@ Place = Callable[[int], str]
 
 def encode_all(
     tokenizer: Any, examples: Sequence[AnyExample], loss: str, max_length: int, place: Place
-) -> list[Encoded]:
+) -> tuple[list[Encoded], list[int]]:
     """Encodes examples of any kind.
 
     Args:
@@ -33,20 +33,26 @@ def encode_all(
         max_length: Most tokens of a text.
         place: Where an example comes from, by its index, for messages.
 
+    Returns:
+        What they become, and the index of the example that each was made of.
+
     Raises:
         InputError: An example cannot be encoded, or the tokenizer lacks what it needs.
     """
     prompted = [one for one in examples if isinstance(one, Example) and not one.ends]
     if len(prompted) == len(examples):
-        return encode(tokenizer, prompted, loss, max_length)
+        return encode(tokenizer, prompted, loss, max_length, place), list(range(len(prompted)))
     found: list[Encoded] = []
+    owners: list[int] = []
     encoder = OwnEncoder(tokenizer, max_length)
     for index, example in enumerate(examples):
         try:
-            found += encoder(example)
+            pieces = encoder(example, place(index))
+            found += pieces
+            owners += [index] * len(pieces)
         except RowError as error:
             raise InputError(f"{place(index)}: {error}") from error
-    return found
+    return found, owners
 
 
 def encode_openings(
@@ -90,8 +96,12 @@ class OwnEncoder:
         self.template = Template.of(tokenizer)
         self.chat: Chat | None = None
 
-    def __call__(self, example: AnyExample) -> list[Encoded]:
+    def __call__(self, example: AnyExample, place: str = "row") -> list[Encoded]:
         """Returns the examples to train on: one, or the pieces of a passage.
+
+        Args:
+            example: What to encode.
+            place: Where it comes from, for messages.
 
         Raises:
             RowError: It holds nothing to learn, or the template refuses it.
@@ -103,7 +113,7 @@ class OwnEncoder:
         if isinstance(found, Conversation):
             return [self._conversation(found)]
         if not found.ends:
-            return encode(self.tokenizer, [found], "answer", self.max_length)
+            return encode(self.tokenizer, [found], "answer", self.max_length, lambda _: place)
         return [self._answer(found)]
 
     def opening(self, example: AnyExample) -> Ids:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from zopeft.tasks.files import GZIP, Source
+from zopeft.tasks.files import Source
 from zopeft.tasks.kinds import recognise
 from zopeft.tasks.kinds.kind import Kind, Wishes, column_of
 from zopeft.tasks.own import OwnData
+from zopeft.tasks.row_files import GZIP
 from zopeft.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -73,6 +74,9 @@ def own_task(
     found.check(wishes)
     if wishes_before is not None:
         wishes = wishes.filled(wishes_before, found.wishes)
+    if data.train.streams is not None and found.name == "text":
+        streams = data.train.streams.each(lambda one: replace(one, pieces=True))
+        data = replace(data, train=replace(data.train, streams=streams))
     made = found.make(data.train.columns, (data.train, data.validation), wishes)
     return Task(
         name=name_of(data.name),

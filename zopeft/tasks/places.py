@@ -146,7 +146,9 @@ def hub_source(task: Task, split: str) -> Source:
     return table_source(f"{source.path}, split {split}", table)
 
 
-def hub_table(source: HubSource, split: str | None, where: str, do: str) -> Any:
+def hub_table(
+    source: HubSource, split: str | None, where: str, do: str, streaming: bool = False
+) -> Any:
     """Returns a data set on the hub as ``datasets`` has it.
 
     Args:
@@ -154,6 +156,7 @@ def hub_table(source: HubSource, split: str | None, where: str, do: str) -> Any:
         split: The hub's name of the split; None for a mapping of all.
         where: What asks for it, for messages.
         do: What the user can do where it can't be had.
+        streaming: Whether rows are read as they are needed, and nothing is downloaded before.
 
     Raises:
         InputError: It can't be had.
@@ -164,7 +167,11 @@ def hub_table(source: HubSource, split: str | None, where: str, do: str) -> Any:
 
         with hub.cache_only(offline), no_bars(datasets):
             return datasets.load_dataset(
-                source.path, source.config, split=split, revision=source.revision
+                source.path,
+                source.config,
+                split=split,
+                revision=source.revision,
+                **({"streaming": True} if streaming else {}),
             )
     except ImportError as error:
         raise input_error(

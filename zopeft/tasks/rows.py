@@ -12,6 +12,7 @@ from zopeft.tasks.catalog import TASKS
 from zopeft.tasks.files import Source
 from zopeft.tasks.own import HELD_OUT, open_file
 from zopeft.tasks.places import embedded_source, folder_source, hub_source
+from zopeft.tasks.streamed import Streams
 from zopeft.tasks.task import RowError, Task
 
 SPLITS = ("train", "validation", "test")
@@ -35,6 +36,11 @@ class Rows(list[dict[str, Any]]):
     def available(self) -> int:
         """How many rows there are to draw from."""
         return len(self.source.rows)
+
+    @property
+    def streams(self) -> Streams | None:
+        """What the rows are the first of, which is read as it is needed; None for all there are."""
+        return self.source.streams
 
     def place(self, index: int) -> str:
         """Returns where row `index` stands, for messages."""

@@ -25,7 +25,7 @@ class Share:
         name: The file, folder or hub id.
         kind: What its rows are.
         share: Its share of the rows to train on, between 0 and 1.
-        rows: Its rows.
+        rows: Its rows; 0 where they are streamed, and not counted.
         taken: How many rows of an epoch are its.
     """
 
@@ -36,6 +36,8 @@ class Share:
     taken: int
 
     def __str__(self) -> str:
+        if not self.rows:
+            return f"{self.name} {self.share:.3g} ({self.kind}, streamed)"
         times = self.taken / self.rows
         how = f"{self.taken:,} of {self.rows:,} rows" if times < 1 else f"{self.rows:,} rows"
         how += f", each {times:.3g} times" if times > 1 else ""

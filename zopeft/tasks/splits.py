@@ -64,12 +64,28 @@ def read_split(name: str, files: Sequence[Path]) -> Source:
         InputError: A file can't be read; or several files seem to hold the same rows, or some
             of them are missing.
     """
+    check_split(name, files)
     if len(files) == 1:
-        _check_complete(name, files)
         return read_file(files[0])
     names = ", ".join(path.name for path in files)
+    found = joined(name, [read_file(path) for path in files])
+    logger.warning("%s: %d rows of %d files together: %s", name, len(found.rows), len(files), names)
+    return found
+
+
+def check_split(name: str, files: Sequence[Path]) -> None:
+    """Refuses files that are not a split, or not all of it.
+
+    Args:
+        name: Folder and split, for messages.
+        files: The files.
+
+    Raises:
+        InputError: Several files seem to hold the same rows, or some of them are missing.
+    """
+    names = ", ".join(path.name for path in files)
     whole = [path for path in files if "-" not in path.name and path.name.count(".") == _dots(path)]
-    if whole or len({kind_of(path) for path in files}) > 1:
+    if len(files) > 1 and (whole or len({kind_of(path) for path in files}) > 1):
         raise input_error(
             name,
             f"{len(files)} files that may hold the same rows",
@@ -77,9 +93,6 @@ def read_split(name: str, files: Sequence[Path]) -> Source:
             "keep one, or name parts train-1, train-2, ... in one format",
         )
     _check_complete(name, files)
-    found = joined(name, [read_file(path) for path in files])
-    logger.warning("%s: %d rows of %d files together: %s", name, len(found.rows), len(files), names)
-    return found
 
 
 def _dots(path: Path) -> int:

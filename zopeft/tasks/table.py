@@ -6,7 +6,7 @@ is of no matter as long as the table has it; any other token outside the table i
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from zopeft.errors import input_error
@@ -36,26 +36,31 @@ def padding_id(tokenizer: Any, rows: int | None = None) -> int:
     return next(int(i) for i in ids if i is not None and (rows is None or 0 <= i < rows))
 
 
-def check_ids(tokenizer: Any, texts: Iterable[Iterable[int]], rows: int | None, where: str) -> None:
+def check_ids(
+    tokenizer: Any,
+    texts: Iterable[Iterable[int]],
+    rows: int | None,
+    place: Callable[[int], str],
+) -> None:
     """Refuses tokens that are not in the table.
 
     Args:
         tokenizer: The tokenizer, which knows what the tokens are called.
         texts: Token ids of each text.
         rows: Rows of the table; None checks nothing.
-        where: What the texts are, e.g. a task's name; they are counted from 1.
+        place: Where a text comes from, by its index, for the message.
 
     Raises:
         InputError: Names the tokens of the first such text.
     """
     if rows is None:
         return
-    for number, ids in enumerate(texts, 1):
+    for number, ids in enumerate(texts):
         strange = sorted({one for one in ids if one >= rows})
         if strange:
             names = [str(tokenizer.convert_ids_to_tokens(one)) for one in strange[:3]]
             raise input_error(
-                f"{where}, row {number}",
+                place(number),
                 f"tokens that the model's embedding of {rows} rows does not have",
                 ", ".join(f"{n} (id {i})" for n, i in zip(names, strange, strict=False)),
                 "call model.resize_token_embeddings(len(tokenizer)) and save the model, or use "

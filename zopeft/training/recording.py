@@ -180,8 +180,12 @@ class RecordingCallback(TrainerCallback):
             check_processes(trainer.accelerator, method.blocks, args.device)
         if args.journal:
             data, recording = trainer.train_dataset, trainer.recording
-            examples = len(data) if hasattr(data, "__len__") else None
+            stream = getattr(data, "stream", None)
+            counted = hasattr(data, "__len__") and stream is None
+            examples = len(data) if counted else None
             settings = settings_of(args, method, state.max_steps, examples, recording.journal)
+            if stream is not None:
+                settings["stream"] = stream.mark
             run = "" if trainer.resumed is None else trainer.resumed.run
             recording.begin(method, settings, run)
 

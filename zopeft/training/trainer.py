@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -25,6 +25,7 @@ from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
 from zopeft.staging import unveil
+from zopeft.tasks.stream import StreamView, TaskStream
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.card import correct_card
@@ -36,6 +37,7 @@ from zopeft.training.recording import Recording, RecordingCallback
 from zopeft.training.resuming import Resumed, finished, keep_last_good, where_from
 from zopeft.training.scales import admitted
 from zopeft.training.settling import closure, settle
+from zopeft.training.streaming import replayed, view_of
 
 if TYPE_CHECKING:
     from zopeft.finetuner import FineTuner
@@ -77,7 +79,8 @@ class ZOTrainerMixin(Beneath):
         model: The model, or a `PeftModel`.
         args: The arguments.
         data_collator: Turns a list of examples into a batch.
-        train_dataset: Examples to train on.
+        train_dataset: Examples to train on. A `zopeft.tasks.stream.TaskStream` is read as its
+            examples are needed, and by a run that is resumed from where that one goes on.
         eval_dataset: Examples to evaluate on.
         processing_class: The tokenizer, saved along with checkpoints.
         blocks: What to train, as `zopeft.discover` gives it; None for what it finds.
@@ -128,6 +131,8 @@ class ZOTrainerMixin(Beneath):
                 None,
                 "leave out one of the two",
             )
+        if isinstance(train_dataset, TaskStream):
+            train_dataset = view_of(train_dataset, args)
         options.update(
             model=model,
             data_collator=data_collator,
@@ -202,6 +207,12 @@ class ZOTrainerMixin(Beneath):
         found: torch.optim.Optimizer = self.optimizer
         return found
 
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Any:
+        """As the Trainer; what is streamed has an order of its own."""
+        if isinstance(self.train_dataset, StreamView):
+            return SequentialSampler(self.train_dataset)
+        return super()._get_train_sampler(*args, **kwargs)
+
     def create_optimizer_and_scheduler(self, num_training_steps: int) -> None:
         """As the Trainer; how many steps are planned, lr="auto" has to know."""
         self.steps_planned = num_training_steps
@@ -262,6 +273,8 @@ class ZOTrainerMixin(Beneath):
             raise input_error("train_dataset", "is empty", None, "give at least one example")
         where = (self.args, self.recording, resume_from_checkpoint, self.find_blocks)
         self.resumed = where_from(*where)
+        if isinstance(self.train_dataset, StreamView):
+            self.train_dataset.unread = replayed(self)
         if self.resumed is None and self.optimizer is not self._given_optimizer:
             self.optimizer = self._given_optimizer
         checkpoint = self.resumed.checkpoint if self.resumed else None

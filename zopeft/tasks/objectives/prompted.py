@@ -90,7 +90,7 @@ class PromptDataset(Dataset[Prompted]):
             )
             for index, (ids, example, row) in enumerate(zip(openings, examples, rows, strict=True))
         ]
-        check_ids(tokenizer, openings, table_rows, task.name)
+        check_ids(tokenizer, openings, table_rows, place)
 
     def __len__(self) -> int:
         return len(self.encoded)
