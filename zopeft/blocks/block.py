@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, overload
 
+from zopeft.blocks.shards import Shard, local
+
 if TYPE_CHECKING:
     import torch
     from torch import nn
@@ -64,6 +66,7 @@ class Block:
         base_role: Role of the tensor that `key` names.
         columns: The slice ``[first, last)`` of the parameter's last dimension, or None.
         salt: 0, or what told this parameter's address apart from another's.
+        shard: What this process holds of it, where processes share it out; None for all.
     """
 
     name: str
@@ -78,6 +81,7 @@ class Block:
     base_role: str
     columns: tuple[int, int] | None = None
     salt: int = 0
+    shard: Shard | None = None
 
     @property
     def parameter(self) -> nn.Parameter:
@@ -88,14 +92,19 @@ class Block:
 
     @property
     def data(self) -> torch.Tensor:
-        """A view of this block's values, detached; its shape is `shape`."""
-        whole = self.parameter.detach()
+        """A view of this block's values, detached, as far as this process holds them."""
+        whole = local(self.parameter)
         return whole if self.columns is None else whole[..., self.columns[0] : self.columns[1]]
 
     @property
     def numel(self) -> int:
-        """Number of elements of the block."""
+        """Number of elements of the block, of all processes together."""
         return math.prod(self.shape)
+
+    @property
+    def own_shape(self) -> tuple[int, ...]:
+        """Shape of what this process holds; `shape` where the block is not shared out."""
+        return self.shape if self.shard is None else self.shard.shape
 
     @property
     def address(self) -> int:

@@ -13,6 +13,7 @@ from zopeft.blocks.packing import keep_unpacked
 from zopeft.blocks.peft import active_adapter, is_adapted
 from zopeft.blocks.scales import quantised_layers, scale_blocks, scale_names
 from zopeft.blocks.selection import chooser
+from zopeft.blocks.shards import gatherers, let_go
 from zopeft.blocks.survey import Survey, held_parameters
 from zopeft.errors import InputError, close_matches, input_error
 
@@ -47,6 +48,8 @@ def discover(model: nn.Module, space: str = "auto", select: str | None = None) -
     space = _space(model, space)
     if space != "scales":
         keep_unpacked(model)
+    # What a forward pass has gathered hides the parts that are to be trained.
+    let_go(gatherers(model))
     survey, compiled = Survey(model), is_compiled(model)
     base = survey.base
     if space == "full":

@@ -12,6 +12,7 @@ from zopeft.blocks.block import Block, Owner
 from zopeft.blocks.memory import shared
 from zopeft.blocks.peft import Unwrapper, base_of, prefix_layers
 from zopeft.blocks.roles import family_of, kind_of, role_of
+from zopeft.blocks.shards import shard_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,6 +173,7 @@ class Survey:
                 key=key,
                 base_role=base_role,
                 salt=salt,
+                shard=shard_of(held.name, held.parameter),
             )
         ]
 

@@ -12,6 +12,7 @@ from zopeft.engine.flat import FlatBuffer
 from zopeft.engine.modules import ModuleWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.scales import ScaleTensors
+from zopeft.engine.sharded import ShardedWeights
 from zopeft.errors import input_error
 
 SMALL = 1 << 23
@@ -51,9 +52,13 @@ def carriers_of(
         return [ScaleTensors(range(len(blocks)), blocks, elements)]
     flat: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     modular: list[int] = []
+    shared: list[int] = []
     small = sum(blocks.numels) <= SMALL
     for index, block in enumerate(blocks):
         parameter = block.parameter
+        if block.shard is not None:
+            shared.append(index)
+            continue
         is_flat = name == "flat" or block.columns is not None
         offload.check(block)
         offloaded = offload.holds(block)
@@ -73,4 +78,6 @@ def carriers_of(
     if modular:
         own = [blocks[i] for i in modular]
         found.append(ModuleWeights(modular, own, elements, offload, reads))
+    if shared:
+        found.append(ShardedWeights(shared, [blocks[i] for i in shared], elements, blocks.model))
     return found

@@ -18,6 +18,7 @@ from zopeft.engine.vector import Vector, first_seed
 from zopeft.kernels import plain
 from zopeft.kernels.form import Form
 from zopeft.kernels.plain_backend import PlainKernels
+from zopeft.kernels.runs import Table, of_stretches
 
 if TYPE_CHECKING:
     from zopeft.engine.direction import Direction
@@ -38,6 +39,7 @@ class Elements:
 
     def __init__(self, blocks: Blocks, kernels: PlainKernels, forms: Forms) -> None:
         self.blocks, self.kernels, self.forms = blocks, kernels, forms
+        self._tables: dict[int, Table] = {}
 
     def parts(self, index: int, weight: Tensor) -> Iterator[Part]:
         """Yields the pieces of a block.
@@ -78,7 +80,9 @@ class Elements:
             return self._shaped(direction.seed, block, form, part)
         scale = None if direction.scales is None else direction.scales[index].to(part.device)
         width = block.parameter.shape[-1] if block.shape else 1
-        if isinstance(part.rows, Tensor):
+        if block.shard is not None:
+            noise, scale = self._of_shard(direction.seed, part, scale), None
+        elif isinstance(part.rows, Tensor):
             noise = self.kernels.noise.at_rows(direction.seed, block.address, part.rows, width)
         else:
             count = part.rows.stop - part.rows.start
@@ -92,6 +96,45 @@ class Elements:
             noise = noise.mul_(scale)
         return noise if block.columns is None else noise[:, slice(*block.columns)].contiguous()
 
+    def store(self, seed: int, part: Part, values: Tensor) -> None:
+        """Writes new weights of a part where its own lie, 16-bit ones rounded stochastically.
+
+        Args:
+            seed: 64-bit key of the step: it addresses the rounding.
+            part: The part.
+            values: fp32 [n, W].
+        """
+        out, block = part.stored, self.blocks[part.index]
+        if out.dtype == torch.float32:
+            out.copy_(values)
+        elif block.shard is None:
+            flat = values.reshape(-1)
+            self.kernels.store(seed, block.address, part.start, flat, out.view(-1))
+        else:
+            table = self.table(part.index, part.rows)
+            self.kernels.store_table(table, seed, values.reshape(-1), out.view(-1))
+
+    def table(self, index: int, rows: slice | Tensor | None = None) -> Table:
+        """Returns where the noise of a shard's rows is addressed, all or some, as runs."""
+        if rows is None and index in self._tables:
+            return self._tables[index]
+        block = self.blocks[index]
+        shard = block.shard
+        assert shard is not None
+        chosen = shard.rows if rows is None else shard.rows_of(rows)
+        found = of_stretches(chosen, shard.columns, shard.width, block.address)
+        if rows is None:
+            self._tables[index] = found
+        return found
+
+    def _of_shard(self, seed: int, part: Part, scale: Tensor | None) -> Tensor:
+        """Returns ``scale * z`` of some rows of a shard, fp32 [n, W]."""
+        noise = torch.zeros(part.shape, device=part.device)
+        flat = noise.view(-1)
+        table = self.table(part.index, part.rows)
+        self.kernels.shift_table(table, seed, flat, 1.0, scale, flat)
+        return noise
+
     def shifted(self, vector: Vector, step: float, part: Part, out: Tensor) -> Tensor:
         """Returns ``w + step * u`` of a part, rounded once as a probe is.
 
@@ -101,13 +144,18 @@ class Elements:
             part: The part.
             out: Whose dtype the result has.
         """
-        address, seed = self.blocks[part.index].address, first_seed(vector)
-        words = self.kernels.row_words(seed, address, part.rows, part.stored, out)
+        block, seed = self.blocks[part.index], first_seed(vector)
+        if block.shard is None:
+            words = self.kernels.row_words(seed, block.address, part.rows, part.stored, out)
+        else:
+            words = self.kernels.table_words(self.table(part.index, part.rows), seed, out)
         return plain.perturb(part.stored, vector.values(part), step, words, out.dtype)
 
     def _shaped(self, seed: int, block: Block, form: Form, part: Part) -> Tensor:
         noise, rows, (count, width) = None, part.rows, part.shape
-        if form.scale is not None and isinstance(rows, Tensor):
+        if form.scale is not None and block.shard is not None:
+            noise = self._of_shard(seed, part, None)
+        elif form.scale is not None and isinstance(rows, Tensor):
             noise = self.kernels.noise.at_rows(seed, block.address, rows, width)
         elif form.scale is not None:
             noise = torch.zeros(count * width, device=part.device)

@@ -93,7 +93,10 @@ class Forms:
         if factors is not None:
             left, right = factors[0].to(device), factors[1].to(device)
             factors = (left if scale is None else left * scale, right)
-        return Form(rows, factors)
+        form, shard = Form(rows, factors), self.blocks[index].shard
+        if shard is None:
+            return form
+        return form.cut(torch.from_numpy(shard.rows), slice(*shard.columns))
 
     def factors(self, index: int, direction: Direction) -> Factors | None:
         """Returns left [O, r] and right [r, I] of a block, where its shape is kept, fp32."""

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from zopeft.blocks.shards import sums_over
 from zopeft.engine.bundles import Group
 from zopeft.engine.carrier import Carrier
 from zopeft.engine.elements import Elements
@@ -61,7 +62,7 @@ def map_weights(
             for index in carrier.indices:
                 if index in done or not all(vector.touches(index) for vector in vectors):
                     continue
-                decay, address = float(decays[index]), elements.blocks[index].address
+                decay = float(decays[index])
                 with carrier.edited(index, seed) as weight:
                     for part in elements.parts(index, weight):
                         own = [part.of(buffer[index]).float() for buffer in buffers]
@@ -72,7 +73,7 @@ def map_weights(
                         if decay != 1.0:
                             shown.mul_(decay)
                         new, *kept = function(index, shown, *values, *own)
-                        _store(elements, seed, address, part.start, new, part.stored)
+                        elements.store(seed, part, new)
                         for buffer, value in zip(buffers, kept, strict=True):
                             part.view(buffer[index]).copy_(value)
             carrier.finish()
@@ -112,8 +113,12 @@ def _map_traced(
                 for index in some:
                     weight = stack.enter_context(carrier.edited(index, seed))
                     beside = tuple(each[index] for each in trace.buffers)
-                    if all(tensor.is_contiguous() for tensor in (weight, *beside)):
-                        targets.append(Target(elements.blocks[index].address, weight, beside))
+                    if weight.numel() and all(
+                        tensor.is_contiguous() for tensor in (weight, *beside)
+                    ):
+                        block = elements.blocks[index]
+                        table = None if block.shard is None else elements.table(index)
+                        targets.append(Target(block.address, weight, beside, table))
                         indices.append(index)
                 if targets:
                     constants = trace.numbers(indices)
@@ -163,13 +168,4 @@ def inner_products(
                 for part in elements.parts(index, carrier.stored(index)):
                     product = first.values(part).double().mul_(second.values(part))
                     found[index] += product.sum().cpu()
-    return found
-
-
-def _store(
-    elements: Elements, seed: int, address: int, start: int, values: Tensor, out: Tensor
-) -> None:
-    if out.dtype == torch.float32:
-        out.copy_(values)
-    else:
-        elements.kernels.store(seed, address, start, values.reshape(-1), out.view(-1))
+    return sums_over(elements.blocks, found)

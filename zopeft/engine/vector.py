@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, from_numpy
 
 if TYPE_CHECKING:
     from zopeft.engine.direction import Direction
@@ -221,7 +221,8 @@ class Computed(Vector):
     """Numbers that a function makes for a part of a block, such as rows of a product.
 
     Args:
-        function: From a block's index and rows (a slice, or row numbers) to fp32 [n, W].
+        function: From a block's index and rows (a slice, or row numbers) to fp32 [n, W], also
+            where a process holds a part of the block: it is then asked for whole rows.
         indices: Indices of the blocks that it knows.
     """
 
@@ -234,7 +235,11 @@ class Computed(Vector):
 
     def values(self, part: Part) -> Tensor:
         """See `Vector.values`."""
-        return self.function(part.index, part.rows)
+        shard = part.elements.blocks[part.index].shard
+        if shard is None:
+            return self.function(part.index, part.rows)
+        numbers = self.function(part.index, from_numpy(shard.rows_of(part.rows)).to(part.device))
+        return numbers[:, slice(*shard.columns)].contiguous()
 
 
 @dataclass(frozen=True, eq=False)

@@ -23,6 +23,19 @@ class Form:
     scale: Tensor | None
     factors: Factors | None
 
+    def cut(self, rows: Tensor, columns: slice) -> Form:
+        """Returns the form of some rows and columns of the matrix.
+
+        Args:
+            rows: Row numbers, int64 [n].
+            columns: The columns.
+        """
+        scale = None if self.scale is None else self.scale[rows.to(self.scale.device)]
+        if self.factors is None:
+            return Form(scale, None)
+        left, right = self.factors
+        return Form(scale, (left[rows.to(left.device)], right[:, columns].contiguous()))
+
     def direction(self, noise: Tensor | None, rows: slice | Tensor) -> Tensor:
         """Returns u of some rows, fp32 [n, I], every product and every sum rounded alone.
 

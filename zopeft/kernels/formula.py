@@ -15,6 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from zopeft.kernels.runs import Table
+
 WEIGHT, BUFFER, NOISE, CONSTANT = "weight", "buffer", "noise", "constant"
 """Kinds of inputs; all but the first are followed by which one."""
 OPERATIONS: dict[str, Callable[..., Tensor]] = {
@@ -60,14 +62,17 @@ class Target:
 
     Args:
         address: 32-bit address of its tensor.
-        weight: Its whole weights as stored, contiguous; changed in place.
+        weight: Its weights as stored, contiguous; changed in place.
         buffers: Tensors of its size, contiguous; those that the formula has new numbers for are
             fp32, and changed in place.
+        table: Where noise and rounding of a part of a tensor are addressed, as runs whose weights
+            lie one behind the other; None for a whole tensor.
     """
 
     address: int
     weight: Tensor
     buffers: tuple[Tensor, ...]
+    table: Table | None = None
 
 
 Constants = npt.NDArray[np.float32]

@@ -126,6 +126,38 @@ class NumbaKernels(PlainKernels):
         source, (target, kind) = arrays.stored(values)[0], arrays.stored(out)
         self._run(table, compiled.store, None, np.uint64(seed), source, target, kind)
 
+    def shift_table(
+        self,
+        table: Table,
+        seed: int,
+        weight: Tensor,
+        step: float,
+        scale: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """See `PlainKernels.shift_table`."""
+        if not (arrays.taken(weight) and arrays.taken(out)):
+            super().shift_table(table, seed, weight, step, scale, out)
+            return
+        self._shift(table, seed, weight, step, arrays.one_scale(scale), out)
+
+    def update_table(
+        self,
+        table: Table,
+        seed: int,
+        weight: Tensor,
+        coefficient: float,
+        decay: float,
+        scale: Tensor | None,
+    ) -> None:
+        """See `PlainKernels.update_table`."""
+        if not arrays.taken(weight):
+            super().update_table(table, seed, weight, coefficient, decay, scale)
+            return
+        one = arrays.one_scale(None)
+        rates = one * np.float32(coefficient), one * np.float32(decay)
+        self._update(table, seed, weight, *rates, arrays.one_scale(scale), False)
+
     def map(
         self,
         formula: Formula,
@@ -140,7 +172,7 @@ class NumbaKernels(PlainKernels):
             super().map(formula, targets, constants, noises, seed)
             return
         places = [[t.weight.data_ptr(), *(b.data_ptr() for b in t.buffers)] for t in targets]
-        table = runs.of_blocks(tuple((t.address, t.weight.numel()) for t in targets))
+        table = _of_targets(targets)
         arguments = (
             address_of(formula),
             np.ascontiguousarray(constants, dtype=np.float32),
@@ -308,3 +340,17 @@ class NumbaKernels(PlainKernels):
         if not arrays.taken(weight):
             return super().statistics_layout(layout, weight)
         return arrays.combined(self._measure(layout.table, weight), layout.table, layout.blocks)
+
+
+def _of_targets(targets: Sequence[Target]) -> Table:
+    """Returns the runs of some targets, each with its number in the place of a block's index."""
+    if all(target.table is None for target in targets):
+        return runs.of_blocks(tuple((t.address, t.weight.numel()) for t in targets))
+    tables = []
+    for number, target in enumerate(targets):
+        count = target.weight.numel()
+        own = runs.whole(target.address, 0, count) if target.table is None else target.table
+        own = own.copy()
+        own[:, BLOCK] = number
+        tables.append(own)
+    return np.concatenate(tables)

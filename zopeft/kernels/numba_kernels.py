@@ -448,8 +448,9 @@ def mapped(table, code, constants, keys, family, places, kinds, key):
         numbers = constants[min(block, constants.shape[0] - 1)]
         for at in range(0, length, TILE):
             n, start = min(TILE, length - at), table[row, START] + at
+            place = table[row, WEIGHT] + at
             for each in range(held):
-                own[each] = places[block, each] + (4 if kinds[each] == FLOAT32 else 2) * start
+                own[each] = places[block, each] + (4 if kinds[each] == FLOAT32 else 2) * place
                 if kinds[each] != FLOAT32:
                     stored = _array(_bytes_at(own[each]), (2 * n,))
                     _load(stored, kinds[each], 0, n, x[each])
@@ -460,7 +461,7 @@ def mapped(table, code, constants, keys, family, places, kinds, key):
             _call(code, n, own.ctypes.data, numbers.ctypes.data)
             if kinds[0] != FLOAT32:
                 _round_stochastically(x[0], n, kinds[0], key, address, start, words)
-                target = _array(_bytes_at(places[block, 0] + 2 * start), (2 * n,))
+                target = _array(_bytes_at(places[block, 0] + 2 * place), (2 * n,))
                 _store(x[0], n, target, kinds[0], 0)
 
 

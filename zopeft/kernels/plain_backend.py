@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from zopeft.kernels import plain
+from zopeft.kernels import plain_tables as tables
 from zopeft.kernels.form import Form, row_numbers
 from zopeft.kernels.formula import Constants, Formula, Target, evaluate
 from zopeft.kernels.plain_gradient import fold, squares
 from zopeft.kernels.plain_layout import PlainLayouts, Statistics
 from zopeft.kernels.plain_matrix import directions, draw
-from zopeft.kernels.runs import Layout
+from zopeft.kernels.runs import START, Layout, Table
 from zopeft.noise import Noise
 from zopeft.noise.address import rounding_words
 from zopeft.noise.dither import dither_run, dither_words
@@ -183,6 +184,64 @@ class PlainKernels:
             words = rounding_words(seed, address, start + at, piece.numel(), piece.device)
             out[at : at + CHUNK] = plain.stochastic_round(piece, words, out.dtype)
 
+    def shift_table(
+        self,
+        table: Table,
+        seed: int,
+        weight: Tensor,
+        step: float,
+        scale: Tensor | None,
+        out: Tensor,
+    ) -> None:
+        """Does `shift` for some runs of one tensor, such as a shard's part of each row.
+
+        Args:
+            table: The runs, all of one address; see `zopeft.kernels.runs`.
+            seed: 64-bit key of the step.
+            weight: Flat and contiguous; the runs say where in it they lie.
+            step: Finite-difference step with its sign.
+            scale: 0-dim fp32; None for one.
+            out: Flat and contiguous.
+        """
+        if len(table) == 1:
+            _, _, count, start, address, _ = table[0].tolist()
+            self.shift(seed, address, start, weight[:count], step, scale, out[:count])
+            return
+        dithered = self.dithers(out)
+        for part in tables.pieces(table, CHUNK):
+            tables.shift(self.noise, part, seed, weight, step, scale, out, dithered)
+
+    def update_table(
+        self,
+        table: Table,
+        seed: int,
+        weight: Tensor,
+        coefficient: float,
+        decay: float,
+        scale: Tensor | None,
+    ) -> None:
+        """Does `update` for some runs of one tensor, whose weights lie one behind the other.
+
+        Args:
+            table: The runs, all of one address.
+            seed: 64-bit key of the step.
+            weight: Flat and contiguous; changed in place.
+            coefficient: Minus learning rate times projected gradient.
+            decay: One minus learning rate times weight decay.
+            scale: 0-dim fp32; None for one.
+        """
+        for part in tables.pieces(table, CHUNK):
+            tables.update(self.noise, part, seed, weight, coefficient, decay, scale)
+
+    def store_table(self, table: Table, seed: int, values: Tensor, out: Tensor) -> None:
+        """Does `store` for some runs of one tensor: fp32 numbers, flat, in their order."""
+        if len(table):
+            out.copy_(tables.stored(table, seed, values, out.dtype))
+
+    def table_words(self, table: Table, seed: int, out: Tensor) -> Tensor | None:
+        """Returns what some runs are rounded by, int64 [n]; None for to nearest."""
+        return tables.words(table, seed, out.device) if self.dithers(out) else None
+
     def map(
         self,
         formula: Formula,
@@ -203,22 +262,38 @@ class PlainKernels:
         for row, target in enumerate(targets):
             weight, own = target.weight.view(-1), constants[min(row, len(constants) - 1)].tolist()
             buffers = [buffer.view(-1) for buffer in target.buffers]
-            for at in range(0, weight.numel(), CHUNK):
-                piece = weight[at : at + CHUNK]
-                count, device = piece.numel(), piece.device
+            for at, last, table in tables.stretches(target, CHUNK):
+                piece = weight[at:last]
+                device = piece.device
                 draws = [
-                    self.noise.at_elements(key, target.address, at, count, device) for key in noises
+                    self._drawn(key, target.address, at, last, table, device) for key in noises
                 ]
-                parts = [buffer[at : at + CHUNK] for buffer in buffers]
+                parts = [buffer[at:last] for buffer in buffers]
                 beside = [part.to(device, torch.float32) for part in parts]
                 new, kept = evaluate(formula, piece.float(), beside, draws, own)
                 if piece.dtype == torch.float32:
                     piece.copy_(new)
-                else:
+                elif table is None:
                     self.store(seed, target.address, at, new.contiguous(), piece)
+                else:
+                    self.store_table(table, seed, new, piece)
                 for part, value in zip(parts, kept, strict=True):
                     if value is not None:
                         part.copy_(value)
+
+    def _drawn(
+        self,
+        key: int,
+        address: int,
+        first: int,
+        last: int,
+        table: Table | None,
+        device: torch.device,
+    ) -> Tensor:
+        """Returns the noise of a run of a tensor, or of the runs of a table."""
+        if table is None:
+            return self.noise.at_elements(key, address, first, last - first, device)
+        return self.noise.at_places(key, address, tables.places(table, START, device))
 
     def flips(
         self, weight: Tensor, u: Tensor, rows: Tensor, columns: Tensor, step: float

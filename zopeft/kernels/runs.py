@@ -86,6 +86,46 @@ def of_rows(rows: npt.NDArray[np.int64], width: int, address: int) -> Table:
     return table
 
 
+def of_stretches(
+    rows: npt.NDArray[np.int64], columns: tuple[int, int], width: int, address: int
+) -> Table:
+    """Returns the table of some rows' columns, put one below the other in weights and output.
+
+    Rows that follow each other and are whole are one run.
+
+    Args:
+        rows: Row numbers in the whole matrix, [n].
+        columns: First and last (exclusive) column.
+        width: Elements a row of the whole matrix.
+        address: 32-bit address of the matrix.
+    """
+    first, count = columns[0], columns[1] - columns[0]
+    if len(rows) * count == 0:
+        return cut([])
+    if len(rows) == 1 or (count == width and bool((np.diff(rows) == 1).all())):
+        return cut([(0, 0, len(rows) * count, int(rows[0]) * width + first, address, 0)])
+    table = np.zeros((len(rows), 6), dtype=np.int64)
+    table[:, WEIGHT] = table[:, OUT] = np.arange(len(rows)) * count
+    table[:, START] = rows * width + first
+    table[:, LENGTH], table[:, ADDRESS] = count, address
+    return table
+
+
+def spread(table: Table, column: int) -> npt.NDArray[np.int64]:
+    """Returns the place of each element of a table's runs, counted on from a column.
+
+    Args:
+        table: The runs, [n, 6].
+        column: WEIGHT, OUT or START.
+    """
+    lengths = table[:, LENGTH]
+    begins = lengths.cumsum() - lengths
+    found: npt.NDArray[np.int64] = np.arange(int(lengths.sum())) + np.repeat(
+        table[:, column] - begins, lengths
+    )
+    return found
+
+
 @lru_cache(maxsize=512)
 def of_all_rows(rows: int, width: int) -> Table:
     """Returns the table of a matrix's rows, each a run whose START is the row's number."""

@@ -128,6 +128,21 @@ class Noise:
         skip = start - first * self.span
         return self.at_counters(seed, counters, address)[skip : skip + count]
 
+    def at_places(self, seed: int, address: int, elements: Tensor) -> Tensor:
+        """Returns the noise of any elements of one tensor.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the tensor.
+            elements: int64 [n], indices in the whole logical tensor; quickest where ascending.
+
+        Returns:
+            fp32 [n].
+        """
+        counters, place = torch.unique_consecutive(elements // self.span, return_inverse=True)
+        noise = self.at_counters(seed, counters, address)
+        return noise[place * self.span + elements % self.span]
+
     def at_rows(self, seed: int, address: int, rows: Tensor, width: int) -> Tensor:
         """Returns the noise of some rows of a matrix, without that of the others.
 
@@ -168,3 +183,10 @@ def rounding_words(
     counters = torch.arange(first, last + 1, dtype=torch.int64, device=device)
     words = philox4x32((counters, address & MASK, ROUNDING_STREAM, 0), seed)
     return torch.stack(words, dim=-1).flatten()[start - first * 4 :][:count]
+
+
+def rounding_at(seed: int, address: int, elements: Tensor) -> Tensor:
+    """Returns the words of `rounding_words` of any elements, int64 [n]; ascending is quickest."""
+    counters, place = torch.unique_consecutive(elements // 4, return_inverse=True)
+    words = philox4x32((counters, address & MASK, ROUNDING_STREAM, 0), seed)
+    return torch.stack(words, dim=-1).flatten()[place * 4 + elements % 4]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ class PerElement(Kept):
         """See `Kept.made`: tensors of the blocks."""
 
         def beside(index: int) -> Tensor:
-            return torch.full(blocks[index].shape, self.start, device=_device(blocks[index]))
+            return torch.full(blocks[index].own_shape, self.start, device=_device(blocks[index]))
 
         return Buffers(len(blocks), beside)
 
@@ -92,7 +93,7 @@ class PerElement(Kept):
 
     def bytes(self, blocks: Blocks, own: Sequence[Block]) -> int:
         """See `Kept.bytes`."""
-        return 4 * sum(block.numel for block in own)
+        return 4 * sum(math.prod(block.own_shape) for block in own)
 
     def saved(self, value: Any) -> Any:
         """See `Kept.saved`."""
@@ -123,7 +124,8 @@ class Start(PerElement):
     def bytes(self, blocks: Blocks, own: Sequence[Block]) -> int:
         """See `Kept.bytes`."""
         flat = blocks.space == "adapter"
-        return sum((4 if flat else b.parameter.element_size()) * b.numel for b in own)
+        sizes = [(4 if flat else b.parameter.element_size(), b.own_shape) for b in own]
+        return sum(size * math.prod(shape) for size, shape in sizes)
 
 
 @dataclass(frozen=True)
