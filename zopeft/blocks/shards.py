@@ -7,7 +7,7 @@ element; so all that a process has to know is which of the elements are its own.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from zopeft.errors import input_error
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor, nn
 
     from zopeft.blocks.block import Block
@@ -75,7 +74,7 @@ def local(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if not is_sharded(tensor):
         return tensor
-    held: Tensor = tensor.to_local()  # type: ignore[operator]
+    held: Tensor = tensor.to_local()  # type: ignore[attr-defined]
     return held
 
 
@@ -84,7 +83,7 @@ def whole(tensor: Tensor) -> Tensor:
     tensor = tensor.detach()
     if not is_sharded(tensor):
         return tensor
-    gathered: Tensor = tensor.full_tensor()  # type: ignore[operator]
+    gathered: Tensor = tensor.full_tensor()  # type: ignore[attr-defined]
     return gathered
 
 
@@ -194,6 +193,15 @@ def sharing_group(model: nn.Module) -> Any:
     return None
 
 
+def leads(model: nn.Module) -> bool:
+    """Whether this process is the first of those that hold a model together, or holds it alone."""
+    if not how_sharded(model):
+        return True
+    import torch.distributed as dist
+
+    return dist.get_rank() == 0
+
+
 def how_sharded(model: nn.Module) -> str:
     """Returns how a model is shared out: "" (not at all), "tensor" or "fsdp"."""
     if gatherers(model):
@@ -201,15 +209,28 @@ def how_sharded(model: nn.Module) -> str:
     return "tensor" if any(map(is_sharded, model.parameters())) else ""
 
 
-def named_wholes(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yields the entries of a model's state dict, each gathered by all of its processes."""
+def gathered_state(model: Any) -> dict[str, Tensor]:
+    """Returns a model's state dict, whole and on the CPU, gathered tensor by tensor.
+
+    All processes that hold the model call it; the first has the tensors, the others nothing. Of a
+    model with an adapter only the adapter is gathered.
+    """
     let_go(gatherers(model))
+    keeps, adapted = leads(model), hasattr(model, "peft_config")
+    trained = {name for name, own in model.named_parameters() if own.requires_grad}
+    found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
-        yield name, whole(tensor)
+        if adapted and name not in trained and is_sharded(tensor):
+            continue
+        all_of_it = whole(tensor)
+        if keeps:
+            found[name] = all_of_it.cpu()
+    return found
 
 
 def _split(size: int, placement: Any, parts: int) -> list[Numbers]:
-    return _numbers(size, type(placement), getattr(placement, "split_factor", 1), parts)
+    kind: Any = type(placement)
+    return _numbers(size, kind, getattr(placement, "split_factor", 1), parts)
 
 
 @lru_cache(maxsize=256)

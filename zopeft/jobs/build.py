@@ -53,6 +53,7 @@ def load_base(
         section.double_quant,
         section.offload_folder,
         section.max_memory,
+        section.sharded,
     )
     return model, tokenizer, source
 

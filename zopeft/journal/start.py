@@ -15,6 +15,7 @@ import torch
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
+from zopeft.blocks.shards import leads, put, whole
 from zopeft.errors import input_error
 from zopeft.staging import staged
 
@@ -32,7 +33,7 @@ def fingerprint(blocks: Blocks) -> str:
     with torch.no_grad():
         offload = Offload(blocks.model)
         for block in {id(block.parameter): block for block in blocks}.values():
-            flat = offload.value(block).reshape(-1)
+            flat = whole(offload.value(block)).reshape(-1)
             words = flat.view(_WORDS[flat.element_size()])
             sums = [words[::stride].sum(dtype=torch.int64) for stride in (1, 2, 3, 5)]
             digest.update(repr((flat.numel(), torch.stack(sums).tolist())).encode())
@@ -41,6 +42,8 @@ def fingerprint(blocks: Blocks) -> str:
 
 def save_start(blocks: Blocks, path: str | Path) -> None:
     """Writes the blocks' weights to a safetensors file, whole or not at all.
+
+    Where processes hold the blocks together all of them call it, and the first one writes.
 
     Args:
         blocks: The blocks of an adapter, [N].
@@ -51,7 +54,9 @@ def save_start(blocks: Blocks, path: str | Path) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     offload = Offload(blocks.model)
-    named = {b.parameter_name: offload.value(b).cpu().clone() for b in blocks}
+    named = {b.parameter_name: whole(offload.value(b)).cpu().clone() for b in blocks}
+    if not leads(blocks.model):
+        return
     with staged(path) as place:
         save_file(named, place)
         with open(place, "rb") as file:
@@ -89,4 +94,4 @@ def load_start(blocks: Blocks, path: str | Path) -> None:
         offload = Offload(blocks.model)
         for name, block in parameters.items():
             for tensor in offload.writable(block):
-                tensor.copy_(saved[name])
+                put(tensor, saved[name])

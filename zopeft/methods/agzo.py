@@ -59,6 +59,7 @@ class AGZO(ZerothOrder):
     gradient_units = False
     single = True
     spaces = ("full",)
+    shards = False
 
     def keeps(self) -> Mapping[str, Kept]:
         """See `ZerothOrder.keeps`: A."""

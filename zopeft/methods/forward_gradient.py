@@ -28,6 +28,7 @@ class ForwardGradient(ZerothOrder):
     single = True
     differentiates = True
     spaces = ("full", "adapter")
+    shards = False
 
     @property
     def forwards(self) -> int:

@@ -58,6 +58,7 @@ class GRZO(ZerothOrder):
     gradient_units = False
     single = True
     groups = True
+    shards = False
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""

@@ -49,6 +49,7 @@ class LOREN(ZerothOrder):
     gradient_units = False
     single = True
     spaces = ("full", "adapter")
+    shards = False
 
     def keeps(self) -> Mapping[str, Kept]:
         """See `ZerothOrder.keeps`: m and a."""

@@ -52,6 +52,7 @@ class Sensitive(ZerothOrder):
     Options = SensitiveOptions
     required = ("mask",)
     spaces = ("full", "adapter")
+    shards = False
 
     def __init__(self, blocks: Blocks, mask: Mask | str | Path = "", **options: Any) -> None:
         if isinstance(mask, str) and not mask:

@@ -45,6 +45,7 @@ class SparseMeZO(ZerothOrder):
 
     Options = SparseOptions
     spaces = ("full", "adapter")
+    shards = False
 
     def keeps(self) -> Mapping[str, Kept]:
         """See `ZerothOrder.keeps`: h."""

@@ -13,6 +13,7 @@ from zopeft.models.checkpoint import check_folder, read_json
 from zopeft.models.gguf import check_gguf, check_reader, dense, mend
 from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
+from zopeft.models.sharding import check_loaded, check_sharded, sharding_options
 from zopeft.models.source import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def load_model(
     double_quant: bool = False,
     offload_folder: str | Path | None = None,
     max_memory: Mapping[str, int | str] | None = None,
+    sharded: Literal["none", "tensor", "fsdp"] = "none",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Loads a causal language model and its tokenizer, ready for evaluation.
 
@@ -57,6 +59,9 @@ def load_model(
             are trained; needed to train weights that are on disk.
         max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu", in
             bytes or as "10GB".
+        sharded: How the processes that were started together hold the model: "none" (each all
+            of it), "tensor" (tensor parallelism, by the model's own plan) or "fsdp" (FSDP2:
+            each layer is gathered for its forward pass).
 
     Returns:
         The model in eval mode and its tokenizer. The tokenizer is left as it is: one
@@ -77,6 +82,7 @@ def load_model(
         check_gguf(Path(source.label)) if source.gguf else check_folder(Path(source.path))
     elif source.gguf:
         check_reader(source.label)
+    check_sharded(sharded, source, load_in_8bit or load_in_4bit, device)
     offline = not source.local and not hub.reachable()
     compute = torch.float32 if on_cpu else _half() if chosen == "auto" else chosen
     quantised = quantization_config(load_in_8bit, load_in_4bit, compute, quant_type, double_quant)
@@ -86,7 +92,9 @@ def load_model(
     elif quantised is not None:
         _refuse_second(source)
         options |= {"quantization_config": quantised, "dtype": compute}
-    if place == "auto":
+    if sharded != "none":
+        options |= sharding_options(sharded)
+    elif place == "auto":
         options |= _spread(offload_folder, max_memory)
     elif quantised is not None or not on_cpu:
         options["device_map"] = {"": str(place)}
@@ -95,6 +103,7 @@ def load_model(
         model = _model(source, offline, options)
         if source.gguf:
             mend(model, tokenizer, source)
+    check_loaded(model, sharded, source.label)
     keep_unpacked(model)
     return model.eval(), tokenizer
 

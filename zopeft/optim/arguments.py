@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from zopeft.optim.zeroth_order import ZerothOrder
 
 NUMBER, LEAVE = "give a number", "leave it out"
+WHOLE = "choose another method, or load the model whole"
 OTHER = "choose another method or other weights"
 
 
@@ -71,6 +72,8 @@ def check_fit(method: ZerothOrder, lr: float | str) -> None:
     wide, space = (estimator.directions, estimator.sides) != (1, "two"), method.blocks.space
     decay, drawn = method.weight_decay, method.own.decay_to
     drawn = "" if drawn == "zero" else drawn
+    sharded = any(block.shard is not None for block in method.blocks)
+    shared = "a model that processes share out" if sharded else ""
     for wrong, where, what, got, do in (
         (lr == "auto" and not method.gradient_units, " lr", "has no rule for auto", lr, NUMBER),
         (method.single and wide, "", "chooses its directions itself", found, LEAVE),
@@ -78,6 +81,7 @@ def check_fit(method: ZerothOrder, lr: float | str) -> None:
         (drawn and not decay, " decay_to", "needs a weight_decay above 0", drawn, LEAVE),
         (drawn and space == "scales", " decay_to", "knows no start of scales", drawn, LEAVE),
         (space not in method.spaces, "", "cannot serve these weights", space, OTHER),
+        (shared and not method.shards, "", "needs whole matrices in each process", shared, WHOLE),
     ):
         if wrong:
             raise input_error(name + where, what, got, do)

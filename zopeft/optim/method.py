@@ -51,6 +51,8 @@ class Method(ABC):
     """Whether weight decay can go with it."""
     spaces: tuple[str, ...] = ("full", "adapter", "scales")
     """The spaces (`zopeft.blocks.Blocks.space`) that it can serve."""
+    shards = True
+    """Whether it can serve weights of which each process holds a part (`zopeft.blocks.shards`)."""
 
     blocks: Blocks
     """The blocks to train, [N]."""

@@ -23,7 +23,7 @@ from zopeft.optim.declared import take_options
 from zopeft.optim.defaults import FLAT_REACH, default_eps, default_reach, fallback_lr
 from zopeft.optim.directions import directions_of, engine_of
 from zopeft.optim.estimator import Estimator
-from zopeft.optim.executor import Executor, InProcess
+from zopeft.optim.executor import Executor
 from zopeft.optim.learning_rate import FirstLook, first_look
 from zopeft.optim.looks import counts
 from zopeft.optim.method import Method
@@ -38,6 +38,7 @@ from zopeft.optim.shown_rate import ShownRate
 from zopeft.optim.state import State
 from zopeft.optim.step import Step
 from zopeft.optim.thrifty import ThriftyRate
+from zopeft.optim.together import in_process
 from zopeft.optim.writing import write_step
 from zopeft.probing.batch_loss import runs_compiled
 from zopeft.probing.closure import Closure
@@ -141,7 +142,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self.drawn_from = directions_of(type(self).__name__, blocks, noise, rank, shapes)
         self.engine = engine_of(blocks, self.drawn_from, carrier, probes, self.groups)
         self.probing = Probing(self.engine, probes)
-        self.executor: Executor = InProcess(self.engine, self.probing)
+        self.executor: Executor = in_process(self.engine, self.probing)
         self.eps, self.seed, self.weight_decay = float(eps), int(seed), float(weight_decay)
         self.check(lr)
         self.clip, self.bad = RunningClip(float(clip)), BadSteps(int(max_bad_steps))

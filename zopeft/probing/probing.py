@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks.activations import in_sixteen_bits, rounds_inputs
+from zopeft.blocks.shards import how_sharded
 from zopeft.engine import Engine
 from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
@@ -24,6 +25,7 @@ from zopeft.probing.stacking import Stacking
 
 logger = logging.getLogger(__name__)
 
+SHARED_OUT = "the model is shared out among processes"
 PROBES = ("auto", "stacked", "separate")
 MOST_TOKENS = {"cpu": 128, "cuda": 512}
 """Tokens of a batch up to which "auto" stacks two probes, by type of device; none on others.
@@ -72,7 +74,9 @@ class Probing:
         if probes not in PROBES:
             raise input_error("probes", "unknown way of probing", probes, f"use one of {PROBES}")
         self.engine, self.probes, self.stacking = engine, probes, Stacking(engine)
-        reason = engine.unstackable = self.stacking.unstackable
+        # Where processes run the layers together, all must take the same forward passes.
+        shared = SHARED_OUT if how_sharded(engine.blocks.model) else ""
+        reason = engine.unstackable = self.stacking.unstackable or shared
         if probes == "stacked" and reason:
             raise input_error("probes", f"cannot be stacked: {reason}", probes, "use auto")
         device = engine.blocks[0].parameter.device

@@ -50,6 +50,9 @@ class ModelSection:
             that are trained; needed to train weights that are on disk.
         max_memory: Most memory that "auto" takes of a device, by "0", "1", ... and "cpu"
             ("10GB").
+        sharded: How the processes of torchrun hold the model: "none" (each all of it),
+            "tensor" (tensor parallelism, by the model's own plan) or "fsdp" (FSDP2: each
+            layer is gathered for its forward pass).
     """
 
     name: str | None = None
@@ -61,6 +64,7 @@ class ModelSection:
     device: str | None = None
     offload_folder: str | None = None
     max_memory: dict[str, Any] = field(default_factory=dict)
+    sharded: Literal["none", "tensor", "fsdp"] = "none"
 
 
 @dataclass(frozen=True)

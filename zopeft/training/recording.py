@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.shards import how_sharded
 from zopeft.errors import input_error
 from zopeft.journal.header import header_of
 from zopeft.journal.journal import Journal
@@ -102,10 +103,10 @@ class Recording:
             **fields,
         )
         self.run = header.run
+        if adapter and (self.writes or how_sharded(method.blocks.model)):
+            save_start(method.blocks, self.path.with_name(START))
         if not self.writes:
             return
-        if adapter:
-            save_start(method.blocks, self.path.with_name(START))
         self.journal = Journal.create(self.path, header, True, self.sync_steps)
 
     def _continue(self, journal: Journal, method: ZerothOrder, settings: dict[str, Any]) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.blocks.packing import keep_unpacked
+from zopeft.blocks.peft import base_of
+from zopeft.blocks.shards import gathered_state, how_sharded, leads
 from zopeft.staging import staged_files
 
 
@@ -14,7 +16,8 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
 
     A `PeftModel` gives a normal adapter folder (``PeftModel.from_pretrained`` loads it),
     any other model a model folder. Files are written beside and moved into place, so that
-    none is ever seen half written.
+    none is ever seen half written. Where processes hold the model together all of them call it,
+    and the first one writes.
 
     Args:
         model: The trained model.
@@ -26,9 +29,17 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
     """
     keep_unpacked(model)
     out = Path(out)
+    gathered = None
+    if how_sharded(model):
+        gathered = gathered_state(model)
+        if not leads(model):
+            return out
     out.mkdir(parents=True, exist_ok=True)
     with staged_files(out) as place:
-        _save(model, place)
+        if gathered is None:
+            _save(model, place)
+        else:
+            _save_gathered(model, place, gathered)
         if tokenizer is not None:
             tokenizer.save_pretrained(place)
     return out
@@ -41,3 +52,14 @@ def _save(model: Any, folder: Path) -> None:
         # transformers 5.23 knows no way back for the tensors of a model that it read from a
         # torchao folder; as they are in memory, they are in the form of that folder.
         model.save_pretrained(folder, save_original_format=False)
+
+
+def _save_gathered(model: Any, folder: Path, state: dict[str, Any]) -> None:
+    """Writes what processes hold together as one of them would that held all of it."""
+    config: Any = base_of(model).config
+    shared = config.__dict__.pop("distributed_config", None)
+    try:
+        model.save_pretrained(folder, state_dict=state)
+    finally:
+        if shared is not None:
+            config.distributed_config = shared
