@@ -32,7 +32,7 @@ from zopeft.noise.dither import FACTORS, SHIFT
 from zopeft.noise.gaussian import COSINE, LOG, ROOT_HALF, SINE, TURN, TWO_LN_2
 from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
 
-TILE = 512
+TILE = 1024
 LANES = 256
 FLOAT32, BFLOAT16, FLOAT16, NOTHING = 0, 1, 2, 3
 GAUSSIAN, BINOMIAL, RADEMACHER = 0, 1, 2
