@@ -15,6 +15,7 @@ FLOORS = {
     "noise": 1,
     "kernels": 1,
     "blocks": 1,
+    "ranks": 1,
     "engine": 2,
     "finetuner": 2,
     "probing": 3,

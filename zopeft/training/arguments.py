@@ -12,6 +12,7 @@ from zopeft.errors import input_error
 from zopeft.methods import METHODS
 from zopeft.optim.estimator import Estimator
 from zopeft.probing.trial import LAYOUTS
+from zopeft.training.grid import PARALLEL
 
 
 @dataclass
@@ -54,6 +55,10 @@ class ZOTrainingArguments(TrainingArguments):
         journal: Whether each step is appended to ``journal.bin`` in the output folder.
         journal_sync_steps: Steps between two waits for the disk.
         overwrite: Whether a journal that is in the output folder may be replaced.
+        parallel: What the processes of a run share out: "rows" of the batch, each its own;
+            "probes", all over the same batch, for the same steps whatever their number; "both".
+        fingerprint_steps: Steps after which the processes compare fingerprints of the weights;
+            0 never does.
 
     Raises:
         InputError: An argument is out of range, or makes no sense with the method.
@@ -77,6 +82,8 @@ class ZOTrainingArguments(TrainingArguments):
     journal: bool = True
     journal_sync_steps: int = 100
     overwrite: bool = False
+    parallel: str = "rows"
+    fingerprint_steps: int = 100
 
     lr_scheduler_type: Any = "constant"
     max_grad_norm: float = 0.0
@@ -93,6 +100,15 @@ class ZOTrainingArguments(TrainingArguments):
             raise input_error("rows", "must be 'none' or 'frequency'", self.rows)
         if self.layout not in LAYOUTS:
             raise input_error("layout", "unknown way of laying out batches", self.layout)
+        if self.parallel not in PARALLEL:
+            raise input_error(
+                "parallel", "unknown way of sharing work", self.parallel, f"use one of {PARALLEL}"
+            )
+        if self.parallel != "rows" and self.probes == "stacked":
+            do = "leave probes out, or share out rows"
+            raise input_error("probes", "cannot be stacked and shared out", "stacked", do)
+        if self.fingerprint_steps < 0:
+            raise input_error("fingerprint_steps", "must be at least 0", self.fingerprint_steps)
         if self.max_bad_steps < 1:
             raise input_error("max_bad_steps", "must be at least 1", self.max_bad_steps)
         if self.journal_sync_steps < 1:

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-
-from zopeft.blocks import Blocks
-from zopeft.errors import run_error
 from zopeft.finetuner.digest import digest_like
 from zopeft.journal.journal import Journal
-from zopeft.journal.start import fingerprint
 from zopeft.optim.zeroth_order import ZerothOrder
 from zopeft.probing.packed import PADDED
 from zopeft.training.arguments import ZOTrainingArguments
@@ -18,7 +13,6 @@ from zopeft.training.arguments import ZOTrainingArguments
 NAMES = (
     "per_device_train_batch_size",
     "gradient_accumulation_steps",
-    "world_size",
     "data_seed",
     "learning_rate",
     "weight_decay",
@@ -33,6 +27,7 @@ def settings_of(
     max_steps: int,
     examples: int | None,
     journal: Journal | None,
+    rows: int = 1,
 ) -> dict[str, Any]:
     """Returns the settings that a run's journal is kept under.
 
@@ -42,9 +37,12 @@ def settings_of(
         max_steps: Steps of the whole run, which a schedule depends on.
         examples: Training examples; None where nobody knows.
         journal: The journal that is gone on with, if any: its fine-tuner's digest is made anew
-            as it was made then.
+            as it was made then, and the ranks that its rows come from may be others.
+        rows: Ranks that the rows of a step come from.
     """
     settings: dict[str, Any] = {name: getattr(args, name) for name in NAMES}
+    before = rows if journal is None else journal.header.settings.get("world_size", rows)
+    settings["world_size"] = before
     settings["schedule"] = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
     if settings["schedule"] not in ("constant", "constant_with_warmup"):
         settings["max_steps"] = max_steps
@@ -57,22 +55,6 @@ def settings_of(
     settings["probes"] = args.probes
     settings["stacked_tokens"] = method.probing.most_tokens
     settings["layout"] = PADDED if args.layout == PADDED else method.probing.layout
-    before = "" if journal is None else str(journal.header.settings.get("finetuner", ""))
-    settings["finetuner"] = digest_like(getattr(method, "finetuner", None), before)
+    digest = "" if journal is None else str(journal.header.settings.get("finetuner", ""))
+    settings["finetuner"] = digest_like(getattr(method, "finetuner", None), digest)
     return settings
-
-
-def check_processes(accelerator: Any, blocks: Blocks, device: torch.device) -> None:
-    """Refuses to train if the processes of a distributed run hold different weights.
-
-    Raises:
-        RunError: They do.
-    """
-    mine = torch.tensor([int(fingerprint(blocks)[:15], 16)], device=device)
-    if accelerator.gather(mine).unique().numel() > 1:
-        raise run_error(
-            "distributed",
-            "the processes start from different weights",
-            None,
-            "load the same model, and make adapters from the same seed",
-        )

@@ -37,9 +37,8 @@ def first_choice(trainer: Any, loss: ProcessLoss, batch: Callable[[], Any]) -> C
         found = choose(trainer.model, {}, loss, asked)
     else:
         found = choose(trainer.model, {} if asked == PADDED else batch(), loss.alone, asked)
-    if trainer.args.world_size > 1:
-        mine = torch.tensor([WAYS.index(found.way)], device=trainer.args.device)
-        way = WAYS[int(trainer.accelerator.gather(mine).max())]
+    if trainer.ranks.several:
+        way = WAYS[int(trainer.ranks.compared(torch.tensor([WAYS.index(found.way)])).max())]
         found = found if way == found.way else Choice(way, "as another process of the run")
     if found.way == PADDED and asked != PADDED and hasattr(loss, "needed"):
         logger.warning("batches are padded: %s", found.reason)

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.methods import METHODS
+from zopeft.optim.estimator import Estimator
 from zopeft.optim.options import options_from
 from zopeft.tasks.frequency import frequency_options
 from zopeft.training.arguments import ZOTrainingArguments
@@ -37,6 +38,12 @@ def method_of(
     if args.order == 0:
         options |= frequency_options(args.rows, options.get("finetuner"), blocks, [dataset])
     return kind(blocks, **options)  # type: ignore[no-any-return]
+
+
+def probes_of(args: ZOTrainingArguments) -> int:
+    """Returns the probes of a usual step and micro-batch."""
+    estimator = Estimator(args.directions, args.sides, args.normalise)
+    return int(METHODS[args.method].forwards_on(estimator, dict(args.method_options or {})))
 
 
 def finetuner_of(given: Any, args: ZOTrainingArguments) -> FineTuner:

@@ -103,7 +103,8 @@ class ProcessLoss:
         return self._each(losses) if only is None else self._everywhere(losses)
 
     def _each(self, losses: Tensor) -> Tensor:
-        # One by one, as many exchanges as apart: another process may not stack its batch.
+        # One by one, as many exchanges as apart: another process may not stack its batch. (A
+        # step's probes are exchanged together, by its executor.)
         return torch.stack([self._everywhere(loss) for loss in losses])
 
     def _own(self) -> Any:
@@ -126,9 +127,11 @@ class ProcessLoss:
         return "compute_loss" not in vars(self.trainer) and self._kinds() == [self.own, Trainer]
 
     def _everywhere(self, loss: Tensor) -> Tensor:
-        if self.trainer.args.world_size > 1:
-            # Gathered and then averaged by each, so that all have the same bits.
-            loss = self.trainer.accelerator.gather(loss.detach().float().reshape(1)).mean()
+        trainer = self.trainer
+        if trainer.grid.rows > 1 and not trainer.is_asked:
+            # The same numbers, averaged by each, so that all have the same bits.
+            every = trainer.ranks.compared(loss.detach().float().reshape(1))
+            loss = trainer.grid.first_column(every).mean()
         return loss
 
 

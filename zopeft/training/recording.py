@@ -17,7 +17,9 @@ from zopeft.journal.replay import to_start
 from zopeft.journal.start import fingerprint, save_start
 from zopeft.optim.record import StepRecord
 from zopeft.optim.zeroth_order import ZerothOrder
-from zopeft.training.identity import check_processes, settings_of
+from zopeft.training.identity import settings_of
+from zopeft.training.likeness import check_likeness
+from zopeft.training.parallel import check_weights
 
 if TYPE_CHECKING:
     from zopeft.training.trainer import ZOTrainerMixin
@@ -66,6 +68,13 @@ class Recording:
             self.journal = Journal.open(self.path, self.writes, self.sync_steps)
             self.run = self.journal.header.run
         return self.journal
+
+    @property
+    def begun_rows(self) -> int | None:
+        """Ranks that the rows of a step came from when the run began; None for a new one."""
+        if self.journal is None:
+            return None
+        return int(self.journal.header.settings.get("world_size", 1))
 
     def to_start(self, blocks: Blocks) -> None:
         """Brings the blocks to the start of the journal that has been opened."""
@@ -164,8 +173,8 @@ class RecordingCallback(TrainerCallback):
         """Checks that all processes and the journal are where training begins.
 
         Raises:
-            InputError: Checkpoint, optimizer and journal are not of one step of one run.
-            RunError: The processes of a distributed run hold different weights.
+            InputError: Checkpoint, optimizer and journal are not of one step of one run, or the
+                processes of the run are not alike.
         """
         trainer, method = self.trainer, self.trainer.method
         if trainer.resumed is not None and method.steps != state.global_step:
@@ -177,19 +186,23 @@ class RecordingCallback(TrainerCallback):
             )
         if hasattr(method, "probing"):
             method.probing.steps_planned = state.max_steps
-        if args.world_size > 1:
-            check_processes(trainer.accelerator, method.blocks, args.device)
+        data, ranks = trainer.train_dataset, trainer.ranks
+        check_likeness(ranks, trainer.model, trainer.find_blocks(), data)
         if args.journal:
-            data, recording = trainer.train_dataset, trainer.recording
+            recording, rows = trainer.recording, trainer.grid.rows
             stream = getattr(data, "stream", None)
             counted = hasattr(data, "__len__") and stream is None
             examples = len(data) if counted else None
-            settings = settings_of(args, method, state.max_steps, examples, recording.journal)
+            settings = settings_of(args, method, state.max_steps, examples, recording.journal, rows)
             if stream is not None:
                 settings["stream"] = stream.mark
             run = "" if trainer.resumed is None else trainer.resumed.run
             recording.begin(method, settings, run)
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Writes the step that has just been applied."""
-        self.trainer.recording.append(self.trainer.method.last_record)
+        """Writes the step that has just been applied; now and then compares the weights."""
+        trainer, method = self.trainer, self.trainer.method
+        trainer.recording.append(method.last_record)
+        every = args.fingerprint_steps
+        if trainer.ranks.several and every and method.steps % every == 0:
+            check_weights(trainer.ranks, method.blocks, f"after step {method.steps}")

@@ -12,6 +12,7 @@ from transformers.trainer_utils import TrainOutput
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
 from zopeft.training import checkpoints
+from zopeft.ranks import Ranks
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.loading import read_state
 from zopeft.training.recording import Recording
@@ -79,6 +80,26 @@ def where_from(
         return Resumed(None, journal.header.run)
     found = checkpoints.read_seal(checkpoint) or {}
     return Resumed(checkpoint, run or str(found.get("run", "")))
+
+
+def check_seen(ranks: Ranks, recording: Recording) -> None:
+    """Refuses to go on where the processes do not see the same journal.
+
+    Raises:
+        InputError: One of them sees another one, or none.
+    """
+    if not ranks.several:
+        return
+    journal = recording.journal
+    every = ranks.everyone(0 if journal is None else journal.next_step)
+    for number, steps in enumerate(every):
+        if steps != every[0]:
+            raise input_error(
+                "output_dir",
+                f"rank {number} sees {steps} steps in its journal, rank 0 {every[0]}",
+                str(recording.path.parent),
+                "give a folder that all of them share",
+            )
 
 
 def finished(trainer: ZOTrainerMixin, checkpoint: Path) -> TrainOutput | None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
 from zopeft.optim.differing import find_eps
 from zopeft.probing.batch_loss import BatchLoss
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
 from zopeft.training.layout import AS_BEGUN, first_choice
 from zopeft.training.making import first_batch
+from zopeft.training.parallel import Parallel
 
 if TYPE_CHECKING:
     from zopeft.training.trainer import ZOTrainerMixin
@@ -32,8 +31,7 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
     """
     journal, resumed = trainer.recording.journal, trainer.resumed
     if trainer.args.order == 0:
-        if trainer.args.world_size > 1:
-            method.engine.reads.agree = _read_by_any(trainer)
+        share_out(trainer, method)
         if journal is not None:
             method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
         trainer.layout = _layout(trainer, method)
@@ -64,7 +62,7 @@ def _settle_eps(trainer: ZOTrainerMixin, method: Any) -> None:
     else:
         trainer.model.eval()
         found = find_eps(method, closure(trainer, trainer.model, _first(trainer)))
-        method.eps = found.eps
+        method.eps = trainer.ranks.said(found.eps)
         method.forward_passes += found.forward_passes
         trainer.differing = found.line
         logger.log(logging.INFO if found.share else logging.WARNING, "%s", found.line)
@@ -93,11 +91,17 @@ def _first(trainer: ZOTrainerMixin) -> Any:
     return trainer._prepare_inputs(first_batch(trainer))
 
 
-def _read_by_any(trainer: ZOTrainerMixin) -> Any:
-    """Returns what tells which blocks any process of the run has read, from what one has."""
-
-    def agree(read: Tensor) -> Tensor:
-        every: Tensor = trainer.accelerator.gather(read.to(trainer.args.device).unsqueeze(0))
-        return every.amax(0).cpu()
-
-    return agree
+def share_out(trainer: ZOTrainerMixin, method: Any) -> None:
+    """Has the processes of a run share the work of a method's steps."""
+    if trainer.args.parallel != "rows":
+        # In a forward with others a probe has other bits than alone.
+        method.probing.most_tokens = 0
+    ranks = trainer.ranks
+    if not ranks.several:
+        return
+    grid = trainer.grid
+    if grid.line and ranks.leads:
+        logger.warning("%s", grid.line)
+    method.engine.reads.agree = lambda read: ranks.compared(read).amax(0)
+    here = trainer.asked
+    method.executor = Parallel(method.engine, method.probing, ranks, grid, here)

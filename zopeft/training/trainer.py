@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import logging
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import IterableDataset, SequentialSampler
+from torch.utils.data import DataLoader, IterableDataset, SequentialSampler
 from transformers import Trainer
 from transformers.trainer_utils import TrainOutput
 
@@ -24,17 +24,26 @@ from zopeft.methods import METHODS
 from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
+from zopeft.ranks import ALONE, begin
 from zopeft.staging import unveil
 from zopeft.tasks.stream import StreamView, TaskStream
 from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.card import correct_card
+from zopeft.training.grid import Grid, grid_of
 from zopeft.training.loading import load_weights, refused
-from zopeft.training.making import finetuner_of, method_of
+from zopeft.training.making import finetuner_of, method_of, probes_of
 from zopeft.training.mode import said_to_train
 from zopeft.training.process_loss import ProcessLoss
 from zopeft.training.recording import Recording, RecordingCallback
-from zopeft.training.resuming import Resumed, finished, keep_last_good, where_from
+from zopeft.training.resuming import (
+    Resumed,
+    check_seen,
+    finished,
+    keep_last_good,
+    where_from,
+)
+from zopeft.training.row_data import rows_of
 from zopeft.training.scales import admitted
 from zopeft.training.settling import closure, settle
 from zopeft.training.streaming import replayed, view_of
@@ -66,7 +75,7 @@ class ZOTrainerMixin(Beneath):
     applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
     is the Trainer's own. Micro-batches of one step share their direction and their losses
     are averaged. In a distributed run every process draws the same noise and only losses
-    are exchanged. The logged ``loss`` is the mean of the probes' losses, ``grad_norm`` the
+    are exchanged; `args.parallel` says what they share out. The logged ``loss`` is the mean of the probes' losses, ``grad_norm`` the
     size of the projected gradient. Methods of order 1 take the Trainer's usual path.
 
     Each step is appended to ``journal.bin`` in the output folder.
@@ -105,6 +114,7 @@ class ZOTrainerMixin(Beneath):
     train_dataset: Any
     finetuner: FineTuner | str | Path | None = None
     loss_function: LossFunction | None = None
+    begun_rows: int | None = None
 
     def __init__(
         self,
@@ -155,6 +165,8 @@ class ZOTrainerMixin(Beneath):
         )
         if args.order == 0:
             self.add_callback(RecordingCallback(self))
+        self.ranks = begin(args.ddp_timeout) if args.world_size > 1 else ALONE
+        self.is_asked = False
         self._given_optimizer = self.optimizer
         self._last_loss = torch.zeros((), device=args.device)
         self._logged: tuple[int, float] | None = None
@@ -179,6 +191,30 @@ class ZOTrainerMixin(Beneath):
 
             accelerator.prepare_model = prepare_model
             accelerator.prepare_optimizer = lambda optimizer, device_placement=None: optimizer
+
+    @property
+    def grid(self) -> Grid:
+        """How the processes of the run share the work of a step."""
+        args, count = self.args, self.ranks.count
+        if args.order or not self.ranks.several:
+            return Grid(count)
+        return grid_of(args.parallel, count, probes_of(args), self.begun_rows)
+
+    @contextmanager
+    def asked(self) -> Iterator[None]:
+        """Has losses be those of this process alone inside, where its executor asks for them."""
+        self.is_asked = True
+        try:
+            yield
+        finally:
+            self.is_asked = False
+
+    def get_train_dataloader(self) -> DataLoader:
+        """As the Trainer; processes that share out probes are given the same batches."""
+        if self.args.order or not self.ranks.several:
+            return super().get_train_dataloader()
+        with rows_of(self.accelerator, self.grid, self.ranks.number):
+            return super().get_train_dataloader()
 
     def _move_model_to_device(self, model: nn.Module, device: torch.device) -> None:
         """As the Trainer, except that hooks put offloaded weights where they belong."""
@@ -272,7 +308,10 @@ class ZOTrainerMixin(Beneath):
         if not self.train_dataset and not isinstance(self.train_dataset, IterableDataset):
             raise input_error("train_dataset", "is empty", None, "give at least one example")
         where = (self.args, self.recording, resume_from_checkpoint, self.find_blocks)
-        self.resumed = where_from(*where)
+        with self.ranks.gate():
+            self.resumed = where_from(*where)
+        check_seen(self.ranks, self.recording)
+        self.begun_rows = self.recording.begun_rows
         if isinstance(self.train_dataset, StreamView):
             self.train_dataset.unread = replayed(self)
         if self.resumed is None and self.optimizer is not self._given_optimizer:
