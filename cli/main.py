@@ -14,6 +14,8 @@ from collections.abc import Sequence
 
 import typer
 
+from zopeft.ranks import leads, several
+
 from .bench import bench
 from .blocks import blocks
 from .chat import chat
@@ -59,6 +61,10 @@ app.command("demo")(demo)
 app.command("doctor")(doctor)
 
 
+TOGETHER = ("tune", "eval", "meta-train")
+"""Commands that several processes do together; of others the first one does them alone."""
+
+
 @app.callback(invoke_without_command=True)
 def _version(
     context: typer.Context,
@@ -82,7 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = with_auto(sys.argv[1:] if argv is None else argv)
     Process.own = argv is None
+    if not (leads() or (words[:1] and words[0] in TOGETHER)):
+        return 0
     _calm_libraries()
+    code = _ran(words)
+    if several():
+        from zopeft.ranks.losing import leave
+
+        leave(code)
+    return code
+
+
+def _ran(words: list[str]) -> int:
+    """Runs one command, and tells what went wrong."""
     try:
         with ended_by_signals():
             code = app(args=words, prog_name="zopeft", standalone_mode=False)
@@ -104,7 +122,8 @@ def _told(error: Exception) -> int:
     if isinstance(error, InterruptError):
         return _fail(str(error), 1)
     if isinstance(error, ZopeftError):
-        return _fail(str(error), error.exit_code)
+        second_hand = type(error).__name__ == "LostError"
+        return _fail(str(error), error.exit_code, second_hand)
     # Typer's own usage errors; their classes have moved between its versions.
     usage = getattr(error, "format_message", None)
     if usage is not None:
@@ -118,7 +137,13 @@ def _told(error: Exception) -> int:
     return _fail(f"{type(error).__name__}: {error}; --debug shows where", 1)
 
 
-def _fail(line: str, code: int) -> int:
+def _fail(line: str, code: int, second_hand: bool = False) -> int:
+    if several():
+        from zopeft.ranks.losing import tells
+
+        told, code = tells(second_hand, code)
+        if not told:
+            return code
     print("zopeft: " + " ".join(line.split()), file=sys.stderr)
     return code
 

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from zopeft.errors import ZopeftWarning
 from zopeft.jobs.progress import Progress
+from zopeft.ranks import leads
 
 from .interrupts import InterruptError, line_of
 
@@ -41,11 +42,13 @@ class Output:
     def __init__(self, json: bool = False, debug: bool = False) -> None:
         self.json = json
         self._debug = debug
+        # Of several processes that do a job together, the first one alone is heard.
+        self._silent = not leads()
         self._stdout = sys.stdout
-        self._notes = Console(stderr=True, highlight=False)
+        self._notes = Console(stderr=True, highlight=False, quiet=self._silent)
         # In a file or a pipe, a name broken over lines can be found no more.
         width = None if self._stdout.isatty() else _UNBROKEN
-        self._tables = Console(highlight=False, width=width)
+        self._tables = Console(highlight=False, width=width, quiet=self._silent)
         self._stack = contextlib.ExitStack()
         self._bar: Bar | None = None
         self._stage = ""
@@ -151,6 +154,8 @@ class Output:
     def result(self, result: Mapping[str, Any] | Sequence[Any], table: Table | None = None) -> None:
         """Ends the command: the JSON object, or the table."""
         self.close()
+        if self._silent:
+            return
         if self.json:
             print(json.dumps(result, default=str), file=self._stdout, flush=True)
         elif table is not None:
@@ -164,7 +169,8 @@ class Output:
     def text(self, text: str) -> None:
         """Prints plain text on standard output."""
         self.close()
-        print(text, file=self._stdout, flush=True)
+        if not self._silent:
+            print(text, file=self._stdout, flush=True)
 
     def marked(self, pieces: Sequence[tuple[str, bool]]) -> None:
         """Prints text, the marked pieces of it in colour, or in brackets where there is none.
@@ -173,6 +179,8 @@ class Output:
             pieces: Texts and whether they are marked.
         """
         self.close()
+        if self._silent:
+            return
         if self._tables.is_terminal and not self._tables.no_color:
             parts = [(piece, "bold green" if mark else "") for piece, mark in pieces]
             self._tables.print(Text.assemble(*parts), soft_wrap=True)

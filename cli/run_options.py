@@ -57,6 +57,16 @@ Warmup = Annotated[
         help="Steps over which the rate rises from 0.",
     ),
 ]
+Parallel = Annotated[
+    str | None,
+    typer.Option(
+        "--parallel",
+        rich_help_panel=STEPS,
+        show_default=default_of("training.parallel"),
+        metavar="rows|probes|both",
+        help="What several processes (torchrun) share out of a step.",
+    ),
+]
 EvalEvery = Annotated[
     str | None,
     typer.Option(

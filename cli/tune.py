@@ -36,6 +36,7 @@ def tune(
     accumulate: r.Accumulate = None,
     schedule: r.Schedule = None,
     warmup: r.Warmup = None,
+    parallel: r.Parallel = None,
     eval_every: r.EvalEvery = None,
     keep_best: r.KeepBest = False,
     best_by: r.BestBy = None,
@@ -71,6 +72,7 @@ def tune(
         "method.lr": ("--lr", lr),
         "method.eps": ("--eps", eps),
         "training.layout": ("--layout", layout),
+        "training.parallel": ("--parallel", parallel),
     }
     with output(json, debug) as screen:
         from zopeft.jobs.folder import stored_recipe
@@ -78,8 +80,9 @@ def tune(
 
         if resume_auto:
             from zopeft.jobs.continuing import is_begun
+            from zopeft.ranks import begin
 
-            resume = is_begun(out)
+            resume = begin().said(is_begun(out))
         stored = stored_recipe(out) if resume else None
         checked = load_recipe("tune", recipe, overrides, flags, stored)
         spare(checked)

@@ -13,6 +13,7 @@ from zopeft.recipe.schema import Recipe
 FREE = (
     *("steps", "log_steps", "save_steps", "eval_batch_size"),
     *("eval_steps", "keep_best", "best_by", "patience", "report_to"),
+    *("fingerprint_steps", "ddp_timeout"),
 )
 """Settings of training that may change when a run goes on."""
 

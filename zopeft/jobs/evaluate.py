@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from contextlib import nullcontext
 from typing import Any
 
 from zopeft.jobs.build import load_rows, model_label, on_embedded
@@ -12,6 +11,8 @@ from zopeft.jobs.folder import Folder
 from zopeft.jobs.goal import Goal, make_goal
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.served import load_served
+from zopeft.jobs.together import all_of
+from zopeft.ranks import begin, current
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
 
@@ -42,9 +43,10 @@ def evaluate(
     Raises:
         InputError: The model, adapter, task or data cannot be used.
     """
-    with (
-        nullcontext() if out is None else Folder(out, "eval", overwrite, inputs=[adapter]) as folder
-    ):
+    ranks = begin(recipe.training.ddp_timeout)
+    if out is None:
+        return _evaluated(recipe, adapter, None, listener, draw)
+    with all_of(ranks, lambda: Folder(out, "eval", overwrite, inputs=[adapter])) as folder:
         return _evaluated(recipe, adapter, folder, listener, draw)
 
 
@@ -60,20 +62,21 @@ def _evaluated(
     from zopeft.tasks.evaluation import check_rows
 
     started = time.monotonic()
-    tuned = Tuned.of(adapter or recipe.model.name)
-    task = make_task(recipe, True, tuned)
-    model, tokenizer, source = load_served(recipe, adapter, listener)
-    embedded = on_embedded(source)
-    take_template(recipe, task, tokenizer, embedded, listener)
-    rows = load_rows(recipe, task, "validation", embedded, draw)
-    checked = check_rows(model, tokenizer, task, rows, recipe.task.max_length)
-    counts = Counts.of(checked, rows)
-    for line in told(recipe, task, tokenizer, rows, None, counts):
-        listener(Progress("load", note=line))
-    goal = make_goal(recipe, task, tokenizer, checked, rows, model, adapter)
-    if goal.told:
-        listener(Progress("load", note=goal.told))
-    goal.rehearse(model)
+    with current().gate():
+        tuned = Tuned.of(adapter or recipe.model.name)
+        task = make_task(recipe, True, tuned)
+        model, tokenizer, source = load_served(recipe, adapter, listener)
+        embedded = on_embedded(source)
+        take_template(recipe, task, tokenizer, embedded, listener)
+        rows = load_rows(recipe, task, "validation", embedded, draw)
+        checked = check_rows(model, tokenizer, task, rows, recipe.task.max_length)
+        counts = Counts.of(checked, rows)
+        for line in told(recipe, task, tokenizer, rows, None, counts):
+            listener(Progress("load", note=line))
+        goal = make_goal(recipe, task, tokenizer, checked, rows, model, adapter)
+        if goal.told:
+            listener(Progress("load", note=goal.told))
+        goal.rehearse(model)
     metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate", goal)
     summary: dict[str, Any] = {
         "job": "eval",
@@ -122,6 +125,7 @@ def measure(
             max_length=recipe.task.max_length,
             max_examples=recipe.task.eval_examples,
             layout=section.layout,
+            ranks=current(),
             progress=lambda done, total: listener(Progress(stage, done, total)),
         )
         if goal is not None and goal.score not in metrics:

@@ -70,27 +70,33 @@ class Goal:
             RunError: A completion has no score.
         """
         from zopeft.errors import RunError
+        from zopeft.ranks import current
+        from zopeft.tasks.dealing import dealt
         from zopeft.tasks.objectives.sampling import ScoreError
 
         if self.generates is None or self.prompts is None:
             return {}
-        data, total, count = self.prompts(rows), 0.0, 0
+        data = self.prompts(rows)
         order = sorted(range(len(data)), key=lambda n: -len(data[n].ids))
         training, step = model.training, self.generates.step
         model.eval()
         # The random numbers of no step of a run: validation is the same at every time.
         self.generates.begin(-1)
+        parts = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+
+        def find(numbers: list[int], last: bool) -> tuple[float, int]:
+            assert self.generates is not None
+            ((*found,),), _ = self.generates.scores(model, [data[n] for n in numbers])
+            return sum(found), len(found)
+
         try:
-            for first in range(0, len(order), batch_size):
-                part = [data[n] for n in order[first : first + batch_size]]
-                ((*found,),), _ = self.generates.scores(model, part)
-                total, count = total + sum(found), count + len(found)
+            every = dealt(current(), parts, find)
         except ScoreError as error:
             raise RunError(str(error)) from error
         finally:
             self.generates.begin(step)
             model.train(training)
-        return {self.score: total / count}
+        return {self.score: sum(one for one, _ in every) / sum(count for _, count in every)}
 
 
 def make_goal(

@@ -29,7 +29,10 @@ from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.result_card import write_card
+from zopeft.jobs.together import all_of
 from zopeft.jobs.trackers import check_tracker
+from zopeft.ranks import begin, current
+from zopeft.ranks.losing import LostError
 from zopeft.recipe.schema import Recipe
 from zopeft.report.plot import plot_losses
 from zopeft.report.summary import ends, hardware, peak_bytes, score_ends, versions
@@ -64,13 +67,17 @@ def tune(
         RunError: The loss was not finite for some steps in a row; the last good state is
             in the folder.
     """
-    check_tracker(recipe.training.report_to)
-    task = make_task(recipe)
-    with _folder(recipe, task, out, overwrite, resume) as folder:
-        earlier = stored_record(out) if resume else {}
-        if resume:
-            check_same(recipe, earlier)
-            resume = goes_on(folder, earlier, listener)
+    ranks = begin(recipe.training.ddp_timeout)
+    with all_of(
+        ranks, lambda: _folder(recipe, make_task(recipe), out, overwrite, resume)
+    ) as folder:
+        with ranks.gate():
+            check_tracker(recipe.training.report_to)
+            task = make_task(recipe)
+            earlier = stored_record(out) if resume else {}
+            if resume:
+                check_same(recipe, earlier)
+                resume = goes_on(folder, earlier, listener)
         if dry:
             return _rehearsed(recipe, task, folder, resume, listener)
         return _tuned(recipe, task, folder, earlier if resume else {}, listener)
@@ -84,26 +91,28 @@ def _tuned(
     from zopeft.training import save_result
 
     started = time.monotonic()
-    prepared = _prepare(recipe, task, listener)
+    with current().gate():
+        prepared = _prepare(recipe, task, listener)
     state = _state(recipe, folder, prepared)
     if not folder.resume:
         folder.begin(state)
     for line in begin_lines(recipe, prepared, steps_of(folder.path) if earlier else 0):
         listener(Progress("load", note=line))
     log = Metrics(folder.path, resume=bool(earlier))
-    if not earlier:
+    if not earlier and folder.leads:
         clear_best(folder.path)
     metrics = _before(recipe, prepared, earlier, listener)
     if metrics["before"]:
         log.evaluated(0, metrics["before"], 0.0)
     folder.write({**state, "status": "running", "metrics": metrics})
     run = _run(recipe, folder, prepared, log, bool(earlier), listener)
-    save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+    if folder.leads:
+        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
     metrics["after"] = _after(recipe, prepared, log, run, listener)
     score = prepared.goal.score
     wrong = diverged(metrics, run.losses, score)
     curve = [-loss for loss in run.losses] if score else run.losses
-    if len(curve) > 1:
+    if len(curve) > 1 and folder.leads:
         plot = folder.path / ("score.png" if score else "loss.png")
         plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")
     summary = {
@@ -123,6 +132,7 @@ def _tuned(
         "lr_reason": run.lr_reason,
         "shapes": run.shapes,
         "layout": run.layout,
+        **({"ranks": current().count} if current().several else {}),
         "peak_bytes": peak_bytes(),
         "diverged": wrong,
         "status": "diverged" if wrong else "done",
@@ -280,8 +290,11 @@ def _run(
 
     try:
         return run_steps(recipe, folder.path, prepared, log, resume, listener)
+    except LostError:
+        raise
     except RunError:
-        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+        if folder.leads:
+            save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
         raise
     except StreamedRowError as error:
         # Met on the way: the steps before it count.

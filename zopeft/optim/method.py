@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -60,6 +60,8 @@ class Method(ABC):
     """Its options, of the kind `Options`."""
     estimator: Estimator
     """How a step's directions are probed."""
+    agree: Callable[[Tensor], Tensor] | None = None
+    """Makes scales that this process has found those of all; None where all find the same."""
     share_origin = ""
     """Where `_share` has its number from, in words that follow it."""
 

@@ -283,6 +283,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             if runs_compiled(closure) and not self.engine.reads.compiled:
                 self.engine.is_compiled()
             scales = self._scales()
+            if scales is not None and self.agree is not None:
+                scales = self.agree(scales)
             self._select(closure)
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided

@@ -1,5 +1,5 @@
 """Ranks: the processes that make one run together, and what they tell each other."""
 
-from zopeft.ranks.ranks import ALONE, Ranks, begin, current, leads
+from zopeft.ranks.ranks import ALONE, Ranks, begin, current, leads, several
 
-__all__ = ["ALONE", "Ranks", "begin", "current", "leads"]
+__all__ = ["ALONE", "Ranks", "begin", "current", "leads", "several"]

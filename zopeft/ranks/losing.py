@@ -129,8 +129,9 @@ def _until(found: Any, key: str, seconds: float) -> bool:
 def store() -> Any:
     """Returns the store by which the processes have met; None where there is none."""
     try:
-        import torch.distributed as dist
+        import torch.distributed
 
+        dist: Any = torch.distributed
         if dist.is_initialized():
             return dist.distributed_c10d._get_default_store()
         if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":

@@ -147,7 +147,8 @@ class Ranks:
         first = every[bad[0]]
         assert first is not None
         kind: type[ZopeftError] = InputError if first[1] == 2 else RunError
-        raise kind(f"rank {bad[0]}: {first[0]}") from error
+        # What the first one says, it says for all.
+        raise kind(f"rank {bad[0]}: {first[0]}" if bad[0] else first[0]) from error
 
     def _done(self, exchange: Callable[[], Any]) -> None:
         """Makes an exchange; tells who is missing where it fails."""
@@ -162,6 +163,12 @@ class Ranks:
 ALONE = Ranks()
 """A process that is alone."""
 
+
+def several() -> bool:
+    """Whether this process was started with others, by its environment."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
 _current: Ranks | None = None
 
 
@@ -170,11 +177,12 @@ def leads() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def begin(timeout: float = TIMEOUT) -> Ranks:
+def begin(timeout: float | None = None) -> Ranks:
     """Returns the processes that this one was started with; the first call makes them meet.
 
     Args:
-        timeout: Seconds after which one that does not answer is given up.
+        timeout: Seconds after which one that does not answer is given up; None for those of
+            the call before, or `TIMEOUT`.
 
     Raises:
         RunError: They do not meet in that time.
@@ -183,10 +191,12 @@ def begin(timeout: float = TIMEOUT) -> Ranks:
     import torch
     import torch.distributed as dist
 
-    if _current is not None and _current.several and dist.is_initialized():
+    known = _current is not None and _current.several and dist.is_initialized()
+    if known and _current is not None and timeout in (None, _current.timeout):
         return _current
     if not dist.is_available():
         return ALONE
+    timeout = TIMEOUT if timeout is None else timeout
     wait = timedelta(seconds=timeout)
     if not dist.is_initialized():
         if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "MASTER_ADDR" not in os.environ:

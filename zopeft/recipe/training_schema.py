@@ -35,6 +35,11 @@ class TrainingSection:
         log_steps: A line of metrics (``metrics.jsonl``) every so many steps.
         save_steps: A checkpoint every so many steps; 0 keeps only the journal.
         journal: Write the journal, from which the weights can be rebuilt.
+        parallel: What several processes share out: "rows", each its own batch; "probes", all over
+            the same batch, so that the result does not depend on their number; or "both".
+        fingerprint_steps: Steps after which the processes compare fingerprints of the weights;
+            0 never does.
+        ddp_timeout: Seconds after which a process that does not answer is given up.
     """
 
     steps: int = number(1000, least=1)
@@ -54,3 +59,6 @@ class TrainingSection:
     log_steps: int = number(10, least=1)
     save_steps: int = number(0, least=0)
     journal: bool = True
+    parallel: Literal["rows", "probes", "both"] = "rows"
+    fingerprint_steps: int = number(100, least=0)
+    ddp_timeout: int = number(1800, least=1)

@@ -7,11 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import input_error
+from zopeft.ranks import ALONE, Ranks
 from zopeft.tasks.answers import exact_match, f1
 from zopeft.tasks.dataset import TaskDataset, place_of
+from zopeft.tasks.dealing import dealt
 from zopeft.tasks.feed import Feed
 from zopeft.tasks.generation import generate, rows_together
 from zopeft.tasks.loss import answer_losses, option_scores, option_sums
@@ -21,6 +24,8 @@ from zopeft.tasks.table import check_ids, table_rows
 from zopeft.tasks.task import AnyExample, Example, Task
 
 Progress = Callable[[int, int], None]
+Scored = dict[int, tuple[float, float]]
+Batch = tuple[list[int], list[Any], Mapping[str, Any]]
 
 
 def evaluate(
@@ -33,6 +38,7 @@ def evaluate(
     max_examples: int | None = None,
     progress: Progress | None = None,
     layout: str = "auto",
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Scores the model: accuracy by comparing options, F1 and exact match of answers, perplexity.
 
@@ -51,6 +57,7 @@ def evaluate(
         layout: "packed" has the texts of a batch share rows, and options their prompt, so that
             nothing is computed twice; "padded" gives each text a row; "auto" packs where the
             model gives the same loss both ways.
+        ranks: The processes that share the batches out; all of them are told the scores.
 
     Returns:
         What `zopeft.tasks.scores.choice_scores` tells of options, ``accuracy`` first; or ``f1`` and
@@ -74,13 +81,14 @@ def evaluate(
         elif task.kind == "choice":
             feed = Feed(model, tokenizer, task, rows, length, "choice", layout)
             texts = [_options(task.example(row)) for row in rows]
-            result = _choices(model, task, feed, texts, batch_size, report)
+            result = _choices(model, task, feed, texts, batch_size, report, ranks)
         else:
             feed = Feed(model, tokenizer, task, rows, length, layout=layout)
             if task.kind == "answer":
-                result = _answers(model, tokenizer, task, rows, feed, batch_size, length, report)
+                given = (feed, batch_size, length, report, ranks)
+                result = _answers(model, tokenizer, task, rows, *given)
             else:
-                result = _texts(model, feed, batch_size, report)
+                result = _texts(model, feed, batch_size, report, ranks)
     finally:
         model.train(training)
     return {**result, "examples": len(rows)}
@@ -167,20 +175,25 @@ def _choices(
     texts: Sequence[tuple[str, ...]],
     batch_size: int,
     report: Progress,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     shape = len(feed.data), max(len(one.options) for one in feed.data)
     sums = torch.full(shape, -math.inf, dtype=torch.float64)
     tokens = torch.zeros(shape, dtype=torch.float64)
     right = torch.tensor([one.label or 0 for one in feed.data])
-    done = 0
-    for chosen, group, batch in feed.batches(batch_size):
+    done = _Done(len(feed.data), ranks, report)
+
+    def find(one: Batch, last: bool) -> tuple[list[int], Tensor, Tensor]:
+        chosen, _, batch = one
         with torch.inference_mode():
             found, counts = option_sums(model, batch)
-        width = found.shape[1]
-        sums[chosen, :width] = found.double().cpu()
-        tokens[chosen, :width] = counts.double().cpu()
-        done += len(group)
-        report(done, len(feed.data))
+        done.add(len(chosen))
+        return chosen, found.double().cpu(), counts.double().cpu()
+
+    for chosen, own, counts in dealt(ranks, feed.batches(batch_size), find):
+        width = own.shape[1]
+        sums[chosen, :width] = own
+        tokens[chosen, :width] = counts
     scores = OptionScores(sums, tokens, texts, right)
     taught = right[:, None]
     if task.loss == "choice":
@@ -206,6 +219,7 @@ def _answers(
     batch_size: int,
     length: int,
     report: Progress,
+    ranks: Ranks,
 ) -> dict[str, float]:
     examples = [task.example(row) for row in rows]
     room = max(1, length - task.max_new_tokens)
@@ -213,24 +227,35 @@ def _answers(
     prompts = encode_openings(tokenizer, examples, room, place)
     ends = last_tokens(tokenizer, feed.data)
     check_ids(tokenizer, prompts, table_rows(model), place)
-    loss = tokens = total_f1 = total_match = 0.0
-    done, waiting = 0, []
+    done = _Done(len(rows), ranks, report)
     together = rows_together(model, max(map(len, prompts)) + task.max_new_tokens, batch_size)
-    for chosen, group, batch in feed.batches(batch_size):
+    waiting: list[int] = []
+
+    def find(one: Batch, last: bool) -> tuple[list[int], float, int, Scored]:
+        chosen, _, batch = one
         with torch.inference_mode():
             losses, _ = answer_losses(model, batch)
-        loss += float(losses.double().sum())
-        tokens += losses.numel()
-        waiting += chosen
-        done += len(group)
-        if len(waiting) + batch_size > together or done == len(rows):
+        waiting.extend(chosen)
+        scores: Scored = {}
+        if len(waiting) + batch_size > together or last:
             given = (task.max_new_tokens, task.stop, ends)
             found = generate(model, tokenizer, [prompts[i] for i in waiting], *given)
             for index, answer in zip(waiting, found, strict=True):
-                total_f1 += f1(answer, examples[index].answers)
-                total_match += exact_match(answer, examples[index].answers)
-            waiting = []
-            report(done, len(rows))
+                right = examples[index].answers
+                scores[index] = f1(answer, right), exact_match(answer, right)
+            done.add(len(waiting))
+            waiting.clear()
+        return chosen, float(losses.double().sum()), losses.numel(), scores
+
+    loss = tokens = total_f1 = total_match = 0.0
+    every = dealt(ranks, feed.batches(batch_size), find)
+    scored = {index: one for *_, scores in every for index, one in scores.items()}
+    for chosen, own, count, _ in every:
+        loss += own
+        tokens += count
+        for index in chosen:
+            total_f1 += scored[index][0]
+            total_match += scored[index][1]
     match = total_match / len(rows)
     scores = {"f1": total_f1 / len(rows), "exact_match": match}
     if task.metric == "accuracy":
@@ -238,16 +263,33 @@ def _answers(
     return {**scores, "loss": loss / tokens}
 
 
-def _texts(model: Any, feed: Feed, batch_size: int, report: Progress) -> dict[str, float]:
-    loss = tokens = 0.0
-    done = 0
-    for _, group, batch in feed.batches(batch_size):
+def _texts(
+    model: Any, feed: Feed, batch_size: int, report: Progress, ranks: Ranks
+) -> dict[str, float]:
+    done = _Done(len(feed.data), ranks, report)
+
+    def find(one: Batch, last: bool) -> tuple[float, int]:
+        chosen, _, batch = one
         with torch.inference_mode():
             losses, _ = answer_losses(model, batch)
-        loss += float(losses.double().sum())
-        tokens += losses.numel()
-        done += len(group)
-        report(done, len(feed.data))
+        done.add(len(chosen))
+        return float(losses.double().sum()), losses.numel()
+
+    loss = tokens = 0.0
+    for own, count in dealt(ranks, feed.batches(batch_size), find):
+        loss += own
+        tokens += count
     mean = loss / tokens
     # Beyond what a float can hold it is infinite.
     return {"perplexity": math.exp(mean) if mean < 700 else math.inf, "loss": mean}
+
+
+class _Done:
+    """Counts examples, those that other processes do meanwhile with them."""
+
+    def __init__(self, most: int, ranks: Ranks, report: Progress) -> None:
+        self.most, self.ranks, self.report, self.own = most, ranks, report, 0
+
+    def add(self, count: int) -> None:
+        self.own += count
+        self.report(min(self.most, self.own * self.ranks.count), self.most)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -41,14 +42,10 @@ def check_likeness(ranks: Ranks, model: nn.Module, blocks: Blocks, data: Any) ->
             if facts.get(name) != wanted:
                 raise input_error(
                     "ranks",
-                    f"rank {number} has {_named(name)} {facts.get(name)}, rank 0 has",
-                    wanted,
-                    "give all of them the same",
+                    f"rank {number} has another {name} than rank 0 ({wanted})",
+                    facts.get(name),
+                    f"give all of them the same {name}",
                 )
-
-
-def _named(name: str) -> str:
-    return name if name in PACKAGES else f"{name}:"
 
 
 def facts_of(model: nn.Module, blocks: Blocks, data: Any) -> dict[str, str]:
@@ -56,11 +53,25 @@ def facts_of(model: nn.Module, blocks: Blocks, data: Any) -> dict[str, str]:
     facts = {f"{name}": _version(name) for name in PACKAGES}
     floats = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     facts["dtype"] = ", ".join(sorted(floats))
-    facts["examples"] = str(len(data)) if hasattr(data, "__len__") else "not counted"
+    facts["number of examples"] = str(len(data)) if hasattr(data, "__len__") else "not counted"
     facts["data"] = data_digest(data)
-    facts["model weights"] = model_digest(model, blocks)
-    facts["start weights"] = fingerprint(blocks)
+    facts["model"] = model_digest(model, blocks)
+    facts["start of the trained weights"] = fingerprint(blocks)
     return facts
+
+
+def compute_alike(ranks: Ranks, device: torch.device) -> bool:
+    """Whether the processes of a run compute on the same kind of hardware, as far as it is known.
+
+    Args:
+        ranks: The processes.
+        device: Where this one computes.
+    """
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    return len(set(ranks.everyone(name))) == 1
 
 
 def _version(name: str) -> str:

@@ -80,7 +80,13 @@ class Parallel(InProcess):
         # Of what several columns have run, the first one's counts.
         for column in reversed(range(columns)):
             losses[:, shares[column]] = by_place[:, column, : len(shares[column])]
-        passes = by_place[0, :, -1].sum().reshape(1)
+        by_column = by_place[0, :, -1].clone()
+        doubled = sum(len(share) for share in shares) - count
+        if columns > 1 and doubled == count * (columns - 1):
+            # All of them have done the same.
+            by_column[1:] = 0.0
+            doubled = 0
+        passes = (by_column.sum() - doubled).reshape(1)
         return torch.cat([losses[0] if rows == 1 else losses.mean(0), passes])
 
     def agreed(self, seen: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from zopeft.journal.start import fingerprint, save_start
 from zopeft.optim.record import StepRecord
 from zopeft.optim.zeroth_order import ZerothOrder
 from zopeft.training.identity import settings_of
-from zopeft.training.likeness import check_likeness
+from zopeft.training.likeness import check_likeness, compute_alike
 from zopeft.training.parallel import check_weights
 
 if TYPE_CHECKING:
@@ -188,6 +188,8 @@ class RecordingCallback(TrainerCallback):
             method.probing.steps_planned = state.max_steps
         data, ranks = trainer.train_dataset, trainer.ranks
         check_likeness(ranks, trainer.model, trainer.find_blocks(), data)
+        if ranks.several and not compute_alike(ranks, args.device):
+            method.agree = lambda scales: ranks.spread(scales).to(scales.device)
         if args.journal:
             recording, rows = trainer.recording, trainer.grid.rows
             stream = getattr(data, "stream", None)

@@ -11,8 +11,8 @@ from transformers.trainer_utils import TrainOutput
 
 from zopeft.blocks import Blocks
 from zopeft.errors import input_error
-from zopeft.training import checkpoints
 from zopeft.ranks import Ranks
+from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.loading import read_state
 from zopeft.training.recording import Recording

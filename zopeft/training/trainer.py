@@ -25,6 +25,7 @@ from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
 from zopeft.ranks import ALONE, begin
+from zopeft.ranks.losing import LostError
 from zopeft.staging import unveil
 from zopeft.tasks.stream import StreamView, TaskStream
 from zopeft.training import checkpoints
@@ -75,8 +76,9 @@ class ZOTrainerMixin(Beneath):
     applies; everything else (data, schedule, callbacks, logging, evaluation, checkpoints)
     is the Trainer's own. Micro-batches of one step share their direction and their losses
     are averaged. In a distributed run every process draws the same noise and only losses
-    are exchanged; `args.parallel` says what they share out. The logged ``loss`` is the mean of the probes' losses, ``grad_norm`` the
-    size of the projected gradient. Methods of order 1 take the Trainer's usual path.
+    are exchanged; `args.parallel` says what they share out. The logged ``loss`` is the mean of
+    the probes' losses, ``grad_norm`` the size of the projected gradient. Methods of order 1 take
+    the Trainer's usual path.
 
     Each step is appended to ``journal.bin`` in the output folder.
     ``train(resume_from_checkpoint=True)`` goes on from the newest whole checkpoint, takes
@@ -327,6 +329,8 @@ class ZOTrainerMixin(Beneath):
                 # A walk over all modules at every step, to clear gradients that never are.
                 self.model.zero_grad = _nothing
             return super().train(name, *args, **kwargs)
+        except LostError:
+            raise
         except RunError:
             keep_last_good(self)
             raise

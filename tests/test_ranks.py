@@ -1,0 +1,219 @@
+"""Several processes make one run: what they share out, what they send, and what goes wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from rank_cases import played
+
+from zopeft.engine import Direction
+from zopeft.engine.vector import HERE
+from zopeft.optim.looks import Aside, Tangent, Watched
+from zopeft.probing.groups import Group
+from zopeft.training.grid import dealt, grid_of
+
+AUTO = {"learning_rate": "auto"}
+PROBES = {"parallel": "probes", "directions": 2}
+SHARED = [
+    {"name": "pairs", **PROBES, **AUTO},
+    {"name": "one-sided", "parallel": "probes", "sides": "one", "directions": 3},
+    {"name": "activations", "parallel": "probes", "method": "agzo", "full": True, "max_steps": 4},
+    {"name": "groups", "parallel": "probes", "method": "grzo", "full": True, "max_steps": 4,
+     "method_options": {"groups": 2}},
+    {"name": "both", **PROBES, "parallel": "both"},
+    {"name": "saved", **PROBES, "save_strategy": "steps", "save_steps": 4},
+]  # fmt: skip
+ROWS = [
+    {"name": "rows", "per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 5},
+    {"name": "rows-activations", "method": "agzo", "full": True, "max_steps": 4},
+]
+WRONG = [
+    {"name": wrong, **PROBES, "wrong": wrong, "fingerprint_steps": 2}
+    for wrong in ("data", "model", "dtype", "start", "drift")
+]
+LOST = {"save_strategy": "steps", "save_steps": 3}
+TUNE = (
+    *("tune", "embedded", "--data", "rows.jsonl", "--steps", "4", "--batch-size", "2"),
+    *("--lr", "1e-4", "--parallel", "probes", "method.directions=2"),
+)
+
+
+@pytest.fixture(scope="module")
+def said(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    rows = [{"text": f"The {w} was {m}.", "label": m} for w in "abcdefgh" for m in ("good", "bad")]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    one = [{**case, "name": f"one-{case['name']}"} for case in SHARED]
+    few = {"name": "few", "parallel": "probes", "max_steps": 2}
+    killed = {"name": "killed", **PROBES, **LOST}
+    groups = [
+        {"name": "two", "count": 2, "runs": [
+            *SHARED, *ROWS, *WRONG, {"name": "traffic", **PROBES, "wrong": "traffic"},
+            {**killed, "wrong": "kill"}]},
+        {"name": "three", "count": 3, "runs": [
+            {**SHARED[0], "name": "three-pairs"}, few,
+            {"name": "three-both", "parallel": "both", "max_steps": 2},
+            {**killed, "resume": True},
+            {"name": "hung", **PROBES, "wrong": "hang", "ddp_timeout": 3}]},
+        {"name": "one", "count": 1, "runs": [*one, {**ROWS[0], "resume": True, "max_steps": 14}]},
+        {"name": "cli-one", "count": 1, "words": [*TUNE, "--out", "cli-one", "--json"]},
+        {"name": "cli", "count": 2, "words": [*TUNE, "--out", "cli", "--json", "--resume-auto"]},
+        {"name": "cli-refused", "count": 2, "words": [*TUNE, "--out", "cli"]},
+        {"name": "cli-unseen", "count": 2, "apart": True, "words": [
+            *TUNE[:3], str(folder / "rows.jsonl"), *TUNE[4:], "--out", "here"]},
+    ]  # fmt: skip
+    return played(folder, groups)
+
+
+def probes(*steps):
+    return [Direction(7).at(step) if step else HERE for step in steps]
+
+
+@pytest.mark.parametrize(
+    ("asked", "columns", "shares"),
+    [
+        (probes(1.0, -1.0, 1.0), 2, [[0, 2], [1]]),
+        ([Aside(HERE), *probes(1.0, -1.0)], 2, [[0, 2], [1]]),
+        (probes(1.0), 3, [[0], [], []]),
+        ([Watched(object()), *probes(1.0, -1.0)], 2, [[0, 1], [0, 2]]),
+        ([HERE, Tangent(Direction(7))], 2, [[0, 1], [0, 1]]),
+        ([Group(Direction(7), s, n, 2) for s in (1.0, -1.0) for n in (0, 1)], 2, [[0, 1], [2, 3]]),
+    ],
+)
+def test_probes_are_dealt_out_in_turn_and_what_belongs_together_is_kept(asked, columns, shares):
+    assert dealt(asked, columns) == shares
+
+
+@pytest.mark.parametrize(
+    ("given", "rows", "columns", "said"),
+    [
+        (("rows", 4, 2), 4, 1, ""),
+        (("probes", 4, 8), 1, 4, ""),
+        (("probes", 4, 2), 4, 1, "4 ranks for the 2 probes"),
+        (("probes", 4, 2, 1), 1, 4, "2 have nothing to do"),
+        (("probes", 2, 2, 4), 2, 1, "come from 2 ranks from now on, not from 4"),
+        (("both", 8, 2), 4, 2, ""),
+        (("both", 8, 16), 1, 8, ""),
+        (("both", 3, 2), 3, 1, ""),
+        (("rows", 2, 2, 3), 2, 1, "come from 2 ranks from now on, not from 3"),
+    ],
+)
+def test_the_grid_of_ranks(given, rows, columns, said):
+    found = grid_of(*given)
+    assert (found.rows, found.columns) == (rows, columns)
+    assert said in found.line and bool(said) == bool(found.line)
+
+
+def runs(said, group, name):
+    return [one["runs"][name] for one in said[group]]
+
+
+@pytest.mark.parametrize("case", [case["name"] for case in SHARED])
+def test_shared_out_probes_make_the_steps_that_one_process_makes(said, case):
+    alone = said["one"][0]["runs"][f"one-{case}"]
+    for one in runs(said, "two", case):
+        known = ("digest", "lr", "steps", "passes")
+        assert [one[name] for name in known] == [alone[name] for name in known]
+        assert (one["grid"], one["line"]) == ([1, 2], "")
+
+
+def test_three_ranks_make_them_too(said):
+    alone = said["one"][0]["runs"]["one-pairs"]
+    for one in runs(said, "three", "three-pairs"):
+        assert (one["digest"], one["grid"]) == (alone["digest"], [1, 3])
+
+
+def test_a_grid_shares_out_rows_where_ranks_are_left(said):
+    found = runs(said, "three", "three-both")
+    assert {one["digest"] for one in found} == {found[0]["digest"]}
+    assert [one["grid"] for one in found] == [[3, 1]] * 3
+
+
+def test_more_ranks_than_probes_share_out_rows_and_say_so(said):
+    for one in runs(said, "three", "few"):
+        assert one["grid"] == [3, 1]
+        assert one["line"].startswith("3 ranks for the 2 probes of a step: rows of the batch")
+
+
+def test_rows_are_those_of_one_batch_and_what_is_seen_beside_them_is_agreed_on(said):
+    rows = runs(said, "two", "rows")
+    assert rows[0]["digest"] == rows[1]["digest"]
+    seen = runs(said, "two", "rows-activations")
+    assert seen[0]["digest"] == seen[1]["digest"]
+
+
+def test_what_is_sent_is_the_losses(said):
+    for one in runs(said, "two", "traffic"):
+        steps = one["steps"] - 2
+        # In and out, and one number for the forward passes: of 4 bytes each.
+        assert 0 < one["counted"] <= steps * (4 * one["probes"] * 2 + 8)
+        assert one["counted"] / steps / one["probes"] <= 64
+
+
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ("data", "rank 1 has another data than rank 0 ("),
+        ("model", "rank 1 has another model than rank 0 ("),
+        ("dtype", "rank 1 has another dtype than rank 0 (float32), got 'bfloat16'"),
+        ("start", "rank 1 has another start of the trained weights than rank 0 ("),
+    ],
+)
+def test_ranks_that_are_not_alike_are_named_before_the_first_step(said, wrong, line):
+    for one in runs(said, "two", wrong):
+        assert line in one["error"]
+        assert one["kind"] == "InputError"
+
+
+def test_a_rank_whose_weights_drift_is_named(said):
+    for one in runs(said, "two", "drift"):
+        assert one["error"].startswith("ranks: rank 1 (") and "after step 4" in one["error"]
+
+
+def test_a_rank_that_is_killed_is_named_and_another_number_of_them_goes_on(said):
+    assert [one["code"] for one in said["two"]] == [0, -9]
+    left = said["two"][0]["runs"]["killed"]
+    assert left["kind"] == "LostError" and "rank 1 is gone" in left["error"]
+    alone = said["one"][0]["runs"]["one-saved"]
+    for one in runs(said, "three", "killed"):
+        assert (one["digest"], one["steps"]) == (alone["digest"], 12)
+        # Of the eight steps or so that were made before, none is made again.
+        assert one["passes"] < alone["passes"]
+
+
+def test_a_rank_that_hangs_is_named(said):
+    error = said["three"][0]["runs"]["hung"]["error"]
+    assert error.startswith("ranks: rank 1 has not answered for 3 s")
+
+
+def test_a_run_of_shared_rows_goes_on_alone(said):
+    (one,) = runs(said, "one", "rows")
+    assert one["steps"] == 14
+
+
+def test_a_command_of_two_ranks_is_one_command(said):
+    alone, found = json.loads(said["cli-one"][0]["out"]), said["cli"]
+    assert [one["code"] for one in found] == [0, 0]
+    assert (found[1]["out"], found[1]["err"]) == ("", "")
+    assert found[0]["out"].count("\n") == 1
+    summary = json.loads(found[0]["out"])
+    assert summary["ranks"] == 2
+    known = ("metrics", "loss_first", "loss_last", "forward_passes", "lr")
+    assert [summary.get(name) for name in known] == [alone.get(name) for name in known]
+    assert summary["metrics"]["after"]["loss"] > 0
+
+
+@pytest.mark.parametrize(
+    ("group", "line"),
+    [
+        ("cli-refused", "--out: the folder holds files, got 'cli'"),
+        ("cli-unseen", "--out: rank 1 does not see the folder of rank 0, got 'here'"),
+    ],
+)
+def test_an_error_is_told_once(said, group, line):
+    found = said[group]
+    assert [one["code"] for one in found] == [2, 2]
+    lines = [x for one in found for x in one["err"].splitlines() if x.startswith("zopeft: ")]
+    assert len(lines) == 1 and line in lines[0]
+    assert all(one["out"] == "" for one in found)
