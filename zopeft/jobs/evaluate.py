@@ -11,7 +11,7 @@ from zopeft.jobs.folder import Folder
 from zopeft.jobs.goal import Goal, make_goal
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.served import load_served
-from zopeft.jobs.together import all_of
+from zopeft.jobs.together import all_of, sharing
 from zopeft.ranks import begin, current
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
@@ -125,7 +125,7 @@ def measure(
             max_length=recipe.task.max_length,
             max_examples=recipe.task.eval_examples,
             layout=section.layout,
-            ranks=current(),
+            ranks=sharing(model),
             progress=lambda done, total: listener(Progress(stage, done, total)),
         )
         if goal is not None and goal.score not in metrics:

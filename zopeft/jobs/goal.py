@@ -70,7 +70,7 @@ class Goal:
             RunError: A completion has no score.
         """
         from zopeft.errors import RunError
-        from zopeft.ranks import current
+        from zopeft.jobs.together import sharing
         from zopeft.tasks.dealing import dealt
         from zopeft.tasks.objectives.sampling import ScoreError
 
@@ -90,7 +90,7 @@ class Goal:
             return sum(found), len(found)
 
         try:
-            every = dealt(current(), parts, find)
+            every = dealt(sharing(model), parts, find)
         except ScoreError as error:
             raise RunError(str(error)) from error
         finally:

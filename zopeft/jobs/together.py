@@ -4,11 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from zopeft.errors import input_error
 from zopeft.jobs.claim import CLAIM
 from zopeft.jobs.folder import Folder
-from zopeft.ranks import Ranks
+from zopeft.ranks import ALONE, Ranks, current
+
+
+def sharing(model: Any) -> Ranks:
+    """Returns the processes that can do an evaluation's batches for one another.
+
+    Args:
+        model: The model. Of one that they hold together, all take part in each forward pass.
+    """
+    from zopeft.blocks.shards import how_sharded
+
+    return ALONE if how_sharded(model) else current()
+
+
+def save(folder: Folder, model: Any, tokenizer: Any) -> None:
+    """Writes a run's result, by the first process; all of them take part where they must."""
+    from zopeft.blocks.shards import how_sharded
+    from zopeft.training import save_result
+
+    if folder.leads or how_sharded(model):
+        save_result(model, tokenizer, folder.path)
 
 
 @contextmanager

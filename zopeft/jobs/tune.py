@@ -29,7 +29,7 @@ from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.result_card import write_card
-from zopeft.jobs.together import all_of
+from zopeft.jobs.together import all_of, save
 from zopeft.jobs.trackers import check_tracker
 from zopeft.ranks import begin, current
 from zopeft.ranks.losing import LostError
@@ -88,7 +88,6 @@ def _tuned(
 ) -> dict[str, Any]:
     """Makes a run in its folder, or goes on with the one whose record is `earlier`."""
     from zopeft.jobs.beginning import begin_lines
-    from zopeft.training import save_result
 
     started = time.monotonic()
     with current().gate():
@@ -106,8 +105,7 @@ def _tuned(
         log.evaluated(0, metrics["before"], 0.0)
     folder.write({**state, "status": "running", "metrics": metrics})
     run = _run(recipe, folder, prepared, log, bool(earlier), listener)
-    if folder.leads:
-        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+    save(folder, prepared.blocks.model, prepared.tokenizer)
     metrics["after"] = _after(recipe, prepared, log, run, listener)
     score = prepared.goal.score
     wrong = diverged(metrics, run.losses, score)
@@ -286,18 +284,16 @@ def _run(
     """
     from zopeft.jobs.loop import run_steps
     from zopeft.tasks.stream import StreamedRowError
-    from zopeft.training import save_result
 
     try:
         return run_steps(recipe, folder.path, prepared, log, resume, listener)
     except LostError:
         raise
     except RunError:
-        if folder.leads:
-            save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+        save(folder, prepared.blocks.model, prepared.tokenizer)
         raise
     except StreamedRowError as error:
         # Met on the way: the steps before it count.
-        save_result(prepared.blocks.model, prepared.tokenizer, folder.path)
+        save(folder, prepared.blocks.model, prepared.tokenizer)
         do = "correct it, and go on with --resume"
         raise StreamedRowError(f"{error}; {do}") from error

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Blocks
+from zopeft.blocks.shards import how_sharded
 from zopeft.errors import input_error
 from zopeft.journal.start import fingerprint
 from zopeft.ranks import Ranks
@@ -85,10 +86,12 @@ def model_digest(model: nn.Module, blocks: Blocks) -> str:
     """Returns a digest of a model's parameters but the trained ones: of some of their elements."""
     digest = hashlib.blake2b(digest_size=8)
     trained = {id(block.parameter) for block in blocks}
+    # Of a model that processes hold together each has other parts.
+    held = how_sharded(model)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
-            if id(tensor) not in trained and tensor.device.type != "meta":
+            if id(tensor) not in trained and tensor.device.type != "meta" and not held:
                 digest.update(_some(tensor).encode())
     return digest.hexdigest()
 
@@ -102,6 +105,9 @@ def _some(tensor: Tensor) -> str:
 
 def data_digest(data: Any) -> str:
     """Returns a digest of some examples; "" of data that has none by number."""
+    if hasattr(data, "stream"):
+        # Not read: it may be long.
+        return str(data.stream.mark)
     if not hasattr(data, "__len__") or not hasattr(data, "__getitem__"):
         return ""
     digest, count = hashlib.blake2b(digest_size=8), len(data)

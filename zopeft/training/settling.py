@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from zopeft.blocks.shards import how_sharded
+from zopeft.errors import input_error
 from zopeft.optim.differing import find_eps
 from zopeft.probing.batch_loss import BatchLoss
 from zopeft.probing.packed import PADDED, laid_out
@@ -93,6 +95,10 @@ def _first(trainer: ZOTrainerMixin) -> Any:
 
 def share_out(trainer: ZOTrainerMixin, method: Any) -> None:
     """Has the processes of a run share the work of a method's steps."""
+    held = how_sharded(trainer.model)
+    if held and trainer.args.parallel != "rows":
+        what = f"cannot be shared out where processes hold the model together ({held})"
+        raise input_error("parallel", what, trainer.args.parallel, "leave it at rows")
     if trainer.args.parallel != "rows":
         # In a forward with others a probe has other bits than alone.
         method.probing.most_tokens = 0
@@ -102,6 +108,8 @@ def share_out(trainer: ZOTrainerMixin, method: Any) -> None:
     grid = trainer.grid
     if grid.line and ranks.leads:
         logger.warning("%s", grid.line)
+    if held:
+        return
     method.engine.reads.agree = lambda read: ranks.compared(read).amax(0)
     here = trainer.asked
     method.executor = Parallel(method.engine, method.probing, ranks, grid, here)

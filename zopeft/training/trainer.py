@@ -19,6 +19,7 @@ from transformers.trainer_utils import TrainOutput
 from zopeft.blocks import Blocks, discover
 from zopeft.blocks.offloaded import Offload
 from zopeft.blocks.packing import keep_unpacked
+from zopeft.blocks.shards import how_sharded
 from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
 from zopeft.optim.shown_rate import guard
@@ -200,6 +201,10 @@ class ZOTrainerMixin(Beneath):
         args, count = self.args, self.ranks.count
         if args.order or not self.ranks.several:
             return Grid(count)
+        held = how_sharded(self.model)
+        if held:
+            # All take part in each forward pass; with tensor parallelism over the same rows.
+            return Grid(1, count) if held == "tensor" else Grid(count)
         return grid_of(args.parallel, count, probes_of(args), self.begun_rows)
 
     @contextmanager
