@@ -61,7 +61,7 @@ app.command("demo")(demo)
 app.command("doctor")(doctor)
 
 
-TOGETHER = ("tune", "eval", "meta-train")
+TOGETHER = ("tune", "eval")
 """Commands that several processes do together; of others the first one does them alone."""
 
 
