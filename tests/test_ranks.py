@@ -103,6 +103,7 @@ def test_the_grid_of_ranks(given, rows, columns, said):
     found = grid_of(*given)
     assert (found.rows, found.columns) == (rows, columns)
     assert said in found.line and bool(said) == bool(found.line)
+    assert found.told.startswith(f"ranks: {rows * columns}, ") and found.told.endswith(found.line)
 
 
 def runs(said, group, name):
@@ -199,6 +200,7 @@ def test_a_command_of_two_ranks_is_one_command(said):
     assert found[0]["out"].count("\n") == 1
     summary = json.loads(found[0]["out"])
     assert summary["ranks"] == 2
+    assert "ranks: 2, 2 share out the probes of a batch" in found[0]["err"]
     known = ("metrics", "loss_first", "loss_last", "forward_passes", "lr")
     assert [summary.get(name) for name in known] == [alone.get(name) for name in known]
     assert summary["metrics"]["after"]["loss"] > 0

@@ -73,6 +73,8 @@ class Follower(TrainerCallback):
         assert self.trainer is not None
         if self.trainer.args.order == 0:
             self.listener(Progress("begin", note=self.batches(self.trainer.layout)))
+            if self.trainer.grid.told:
+                self.listener(Progress("begin", note=self.trainer.grid.told))
             if self.trainer.differing:
                 self.listener(Progress("begin", note=self.trainer.differing))
         self.loss.calls = 0

@@ -35,6 +35,21 @@ class Grid:
             return -1, -1
         return number // self.columns, number % self.columns
 
+    @property
+    def told(self) -> str:
+        """What is shared out, in a line; "" for one process."""
+        count = self.rows * self.columns
+        if count == 1:
+            return ""
+        parts = []
+        if self.columns > 1:
+            parts.append(f"{self.columns} share out the probes of a batch")
+        if self.rows > 1:
+            each = f", {self.columns} each," if self.columns > 1 else ""
+            parts.append(f"{self.rows} batches{each} make a step")
+        line = f"; {self.line}" if self.line else ""
+        return f"ranks: {count}, {' and '.join(parts)}{line}"
+
     def first_column(self, every: Tensor) -> Tensor:
         """Returns what the processes of the first column gave, [rows, ...], of what all gave."""
         return every[: self.rows * self.columns : self.columns]

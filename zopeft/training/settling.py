@@ -107,7 +107,7 @@ def share_out(trainer: ZOTrainerMixin, method: Any) -> None:
         return
     grid = trainer.grid
     if grid.line and ranks.leads:
-        logger.warning("%s", grid.line)
+        logger.warning("%s", grid.told)
     if held:
         return
     method.engine.reads.agree = lambda read: ranks.compared(read).amax(0)
