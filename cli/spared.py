@@ -36,12 +36,18 @@ def spare(recipe: Recipe) -> None:
     Args:
         recipe: The run's settings.
     """
-    if not Process.own:
+    if not Process.own or _own_code(recipe):
         return
     for name, needed in (("bitsandbytes", not _plain(recipe)), ("datasets", not _local(recipe))):
         if not needed:
             # What is None there is not found, neither by `import` nor by `find_spec`.
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]
+
+
+def _own_code(recipe: Recipe) -> bool:
+    """Whether code of the user's is run, which may import what it likes."""
+    section = recipe.objective
+    return bool(section.rewards) or str(section.metric).lstrip("-").startswith("evaluate:")
 
 
 def _plain(recipe: Recipe) -> bool:
@@ -63,7 +69,9 @@ def _local(recipe: Recipe) -> bool:
     if not recipe.places:
         # The samples in the package.
         return recipe.model.name is None
-    places = [Path(place).expanduser() for place in recipe.places]
+    validation = recipe.data.validation
+    beside = [validation] if validation and Path(validation).expanduser().exists() else []
+    places = [Path(place).expanduser() for place in [*recipe.places, *beside]]
     return all(
         place.exists() and not any((place / name).exists() for name in SAVED) for place in places
     )

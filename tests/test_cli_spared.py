@@ -39,6 +39,9 @@ def spared(*words, **flags):
         (("model.load_in_4bit=true",), {"datasets"}),
         (("task.data=organisation/rows",), {"bitsandbytes"}),
         (("model.name=organisation/model",), set()),
+        # A function of the user's may import what it likes.
+        (("objective.name=reward", "objective.rewards=[mine.py:score]"), set()),
+        (("objective.name=metric", "objective.metric=evaluate:./mine"), set()),
     ],
 )
 def test_what_a_run_has_no_use_for_is_as_if_it_were_not_there(fresh, words, expected):

@@ -30,6 +30,7 @@ class Goal:
         told: A line that says what it is; "" for a task's own loss.
         generates: The loss again, where it generates; else None.
         prompts: Makes a data set of prompts of rows, where it generates.
+        feed: Makes batches of rows to measure, where a metric of the options is no task's own.
     """
 
     loss: Any
@@ -39,6 +40,7 @@ class Goal:
     told: str = ""
     generates: ScoreLoss | None = None
     prompts: Callable[[Sequence[Any]], Any] | None = None
+    feed: Callable[[Sequence[Any]], Any] | None = None
 
     def rehearse(self, model: Any) -> None:
         """Has a few completions generated and scored, so that a faulty score is told at once.
@@ -64,16 +66,25 @@ class Goal:
             model.train(training)
 
     def measured(self, model: Any, rows: Sequence[Any], batch_size: int) -> dict[str, float]:
-        """Returns the mean score of rows under its name; nothing where it is a loss.
+        """Returns the score of rows under its name; nothing where it is a loss.
 
         Raises:
             RunError: A completion has no score.
         """
         from zopeft.errors import RunError
         from zopeft.jobs.together import sharing
-        from zopeft.tasks.dealing import dealt
         from zopeft.tasks.objectives.sampling import ScoreError
 
+        if self.feed is not None:
+            given = (model, self.feed(rows), batch_size, sharing(model))
+            training = model.training
+            model.eval()
+            try:
+                return {self.score: self.loss.measured(*given)}
+            except ScoreError as error:
+                raise RunError(str(error)) from error
+            finally:
+                model.train(training)
         if self.generates is None or self.prompts is None:
             return {}
         data = self.prompts(rows)
@@ -82,21 +93,17 @@ class Goal:
         model.eval()
         # The random numbers of no step of a run: validation is the same at every time.
         self.generates.begin(-1)
-        parts = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
-
-        def find(numbers: list[int], last: bool) -> tuple[float, int]:
-            assert self.generates is not None
-            ((*found,),), _ = self.generates.scores(model, [data[n] for n in numbers])
-            return sum(found), len(found)
-
+        parts = [
+            [data[n] for n in order[first : first + batch_size]]
+            for first in range(0, len(order), batch_size)
+        ]
         try:
-            every = dealt(sharing(model), parts, find)
+            return {self.score: self.generates.score_of(model, parts, sharing(model))}
         except ScoreError as error:
             raise RunError(str(error)) from error
         finally:
             self.generates.begin(step)
             model.train(training)
-        return {self.score: sum(one for one, _ in every) / sum(count for _, count in every)}
 
 
 def make_goal(
@@ -124,6 +131,7 @@ def make_goal(
     """
     from zopeft.tasks import Collator, TaskDataset, task_loss
     from zopeft.tasks.evaluation import fit_length
+    from zopeft.tasks.objectives.library import code_folder
     from zopeft.tasks.objectives.objective import metric_of
     from zopeft.tasks.stream import as_needed
     from zopeft.tasks.table import table_rows
@@ -134,7 +142,9 @@ def make_goal(
     def encoded(some: Any, loss: str | None = None) -> TaskDataset:
         return TaskDataset(task, some, tokenizer, length, loss, known)
 
-    _own_code(section.rewards, [recipe.model.name, adapter])
+    own = code_folder(section.metric)
+    code = [*section.rewards, *([] if own is None else [own])]
+    _own_code(code, [recipe.model.name, adapter])
     if not section.scores:
         if task.kind == "prompt":
             do = "give --reward FILE.py:FUNCTION, or rows with answers"
@@ -143,12 +153,26 @@ def make_goal(
     if section.chosen == "metric":
         metric = metric_of(task, section.metric)
         if task.kind == "choice":
+            from zopeft.tasks.feed import Feed
             from zopeft.tasks.objectives.accuracy import AccuracyLoss
+            from zopeft.tasks.objectives.library import library_metric
+            from zopeft.tasks.objectives.metrics import METRICS
+            from zopeft.tasks.objectives.whole import WholeScore
 
             _refuse_generating(recipe, task)
             data = as_needed(encoded(rows, "choice"), rows, lambda one: encoded(one, "choice"))
             told = f"objective: {metric} of the option with the highest score"
-            return Goal(AccuracyLoss(), data, Collator(tokenizer, known), metric, told)
+            collate = Collator(tokenizer, known)
+            if metric in METRICS:
+                return Goal(AccuracyLoss(), data, collate, metric, told)
+            score = WholeScore(library_metric(metric, section.trust_remote_code))
+
+            def feed(some: Any) -> Feed:
+                layout = recipe.training.layout
+                return Feed(model, tokenizer, task, some, length, "choice", layout)
+
+            named = score.compare.name
+            return Goal(AccuracyLoss(score), data, collate, named, told, feed=feed)
         return _generating(recipe, task, tokenizer, train, rows, (length, known), metric)
     return _generating(recipe, task, tokenizer, train, rows, (length, known), "reward")
 
@@ -163,7 +187,7 @@ def _generating(
     name: str,
 ) -> Goal:
     from zopeft.tasks.objectives.anchor import Anchor
-    from zopeft.tasks.objectives.objective import MetricScore
+    from zopeft.tasks.objectives.objective import metric_score
     from zopeft.tasks.objectives.prompted import PromptCollator, PromptDataset
     from zopeft.tasks.objectives.rewards import load_rewards
     from zopeft.tasks.objectives.sampling import Sampling
@@ -186,7 +210,8 @@ def _generating(
     if section.chosen == "reward":
         scores = load_rewards(section.rewards, section.weights)
     else:
-        scores = MetricScore(name)
+        scores = metric_score(name, section.trust_remote_code)
+        name = getattr(getattr(scores, "compare", None), "name", name)
     anchor = Anchor(section.anchor) if section.anchor else None
     loss = ScoreLoss(tokenizer, scores, how, anchor, section.chosen == "metric", section.shaping)
 
@@ -224,15 +249,17 @@ def _refuse_generating(recipe: Recipe, task: Task) -> None:
             raise input_error(f"objective.{key}", what, getattr(section, key), "leave it out")
 
 
-def _own_code(rewards: Sequence[str], folders: Sequence[str | None]) -> None:
-    """Refuses reward code that a model's or an adapter's folder brings along.
+def _own_code(code: Sequence[str], folders: Sequence[str | None]) -> None:
+    """Refuses the code of a reward or metric that a model's or an adapter's folder brings along.
 
     Raises:
-        InputError: A file of a reward lies in one of the folders.
+        InputError: A file of it lies in one of the folders.
     """
     for folder in (Path(one).expanduser() for one in folders if one is not None):
-        for name in rewards if folder.is_dir() else ():
-            file = Path(name.rpartition(":")[0]).expanduser()
-            if file.suffix == ".py" and file.resolve().is_relative_to(folder.resolve()):
+        for name in code if folder.is_dir() else ():
+            file = Path(name.rpartition(":")[0] or name).expanduser()
+            inside = file.resolve().is_relative_to(folder.resolve())
+            if inside and (file.suffix == ".py" or file.is_dir()):
                 do = "read it, and put a copy of it elsewhere"
-                raise input_error("--reward", "code in the model's folder is not run", name, do)
+                flag = "--reward" if ":" in name else "objective.metric"
+                raise input_error(flag, "code in the model's folder is not run", name, do)

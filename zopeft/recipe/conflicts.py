@@ -81,6 +81,9 @@ def _of_objective(recipe: Recipe) -> list[str]:
         found.append(explain("--objective", "reward needs a function", do=do))
     if section.metric is not None and name != "metric":
         found.append(explain("objective.metric", "goes with --objective metric", section.metric))
+    if section.trust_remote_code and not str(section.metric).lstrip("-").startswith("evaluate:"):
+        what = "goes with objective.metric=evaluate:NAME"
+        found.append(explain("objective.trust_remote_code", what, section.metric, LEAVE))
     if section.weights and len(section.weights) != len(section.rewards):
         what = f"must be as many as the {len(section.rewards)} rewards"
         found.append(explain("objective.weights", what, len(section.weights)))
@@ -91,7 +94,7 @@ def _of_objective(recipe: Recipe) -> list[str]:
         found += [
             explain(f"objective.{f.name}", "goes with --objective metric or reward")
             for f in fields(usual)
-            if f.name not in ("name", "metric", "rewards", "weights")
+            if f.name not in ("name", "metric", "rewards", "weights", "trust_remote_code")
             and getattr(section, f.name) != getattr(usual, f.name)
         ]
         return found

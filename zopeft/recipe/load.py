@@ -142,9 +142,20 @@ def _refuse_code(stored: Mapping[str, Any], late: Sequence[Setting]) -> None:
     """Refuses to run code because a record names it: who goes on with a run says so again.
 
     Raises:
-        InputError: The record of a run names rewards, and the command does not.
+        InputError: The record of a run names rewards or a metric of code, and the command does
+            not.
     """
-    rewards = (stored.get("objective") or {}).get("rewards") or []
+    objective = stored.get("objective") or {}
+    metric = str(objective.get("metric") or "")
+    if metric.lstrip("-").startswith("evaluate:"):
+        needed = {"objective.metric": metric}
+        if objective.get("trust_remote_code"):
+            needed["objective.trust_remote_code"] = "true"
+        if not needed.keys() <= {one.key for one in late}:
+            what = "the run's metric is code, which is not run by a record's word"
+            do = "give it again: " + " ".join(f"{key}={value}" for key, value in needed.items())
+            raise input_error("--resume", what, do=do)
+    rewards = objective.get("rewards") or []
     if rewards and not any(one.key == "objective.rewards" for one in late):
         what = "the run's rewards are code, which is not run by a record's word"
         do = "give them again: " + " ".join(f"--reward {name}" for name in rewards)

@@ -40,6 +40,10 @@ def unknown(kind: str, name: str) -> str | None:
     known = list(registry(kind)) + (list(BARE) if kind == "peft" else [])
     if name in known:
         return None
+    if kind == "metric":
+        from zopeft.tasks.objectives.library import unknown_metric
+
+        return unknown_metric(name)
     if kind == "task" and name.endswith((".yaml", ".yml")):
         if Path(name).is_file():
             return None

@@ -15,7 +15,9 @@ class ObjectiveSection:
     Attributes:
         name: "answer" and "choice" are losses, "metric" and "reward" scores of what the model
             generates; None is the task's own loss, or reward where there are rewards.
-        metric: The metric; None takes the task's own.
+        metric: The metric: one of zopeft's, of scikit-learn's (``f1_macro``), or ``evaluate:NAME``;
+            a minus before it says that less is better. None takes the task's own.
+        trust_remote_code: Run the code of a metric that ``evaluate:NAME`` takes from the hub.
         rewards: Functions of your own, each MODULE:FUNCTION or FILE.py:FUNCTION.
         weights: A weight for each reward; none for 1.
         samples: Completions of each prompt.
@@ -30,6 +32,7 @@ class ObjectiveSection:
 
     name: str | None = named(None, "objective")
     metric: str | None = named(None, "metric")
+    trust_remote_code: bool = False
     rewards: tuple[str, ...] = ()
     weights: tuple[float, ...] = ()
     samples: int = number(1, least=1)

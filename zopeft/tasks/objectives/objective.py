@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from zopeft.errors import close_matches, input_error
+from zopeft.errors import input_error
+from zopeft.tasks.objectives.library import library_metric
 from zopeft.tasks.objectives.metrics import METRICS, Metric
 from zopeft.tasks.objectives.prompted import Prompted
+from zopeft.tasks.objectives.whole import WholeScore
 from zopeft.tasks.task import Task
 
 
@@ -54,23 +56,34 @@ class MetricScore:
         return [metric(text, one.answers) for one, text in zip(rows, texts, strict=True)]
 
 
+def metric_score(name: str, trust: bool = False) -> MetricScore | WholeScore:
+    """Returns the score of a metric by name.
+
+    Args:
+        name: One of `METRICS`, or of another library, see `zopeft.tasks.objectives.library`.
+        trust: Whether a metric's code from the hub may be run.
+
+    Raises:
+        InputError: There is none of that name, or it cannot be had.
+    """
+    return MetricScore(name) if name in METRICS else WholeScore(library_metric(name, trust))
+
+
 def metric_of(task: Task, name: str | None) -> str:
     """Returns the metric by which a task's rows are scored.
 
     Args:
         task: The task.
-        name: A metric by name; None for the task's own.
+        name: A metric by name, which is known; None for the task's own.
 
     Raises:
-        InputError: The metric is unknown, is a loss, or has no answers to compare with.
+        InputError: The metric is a loss, or has no answers to compare with.
     """
-    if name is not None and name not in METRICS:
-        raise input_error("objective.metric", "unknown metric", name, close_matches(name, METRICS))
     if task.kind == "choice":
-        if name not in (None, "accuracy"):
-            do = "leave it out: accuracy, of the option with the highest score"
+        if name in METRICS and name != "accuracy":
+            do = "leave it out: accuracy, of the option with the highest score; or f1_macro"
             raise input_error("objective.metric", f"{task.name} has options", name, do)
-        return "accuracy"
+        return name or "accuracy"
     if task.kind == "prompt":
         do = "give --objective reward and a function"
         raise input_error("--objective", "rows of prompts alone have no answers", "metric", do)

@@ -8,7 +8,7 @@ from typing import Any
 from zopeft.errors import InputError, input_error
 from zopeft.probing.batch_loss import BatchLoss
 from zopeft.tasks.objectives.anchor import Anchor
-from zopeft.tasks.objectives.objective import MetricScore
+from zopeft.tasks.objectives.objective import metric_score
 from zopeft.tasks.objectives.prompted import PromptCollator, Prompted, prompted_rows
 from zopeft.tasks.objectives.rewards import Reward, Rewards, load_function
 from zopeft.tasks.objectives.sampling import Sampling, ScoreError
@@ -38,8 +38,9 @@ class Objective(ScoreLoss):
             completion_ids=, **columns)``, and returns a list of numbers, None where it does not
             apply: a function, ``module:function``, ``file.py:function``, or a list of them.
         weights: A weight each; none for 1.
-        metric: A metric by name in place of rewards (``zopeft list metrics``); rows then have
-            ``answer`` or ``answers``.
+        metric: A metric by name in place of rewards (``zopeft list metrics``, or one of
+            scikit-learn's or ``evaluate:NAME``); rows then have ``answer`` or ``answers``.
+        trust_remote_code: Whether a metric's code from the hub may be run.
         max_new_tokens: Longest completion in tokens.
         stop: Text that ends a completion; None where only an end token does.
         temperature: Of sampled completions; 0 takes the likeliest tokens.
@@ -63,6 +64,7 @@ class Objective(ScoreLoss):
         *,
         weights: Sequence[float] = (),
         metric: str | None = None,
+        trust_remote_code: bool = False,
         max_new_tokens: int = 50,
         stop: str | None = None,
         temperature: float = 0.0,
@@ -78,7 +80,9 @@ class Objective(ScoreLoss):
             raise input_error("Objective", "takes rewards or a metric", do="give one of the two")
         sampling = Sampling(temperature, top_k, top_p)
         how = Generated(max_new_tokens, stop, sampling, samples, (), seed)
-        score: Any = MetricScore(metric) if metric else _rewards(rewards, weights)
+        score: Any = (
+            metric_score(metric, trust_remote_code) if metric else _rewards(rewards, weights)
+        )
         term = Anchor(anchor) if anchor else None
         super().__init__(tokenizer, score, how, term, metric is not None, shaping)
         self.max_length = max_length
@@ -112,22 +116,20 @@ class Objective(ScoreLoss):
         return BatchLoss(model, moved, self)
 
     def evaluate(self, model: Any, rows: Sequence[Mapping[str, Any]]) -> float:
-        """Returns the mean score of rows.
+        """Returns the score of rows: the mean, or of a metric of rows together that of all.
 
         Raises:
             InputError: A completion has no score.
         """
         step, self.step = self.step, -1
-        data, found = self.data(rows), []
+        data = self.data(rows)
+        parts = [data[first : first + TOGETHER] for first in range(0, len(data), TOGETHER)]
         try:
-            for first in range(0, len(data), TOGETHER):
-                ((*some,),), _ = self.scores(model, data[first : first + TOGETHER])
-                found += some
+            return self.score_of(model, parts)
         except ScoreError as error:
             raise InputError(str(error)) from error
         finally:
             self.step = step
-        return sum(found) / len(found)
 
 
 def _moved(value: Any, model: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -12,12 +12,15 @@ from torch import Tensor
 
 from zopeft.errors import input_error
 from zopeft.noise import role_seed, step_seed
+from zopeft.ranks import ALONE, Ranks
+from zopeft.tasks.dealing import dealt
 from zopeft.tasks.endings import end_ids, text_of
 from zopeft.tasks.generation import continue_all
 from zopeft.tasks.objectives.anchor import Anchor
 from zopeft.tasks.objectives.prompted import PROMPTED, Prompted
 from zopeft.tasks.objectives.sampling import Draw, Sampling, ScoreError, row_numbers
 from zopeft.tasks.objectives.shaping import SHAPINGS, by_rows, centred_ranks
+from zopeft.tasks.objectives.whole import Gathered, WholeScore
 from zopeft.tasks.table import padding_id, table_rows
 
 logger = logging.getLogger(__name__)
@@ -92,6 +95,9 @@ class ScoreLoss:
         self.anchor, self.strip = anchor, strip
         if shaping not in SHAPINGS:
             raise input_error("shaping", f"must be one of {', '.join(SHAPINGS)}", shaping)
+        if shaping == "rows" and isinstance(score, WholeScore):
+            what = f"{score.compare.name} is a number of all rows together, and has none for a row"
+            raise input_error("objective.shaping", what, shaping, "use ranks, or leave it out")
         self.shaping = shaping
         self._seen: list[tuple[float, list[float], float]] = []
         self.problem = ""
@@ -194,6 +200,39 @@ class ScoreLoss:
             texts = [text_of(self.tokenizer, ids, ends, how.stop, self.strip) for ids in own]
             found.append(self.score(wanted, texts, own))
         return found, terms
+
+    def score_of(
+        self, model: Any, parts: Iterable[Sequence[Prompted]], ranks: Ranks = ALONE
+    ) -> float:
+        """Returns the score of many rows, which are continued part by part.
+
+        Args:
+            model: The model, in eval mode.
+            parts: The rows.
+            ranks: The processes that share the parts out.
+
+        Raises:
+            ScoreError: There is none.
+        """
+        score = self.score
+        if isinstance(score, WholeScore):
+            whole = score
+
+            def gathered(part: Sequence[Prompted], last: bool) -> Gathered:
+                with whole.gathering() as found:
+                    self.scores(model, part)
+                return found
+
+            pairs = dealt(ranks, parts, gathered)
+            texts = [text for some, _ in pairs for text in some]
+            return whole.value(texts, [answers for _, some in pairs for answers in some])
+
+        def scored(part: Sequence[Prompted], last: bool) -> tuple[float, int]:
+            ((*found,),), _ = self.scores(model, part)
+            return sum(found), len(found)
+
+        every = dealt(ranks, parts, scored)
+        return sum(one for one, _ in every) / sum(count for _, count in every)
 
     @property
     def _seed(self) -> int:
