@@ -68,7 +68,12 @@ def test_eps_is_widened_until_probes_differ():
     for reach, factor in ((0.0005, 1), (0.003, 4), (1.0, 1)):
         model = Steps(reach)
         method = zopeft.MeZO(zopeft.discover(model), lr=0.0, eps=1e-3)
-        found = find_eps(method, model.loss)
+        told = []
+        found = find_eps(method, model.loss, told.append)
+        assert told[0] == f"eps: trying 0.001: do the scores of {PAIRS} pairs of probes differ?"
+        looks = found.forward_passes // (2 * PAIRS)
+        tried = [line.rpartition(" ")[2] for line in told[1:]]
+        assert tried == ["0.002", "0.004", "0.008", "0.016"][: looks - 1]
         assert found.eps == factor * 1e-3 and method.eps == 1e-3
         assert (model.weight == 0).all()
         if reach < 1.0:
@@ -92,9 +97,13 @@ def test_a_chosen_eps_and_shaped_losses_resume_bit_for_bit(
     words += (f"training.journal={journal}", "training.eval_before=false")
     code, _, told = zopeft_command(*words, "--steps", 5, "--out", tmp_path / "whole")
     assert code == 0 and "eps: 0." in told and "pairs of probes differ" in told
+    # Before the first look: what generates takes its time.
+    assert told.index("eps: trying 0.01: do the scores of 4 pairs") < told.index("eps: 0.")
     out = tmp_path / "parts"
-    zopeft_command.json(*words, "--steps", 3, "--out", out)
-    zopeft_command.json("tune", "--resume", "--out", out, "--steps", 5, *reward)
+    began = zopeft_command.json(*words, "--steps", 3, "--out", out)
+    went_on = zopeft_command.json("tune", "--resume", "--out", out, "--steps", 5, *reward)
+    assert began["eps"] == went_on["eps"]
+    assert began["eps"]["forward_passes"] >= 8
     mine, whole = (load_file(folder / ADAPTER) for folder in (out, tmp_path / "whole"))
     assert all(torch.equal(mine[name], whole[name]) for name in whole)
 

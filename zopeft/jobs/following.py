@@ -76,7 +76,7 @@ class Follower(TrainerCallback):
             if self.trainer.grid.told:
                 self.listener(Progress("begin", note=self.trainer.grid.told))
             if self.trainer.differing:
-                self.listener(Progress("begin", note=self.trainer.differing))
+                self.listener(Progress("begin", note=self.trainer.differing.line))
         self.loss.calls = 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -17,7 +17,7 @@ from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.following import Follower
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
-from zopeft.jobs.progress import Listener
+from zopeft.jobs.progress import Listener, Progress
 from zopeft.jobs.validating import Validation
 from zopeft.models.quiet import quiet
 from zopeft.probing.packed import PADDED
@@ -45,6 +45,8 @@ class Run:
         layout: How batches were laid out: "joined", "packed" or "padded".
         best: The step whose weights are the result; None where they are the last ones.
         stopped: The step that it was stopped at before its end; None where it was not.
+        differing: What was found of the finite-difference step of a score; None where nothing was
+            looked for.
     """
 
     steps: int
@@ -59,6 +61,7 @@ class Run:
     layout: str
     best: int | None
     stopped: int | None
+    differing: dict[str, float] | None = None
 
 
 class FollowedTrainer(ZOTrainer):
@@ -83,6 +86,10 @@ class FollowedTrainer(ZOTrainer):
     def on_settled(self) -> None:
         """See `ZOTrainer.on_settled`."""
         self.follower.settled()
+
+    def on_looking(self, line: str) -> None:
+        """See `ZOTrainer.on_looking`."""
+        self.follower.listener(Progress("begin", note=line))
 
 
 def run_steps(
@@ -185,6 +192,7 @@ def _told(
         layout=trainer.layout.way if trainer.args.order == 0 else PADDED,
         best=best,
         stopped=stopped,
+        differing=None if trainer.differing is None else trainer.differing.to_dict(),
     )
 
 

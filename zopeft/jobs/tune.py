@@ -113,6 +113,7 @@ def _tuned(
     if len(curve) > 1 and folder.leads:
         plot = folder.path / ("score.png" if score else "loss.png")
         plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")
+    differing = run.differing or earlier.get("eps")
     summary = {
         **state,
         "steps": run.steps,
@@ -128,6 +129,7 @@ def _tuned(
         "lr": run.lr,
         "lr_last": run.lr_last,
         "lr_reason": run.lr_reason,
+        **({"eps": differing} if differing else {}),
         "shapes": run.shapes,
         "layout": run.layout,
         **({"ranks": current().count} if current().several else {}),

@@ -7,7 +7,8 @@ random directions is widened until all of a few pairs of probes have different s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,6 +48,10 @@ class Differing:
     widest: float
     forward_passes: int
 
+    def to_dict(self) -> dict[str, float]:
+        """Returns what was found, for a run's record."""
+        return asdict(self)
+
     @property
     def line(self) -> str:
         """What the user is told."""
@@ -62,17 +67,22 @@ class Differing:
 
 
 @torch.no_grad()
-def find_eps(method: ZerothOrder, closure: Closure) -> Differing:
+def find_eps(
+    method: ZerothOrder, closure: Closure, tell: Callable[[str], None] = lambda line: None
+) -> Differing:
     """Returns a step at which a score's probes differ; the method's own if none is found.
 
     Args:
         method: The method, whose weights stay as they are.
         closure: Returns the negative score of one batch, by the same random numbers every time.
+        tell: Called with a line before the first look and at each step that is too short, since
+            probes that generate take their time.
     """
     method.engine.adopt()
     seeds = [role_seed(step_seed(method.seed, n), "differing") for n in range(PAIRS)]
     directions = [method.along(Direction(seed, method._scales())) for seed in seeds]
     eps, best, passes = method.eps, (0.0, method.eps), 0
+    tell(f"eps: trying {eps:g}: do the scores of {PAIRS} pairs of probes differ?")
     for look in range(MOST_LOOKS):
         eps = method.eps * WIDER**look
         pairs = [probe_pair(method.engine, closure, one, eps) for one in directions]
@@ -81,4 +91,8 @@ def find_eps(method: ZerothOrder, closure: Closure) -> Differing:
         best = max(best, (share, eps), key=lambda found: found[0])
         if share >= ENOUGH:
             break
+        if look + 1 < MOST_LOOKS:
+            tell(
+                f"eps: {round(share * PAIRS)} of {PAIRS} differ at {eps:g}; trying {eps * WIDER:g}"
+            )
     return Differing(best[1], method.eps, best[0], eps, passes)

@@ -63,10 +63,11 @@ def _settle_eps(trainer: ZOTrainerMixin, method: Any) -> None:
         method.eps_open = True
     else:
         trainer.model.eval()
-        found = find_eps(method, closure(trainer, trainer.model, _first(trainer)))
+        first = closure(trainer, trainer.model, _first(trainer))
+        found = find_eps(method, first, trainer.on_looking)
         method.eps = trainer.ranks.said(found.eps)
         method.forward_passes += found.forward_passes
-        trainer.differing = found.line
+        trainer.differing = found
         logger.log(logging.INFO if found.share else logging.WARNING, "%s", found.line)
 
 

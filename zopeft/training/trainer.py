@@ -22,6 +22,7 @@ from zopeft.blocks.packing import keep_unpacked
 from zopeft.blocks.shards import how_sharded
 from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
+from zopeft.optim.differing import Differing
 from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
@@ -160,7 +161,7 @@ class ZOTrainerMixin(Beneath):
         self.blocks = blocks
         self.finetuner, self.loss_function = finetuner, loss_function
         self.layout = Choice(PADDED, "not settled yet")
-        self.differing = ""
+        self.differing: Differing | None = None
         self.resumed: Resumed | None = None
         self.steps_planned = max(0, args.max_steps)
         self.recording = Recording(
@@ -263,6 +264,10 @@ class ZOTrainerMixin(Beneath):
 
     def on_settled(self) -> None:
         """Called when `method` and `layout` are settled, before lr="auto" is."""
+
+    def on_looking(self, line: str) -> None:
+        """Called with a line on what is looked for before the first step, which may take long."""
+        logger.info("%s", line)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """As the Trainer; a running learning rate stays a factor on what the schedule makes."""
