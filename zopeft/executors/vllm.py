@@ -122,7 +122,7 @@ class VLLM:
         return [texts.loss(answer) for answer in answers]
 
     def _place(self) -> Path:
-        """Returns a new folder that other users may read (a server may be one), for a round's adapters."""
+        """Returns a new folder for a round's adapters, which a server of another user can read."""
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix="zopeft-adapters-", dir=self.folder)).resolve()

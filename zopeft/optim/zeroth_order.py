@@ -335,6 +335,10 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             write_step(self.engine, self.kept, writes, record, decay, rounds.step.chosen, by_sign)
         self._close(record, rounds.step, writes is None)
 
+    def leave(self) -> None:
+        """Forgets a pending estimate: the step is due as before."""
+        self._pending = None
+
     def _settle(self, record: StepRecord) -> None:
         """Takes note, in the first step, of the blocks that it has not read."""
         reads = self.engine.reads
