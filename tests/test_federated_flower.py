@@ -10,19 +10,22 @@ flwr = pytest.importorskip(
     "flwr", reason='Flower is not installed: pip install "zopeft[federated]"'
 )
 
-from flwr.app import Context, Error, Message, RecordDict
-from test_federated import made, participant, same
+from flwr.app import Context, Error, Message, RecordDict  # noqa: E402
+from test_federated import made, participant, same  # noqa: E402
 
-from zopeft.errors import RunError
-from zopeft.federated import LossStrategy, client_app
-from zopeft.federated import flower as glue
+from zopeft.errors import RunError  # noqa: E402
+from zopeft.federated import LossStrategy, client_app  # noqa: E402
+from zopeft.federated import flower as glue  # noqa: E402
 
 
 class Grid:
     """Clients of this process behind Flower's messages; some may be down."""
 
     def __init__(self, app, run):
+        from flwr.supercore.task_identity import TaskIdentity
+
         self.app, self.run = app, run
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run, 1, 1
         self.down, self.sent = set(), []
 
     def get_node_ids(self):
