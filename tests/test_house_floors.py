@@ -21,6 +21,8 @@ FLOORS = {
     "probing": 3,
     "optim": 4,
     "methods": 5,
+    "executors": 6,
+    "federated": 7,
     "models": 5,
     "tasks": 5,
     "journal": 6,

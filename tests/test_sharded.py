@@ -15,8 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from zopeft.blocks.shards import _numbers
+from zopeft.cli.main import main
 from zopeft.errors import InputError
 from zopeft.kernels import runs
 from zopeft.kernels.choice import kernels_for
@@ -30,10 +32,8 @@ SCRIPT = Path(__file__).with_name("sharded_cases.py")
 KINDS = ("tensor", "fsdp")
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    """What both processes found, and the folder that they wrote to."""
-    folder = tmp_path_factory.mktemp("sharded")
+def together(command):
+    """Starts a command as two processes; returns their exit codes and what they say is wrong."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -41,13 +41,23 @@ def run(tmp_path_factory):
     for rank in range(2):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "CUDA_VISIBLE_DEVICES": ""}
-        command = [sys.executable, str(SCRIPT), str(folder)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **place, **own}
-        started.append(
-            subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
-        )
-    errors = [process.communicate(timeout=400)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], errors
+        pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+        started.append(subprocess.Popen(command, env=environment, text=True, **pipes))
+    try:
+        errors = [process.communicate(timeout=240)[1] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], errors
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """What both processes found, and the folder that they wrote to."""
+    folder = tmp_path_factory.mktemp("sharded")
+    codes, errors = together([sys.executable, str(SCRIPT), str(folder)])
+    assert codes == [0, 0], errors
     found = [json.loads((folder / f"found-{rank}.json").read_text()) for rank in range(2)]
     return found, folder
 
@@ -102,6 +112,23 @@ def test_what_is_measured_and_written_is_that_of_the_whole(run, kind):
     ended = torch.load(folder / kind / "ended-0.pt")
     assert len(ended) == 12
     assert all(torch.equal(tuned[name], value) for name, value in ended.items())
+
+
+@pytest.mark.slow
+def test_a_run_of_the_command_line_is_that_of_one_process(tmp_path, capsys):
+    words = ["tune", "--task", "sst2", "--lr", "1e-3", "--batch-size", "4", "--seed", "3"]
+    words += ["task.train_examples=16", "task.eval_examples=8", "training.eval_before=false"]
+    words += ["--steps", "3", "--json"]
+    own = [*words, "model.sharded=tensor", "--out", str(tmp_path / "shared")]
+    codes, told = together([sys.executable, "-m", "zopeft", *own])
+    assert codes == [0, 0], told
+    assert main([*words, "--out", str(tmp_path / "alone")]) == 0
+    capsys.readouterr()
+    files = (tmp_path / name / "adapter_model.safetensors" for name in ("alone", "shared"))
+    one, two = map(load_file, files)
+    assert one.keys() == two.keys()
+    # Both start from the same random numbers, of which each process has its part.
+    assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
 def test_a_model_is_not_shared_out_by_one_process(monkeypatch, tmp_path):

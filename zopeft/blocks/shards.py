@@ -218,13 +218,19 @@ def gathered_state(model: Any) -> dict[str, Tensor]:
     let_go(gatherers(model))
     keeps, adapted = leads(model), hasattr(model, "peft_config")
     trained = {name for name, own in model.named_parameters() if own.requires_grad}
+    owners = {name: id(own) for name, own in model.named_parameters(remove_duplicate=False)}
+    once: dict[int, Tensor] = {}
     found: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         if adapted and name not in trained and is_sharded(tensor):
             continue
-        all_of_it = whole(tensor)
+        # Tied names stay one tensor, which a file holds once.
+        owner = owners.get(name, -1)
+        all_of_it = once[owner] if owner in once else whole(tensor)
         if keeps:
-            found[name] = all_of_it.cpu()
+            found[name] = all_of_it if owner in once else all_of_it.cpu()
+        if owner >= 0:
+            once[owner] = found[name] if keeps else all_of_it[:0]
     return found
 
 

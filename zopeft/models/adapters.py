@@ -14,6 +14,7 @@ from zopeft.models.checkpoint import check_weights, read_json
 from zopeft.models.peft_types import PEFT
 from zopeft.models.quiet import quiet
 from zopeft.models.tied import warn_tied
+from zopeft.models.whole_start import start_whole
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -47,6 +48,7 @@ def attach(
     with quiet(relay=True), torch.random.fork_rng(devices=devices), offload.shown():
         torch.manual_seed(seed)
         tuned: PeftModel = build(model, **dict(options or {}))
+        start_whole(tuned, name, build, options or {}, seed)
     warn_tied(tuned, f"peft {name}")
     offload.bring(tuned)
     if offload and any(any(getattr(m, "use_dora", {}).values()) for m in tuned.modules()):

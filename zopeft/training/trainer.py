@@ -34,6 +34,7 @@ from zopeft.training import checkpoints
 from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.card import correct_card
 from zopeft.training.grid import Grid, grid_of
+from zopeft.training.held import held_together, refuse_held
 from zopeft.training.loading import load_weights, refused
 from zopeft.training.making import finetuner_of, method_of, probes_of
 from zopeft.training.mode import said_to_train
@@ -184,7 +185,8 @@ class ZOTrainerMixin(Beneath):
         There are none to exchange or to scale, and the optimizer's wrapper looks for an
         optional package at every step, which takes a millisecond.
         """
-        super().create_accelerator_and_postprocess()
+        with held_together(self.model):
+            super().create_accelerator_and_postprocess()
         if self.args.order == 0:
             accelerator: Any = self.accelerator
             prepare = accelerator.prepare_model
@@ -329,6 +331,7 @@ class ZOTrainerMixin(Beneath):
         if self.resumed is None and self.optimizer is not self._given_optimizer:
             self.optimizer = self._given_optimizer
         checkpoint = self.resumed.checkpoint if self.resumed else None
+        refuse_held(self.model, self.args.order, self.args.load_best_model_at_end, checkpoint)
         try:
             if checkpoint is not None:
                 done = finished(self, checkpoint)
@@ -461,7 +464,13 @@ class ZOTrainerMixin(Beneath):
             unveil(Path(output_dir or str(self.args.output_dir)))
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        """As the Trainer, with the journal on the disk first and a mark of wholeness last."""
+        """As the Trainer, with the journal on the disk first and a mark of wholeness last.
+
+        Of a model that processes hold together the journal is all that is kept.
+        """
+        if how_sharded(self.model):
+            self.recording.sync()
+            return
         name = f"checkpoint-{self.state.global_step}"
         folder = Path(self._get_output_dir(trial=trial)) / name
         self.recording.sync()
