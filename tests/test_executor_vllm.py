@@ -171,3 +171,36 @@ def test_what_it_cannot_serve_is_refused_by_name(served):
     wrong["labels"][0, 5] = 1
     with pytest.raises(InputError, match="a label is another token"):
         method.step(zopeft.BatchLoss(method.blocks.model, wrong))
+
+
+def test_a_run_of_the_command_line_asks_a_server(tmp_path, capsys):
+    import json
+
+    from safetensors.torch import load_file
+
+    from zopeft.cli.main import main
+    from zopeft.models import load_model
+
+    words = ["tune", "--task", "sst2", "--lr", "1e-3", "--batch-size", "4", "--steps", "3"]
+    words += ["task.train_examples=16", "task.eval_examples=4", "training.eval_before=false"]
+    words += ["objective.name=answer", "--json"]
+    assert main([*words, "--out", str(tmp_path / "here"), "method.probes=separate"]) == 0
+    here = json.loads(capsys.readouterr().out)
+    model, _ = load_model()
+    fake = FakeVLLM(model, name="base")
+    with fake as url:
+        there = [*words, "executor.name=vllm", f"executor.url={url}", "executor.model=base"]
+        assert main([*there, "--out", str(tmp_path / "there")]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert fake.asked == told["forward_passes"] == 6
+        assert main([*there, "--full", "--out", str(tmp_path / "full")]) == 2
+        assert "vllm serves LoRA adapters alone" in capsys.readouterr().err
+        reward = ["objective.name=metric", "task.name=squad"]
+        assert main([*there, *reward, "--out", str(tmp_path / "metric")]) == 2
+    assert told["loss_last"] == pytest.approx(here["loss_last"], abs=1e-5)
+    one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("here", "there"))
+    assert all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)
+    # The server has gone: one line, and the run can go on from its journal.
+    again = [*there, "--out", str(tmp_path / "there"), "--resume", "--steps", "5"]
+    assert main(again) == 2
+    assert "no server answers" in capsys.readouterr().err

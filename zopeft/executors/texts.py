@@ -90,7 +90,7 @@ def _targets(labels: Tensor, own: Tensor) -> list[int]:
 
 def _of_tokens(loss: Any, batch: Any) -> bool:
     """Whether a loss is the mean over the labelled tokens of a batch."""
-    inner = getattr(loss, "own_loss", None)
-    loss = loss if inner is None else inner
+    while hasattr(loss, "own_loss"):
+        loss = loss.own_loss
     named = "labels" in batch and "input_ids" in batch and "option_table" not in batch
     return named and type(loss) in (ModelLoss, TaskLoss)

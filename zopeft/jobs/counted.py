@@ -31,6 +31,11 @@ class CountedLoss:
         self.last = last
 
     @property
+    def own_loss(self) -> Callable[[nn.Module, Any], Tensor]:
+        """The function that is counted."""
+        return self.function
+
+    @property
     def stacked(self) -> Callable[[nn.Module, Any, int], Tensor]:
         """The function's own ``stacked``, counted; missing where it has none."""
         stacked: Callable[[nn.Module, Any, int], Tensor] = self.function.stacked  # type: ignore[attr-defined]

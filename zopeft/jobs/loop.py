@@ -12,6 +12,7 @@ import torch
 from transformers import PrinterCallback
 
 from zopeft.blocks.offloaded import device_of
+from zopeft.jobs.asked import executor_of
 from zopeft.jobs.beginning import layout_line
 from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.following import Follower
@@ -135,6 +136,7 @@ def run_steps(
             blocks=prepared.blocks,
             finetuner=prepared.finetuner,
             loss_function=loss,
+            executor=executor_of(recipe),
             follower=follower,
             validation=validation,
         )

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from zopeft.recipe.bench_schema import BenchSection, Job
 from zopeft.recipe.data_schema import DataSection
+from zopeft.recipe.executor_schema import ExecutorSection
 from zopeft.recipe.fields import named, number
 from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.objective_schema import ObjectiveSection
@@ -169,6 +170,7 @@ class Recipe:
         objective: What is optimised.
         method: Which optimizer.
         training: How long.
+        executor: Who finds the losses of a step.
         meta: How a fine-tuner is learned.
         bench: Who is compared with whom.
         models: Settings of single models, laid over the rest when the model is chosen.
@@ -187,6 +189,7 @@ class Recipe:
     objective: ObjectiveSection = field(default_factory=ObjectiveSection)
     method: MethodSection = field(default_factory=MethodSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+    executor: ExecutorSection = field(default_factory=ExecutorSection)
     meta: MetaSection = field(default_factory=MetaSection)
     bench: BenchSection = field(default_factory=BenchSection)
     models: dict[str, Any] = field(default_factory=dict)
@@ -215,6 +218,8 @@ class Recipe:
         if self.data == DataSection():
             # As in records from before there was own data.
             plain.pop("data")
+        if self.executor == ExecutorSection():
+            plain.pop("executor")
         if self.objective == ObjectiveSection():
             plain.pop("objective")
         else:
@@ -237,6 +242,7 @@ SECTIONS: dict[str, type] = {
     "data": DataSection,
     "objective": ObjectiveSection,
     "method": MethodSection,
+    "executor": ExecutorSection,
     "training": TrainingSection,
     "meta": MetaSection,
     "bench": BenchSection,

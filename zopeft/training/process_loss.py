@@ -38,6 +38,11 @@ class ProcessLoss:
         return LocalLoss(self)
 
     @property
+    def own_loss(self) -> Any:
+        """The loss function that it comes to; None where that is not known."""
+        return self._own()
+
+    @property
     def needed(self) -> Callable[[Mapping[str, Any]], Tensor | None]:
         """What the loss reads of a batch, see `BatchLoss`.
 

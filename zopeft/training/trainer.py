@@ -23,6 +23,7 @@ from zopeft.blocks.shards import how_sharded
 from zopeft.errors import RunError, input_error
 from zopeft.methods import METHODS
 from zopeft.optim.differing import Differing
+from zopeft.optim.executor import Executor
 from zopeft.optim.shown_rate import guard
 from zopeft.probing.packed import PADDED, laid_out
 from zopeft.probing.trial import Choice
@@ -105,6 +106,8 @@ class ZOTrainerMixin(Beneath):
             `zopeft.probing.batch_loss.BatchLoss` describes it, its probes can be stacked, and
             with a method ``needed`` its batches packed. A method ``begin`` is told the number of
             the step, from 0, before each batch.
+        executor: Called with the method, returns who finds its losses (`zopeft.optim.executor`);
+            None for forward passes in this process, or shared out by `args.parallel`.
         **options: Further arguments of the trainer beneath.
 
     Raises:
@@ -133,6 +136,7 @@ class ZOTrainerMixin(Beneath):
         blocks: Blocks | None = None,
         finetuner: Any = None,
         loss_function: LossFunction | None = None,
+        executor: Callable[[Any], Executor] | None = None,
         **options: Any,
     ) -> None:
         if not isinstance(args, ZOTrainingArguments):
@@ -161,6 +165,7 @@ class ZOTrainerMixin(Beneath):
         keep_unpacked(self.model)
         self.blocks = blocks
         self.finetuner, self.loss_function = finetuner, loss_function
+        self.executor = executor
         self.layout = Choice(PADDED, "not settled yet")
         self.differing: Differing | None = None
         self.resumed: Resumed | None = None
@@ -249,6 +254,11 @@ class ZOTrainerMixin(Beneath):
             if METHODS[self.args.method].needs_finetuner:
                 self.finetuner = given = finetuner_of(self.finetuner, self.args)
             self.optimizer = method_of(self.args, self.find_blocks(), given, self.train_dataset)
+        if self.executor is not None:
+            if self.ranks.several:
+                do = "start one process, or leave the executor out"
+                raise input_error("executor", "serves one process", self.ranks.count, do)
+            self.method.executor = self.executor(self.method)
         settle(self, self.optimizer)
         found: torch.optim.Optimizer = self.optimizer
         return found
