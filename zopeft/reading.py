@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from zopeft.errors import input_error
+from zopeft.errors import InputError, input_error
 
 LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
@@ -161,6 +161,23 @@ def fits(value: Any, kind: str) -> bool:
         return False
     inside = {"numbers": "number", "texts": "text"}.get(kind)
     return inside is None or all(fits(one, inside) for one in value.values())
+
+
+def newer(where: str, what: str, found: int, known: int, versions: Any) -> InputError:
+    """Returns what is said of a file of a format that is not known yet.
+
+    Args:
+        where: The file.
+        what: What it is, "journal".
+        found: Its format.
+        known: The newest one that is read.
+        versions: Versions of the packages that wrote it, by name, if it says so.
+    """
+    wrote = versions.get("zopeft") if isinstance(versions, dict) else None
+    good = isinstance(wrote, str) and 0 < len(wrote) < 40
+    needed = f"zopeft {wrote} or later" if good else "the version of zopeft that wrote it, or later"
+    said = f"is a {what} of format {found}, where this version knows those up to {known}"
+    return input_error(where, said, do=f"install {needed}")
 
 
 def checked(values: Any, kinds: dict[str, str], where: str, what: str) -> dict[str, Any]:

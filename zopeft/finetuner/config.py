@@ -12,6 +12,7 @@ from typing import Any
 from zopeft.errors import close_matches, input_error
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import INPUTS, check_features
+from zopeft.reading import fits, newer
 
 FORMAT_VERSION = 3
 READABLE = (1, 2, 3)
@@ -168,15 +169,12 @@ class FineTunerConfig:
             InputError: It is of another format, or a field is missing or malformed.
         """
         version = values.get("format_version")
-        if version not in READABLE:
-            raise input_error(
-                where,
-                f"not a fine-tuner's configuration of format {FORMAT_VERSION}",
-                version,
-                "give a folder that FineTuner.save_pretrained wrote"
-                if not isinstance(version, int) or version < FORMAT_VERSION
-                else "update zopeft",
-            )
+        if fits(version, "count") and version > FORMAT_VERSION:
+            raise newer(where, "fine-tuner", version, FORMAT_VERSION, values.get("versions"))
+        if isinstance(version, bool) or version not in READABLE:
+            what = f"not a fine-tuner's configuration of format {FORMAT_VERSION}"
+            do = "give a folder that FineTuner.save_pretrained wrote"
+            raise input_error(where, what, version, do)
         known = {one.name for one in fields(cls)}
         try:
             groups = [_group(row) for row in values["groups"]]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from array import array
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import repeat
 from typing import Any
 
 from transformers import TrainerCallback
@@ -20,6 +22,36 @@ from zopeft.training.checkpoints import read_seal
 
 WINDOW = 20
 """Steps that the loss and the time on the terminal are means over."""
+
+
+class Course:
+    """A number a step, in eight bytes each: runs may have many steps.
+
+    Steps that nothing is known of are NaN, and are left out by `items`.
+    """
+
+    def __init__(self) -> None:
+        self._numbers = array("d")
+        self._known = bytearray()
+
+    def __setitem__(self, step: int, number: float) -> None:
+        more = step + 1 - len(self._numbers)
+        if more > 0:
+            self._numbers.extend(repeat(math.nan, more))
+            self._known.extend(bytes(more))
+        self._numbers[step] = number
+        self._known[step] = True
+
+    def get(self, step: int, other: Any = math.nan) -> Any:
+        """Returns the number of a step, or `other`."""
+        return self._numbers[step] if 0 <= step < len(self) and self._known[step] else other
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def items(self) -> Iterator[tuple[int, float]]:
+        """The steps that have a number, in order, and their numbers."""
+        return ((n, x) for n, x in enumerate(self._numbers) if self._known[n])
 
 
 class Follower(TrainerCallback):
@@ -46,8 +78,8 @@ class Follower(TrainerCallback):
         self.trainer: ZOTrainer | None = None
         self.loss, self.metrics, self.listener = loss, metrics, listener
         self.batches, self.every, self.score = batches, every, score
-        self.losses: dict[int, float] = {}
-        self.grads: dict[int, float] = {}
+        self.losses = Course()
+        self.grads = Course()
         self.told = ""
         self.lr: float | None = None
         self._ticks: deque[float] = deque(maxlen=WINDOW + 1)
@@ -67,6 +99,10 @@ class Follower(TrainerCallback):
         """Counts time that was spent on something else than steps for none."""
         self._started += seconds
         self._ticks = deque((tick + seconds for tick in self._ticks), self._ticks.maxlen)
+
+    def note(self, text: str) -> None:
+        """Tells the listener something that concerns the run."""
+        self.listener(Progress("tune", note=text))
 
     def settled(self) -> None:
         """Says how batches are laid out."""
@@ -119,7 +155,7 @@ class Follower(TrainerCallback):
                 total=args.max_steps,
                 loss=None if self.score else self._mean(self.losses, step, WINDOW),
                 score=_negative(self._mean(self.losses, step, WINDOW)) if self.score else None,
-                projected_grad=self.grads.get(step),
+                projected_grad=self.grads.get(step, None),
                 lr=self.lr,
                 seconds=(self._ticks[-1] - self._ticks[0]) / (len(self._ticks) - 1),
                 note=note,
@@ -151,9 +187,9 @@ class Follower(TrainerCallback):
             self.trainer.log(numbers(values))
 
     @staticmethod
-    def _mean(found: dict[int, float], step: int, width: int, power: float = 1.0) -> float | None:
+    def _mean(found: Course, step: int, width: int, power: float = 1.0) -> float | None:
         """Returns the mean (of that power) over the last steps that have a finite number."""
-        last = [found.get(n, math.nan) for n in range(step - width + 1, step + 1)]
+        last = [found.get(n) for n in range(step - width + 1, step + 1)]
         finite = [number**power for number in last if math.isfinite(number)]
         return (sum(finite) / len(finite)) ** (1.0 / power) if finite else None
 

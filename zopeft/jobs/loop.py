@@ -19,6 +19,7 @@ from zopeft.jobs.following import Follower
 from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress
+from zopeft.jobs.snapshots import Snapshots, size_of
 from zopeft.jobs.validating import Validation
 from zopeft.models.quiet import quiet
 from zopeft.probing.packed import PADDED
@@ -72,17 +73,26 @@ class FollowedTrainer(ZOTrainer):
         *args: As of `ZOTrainer`.
         follower: Follows it.
         validation: Evaluates it as it goes.
+        snapshots: Whether checkpoints are saved by the rule of `zopeft.jobs.snapshots`.
         **options: As of `ZOTrainer`.
     """
 
     def __init__(
-        self, *args: Any, follower: Follower, validation: Validation, **options: Any
+        self,
+        *args: Any,
+        follower: Follower,
+        validation: Validation,
+        snapshots: bool = False,
+        **options: Any,
     ) -> None:
         super().__init__(*args, callbacks=[follower, validation], **options)
         # What it would print, the follower tells.
         self.remove_callback(PrinterCallback)
         self.follower = follower
         follower.trainer = self
+        if snapshots:
+            out, tell = Path(str(self.args.output_dir)), follower.note
+            self.add_callback(Snapshots(out, lambda: size_of(self.model, self.method), tell))
 
     def on_settled(self) -> None:
         """See `ZOTrainer.on_settled`."""
@@ -139,6 +149,7 @@ def run_steps(
             executor=executor_of(recipe),
             follower=follower,
             validation=validation,
+            snapshots=recipe.training.journal and not recipe.training.save_steps,
         )
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=True if resume else None)
@@ -176,8 +187,9 @@ def _told(
     """Returns what a trainer that has finished came to."""
     method = trainer.method
     first = method.param_groups[0]
-    losses = journaled_losses(out) if recipe.training.journal and trainer.args.order == 0 else {}
-    losses = {**trainer.follower.losses, **losses}
+    losses = dict(trainer.follower.losses.items())
+    if recipe.training.journal and trainer.args.order == 0:
+        losses |= journaled_losses(out)
     last = getattr(method, "last_record", None)
     rate = getattr(method, "rate", None)
     reason = "given" if recipe.method.lr != "auto" else "the method's default"

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections.abc import Mapping
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,9 @@ class Metrics:
         numbers = {name: _finite(value) for name, value in values.items()}
         entry = {"step": step, **numbers, "seconds": round(seconds, 3)}
         kind = _is_evaluation(entry)
-        if any(one["step"] == step and _is_evaluation(one) == kind for one in self.entries[::-1]):
+        # In order of their steps, so that those of this one stand at the end.
+        here = takewhile(lambda one: one["step"] >= step, reversed(self.entries))
+        if any(one["step"] == step and _is_evaluation(one) == kind for one in here):
             return False
         self.entries.append(entry)
         if self._writes:

@@ -138,6 +138,15 @@ def decode(payload: bytes, before: StepRecord | None) -> StepRecord:
     )
 
 
+def stands_alone(payload: bytes) -> bool:
+    """Whether a payload can be decoded without the record before."""
+    try:
+        decode(payload, None)
+    except ValueError:
+        return False
+    return True
+
+
 def _inline(array: NDArray | None) -> bytes:
     assert array is not None
     return struct.pack(f"<B{array.ndim}I", array.ndim, *array.shape) + array.tobytes()

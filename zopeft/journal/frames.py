@@ -64,11 +64,12 @@ def pack(payload: bytes) -> bytes:
     return length + struct.pack("<I", _checksum(length, payload)) + payload
 
 
-def scan(path: Path) -> Iterator[Frame | Torn]:
+def scan(path: Path, start: int = 0) -> Iterator[Frame | Torn]:
     """Walks over the frames of a file; a torn end is the last thing it yields.
 
     Args:
         path: The file.
+        start: Where a frame begins, to walk from there; 0 for the first.
 
     Yields:
         Each intact `Frame` in order, then at most one `Torn`.
@@ -85,7 +86,7 @@ def scan(path: Path) -> Iterator[Frame | Torn]:
                 yield Torn(0, size)
                 return
             raise input_error(str(path), "is not a journal", magic, "give a journal.bin of zopeft")
-        offset = len(MAGIC)
+        offset = start or len(MAGIC)
         while offset < size:
             file.seek(offset)
             payload = _payload(file.read(HEAD.size), file, size - offset)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -15,6 +16,8 @@ from zopeft.journal.header import JournalHeader
 from zopeft.optim.record import StepRecord
 
 logger = logging.getLogger(__name__)
+ALONE = 1000
+"""Every so many records one repeats nothing of that before, so that reading can begin there."""
 
 
 class Journal:
@@ -35,7 +38,8 @@ class Journal:
         self.header = header
         self.sync_steps = sync_steps
         self._file: BinaryIO | None = None
-        self._ends: list[int] = []
+        self._ends = array("Q")
+        self._alone: dict[int, int] = {}
         self._first = 0
         self._begin = 0
         self._last: StepRecord | None = None
@@ -124,6 +128,8 @@ class Journal:
             )
         if not self._ends:
             self._first = record.step
+        if len(self._ends) % ALONE == 0 and codec.stands_alone(frame.payload):
+            self._alone[len(self._ends)] = frame.offset
         self._ends.append(frame.end)
         self._last = record
 
@@ -150,11 +156,11 @@ class Journal:
     def records(self, start: int = 0) -> Iterator[StepRecord]:
         """Reads the records of the steps from `start` on, in order."""
         before: StepRecord | None = None
-        for number, frame in enumerate(frames.scan(self.path)):
-            if isinstance(frame, frames.Torn) or number > len(self._ends):
+        first = max((n for n in self._alone if n <= start - self._first), default=0)
+        place = self._alone.get(first, self._begin)
+        for number, frame in enumerate(frames.scan(self.path, place), first):
+            if isinstance(frame, frames.Torn) or number >= len(self._ends):
                 return
-            if number == 0:
-                continue
             before = self._decode(frame, before)
             if before.step >= start:
                 yield before
@@ -175,8 +181,11 @@ class Journal:
             raise ValueError(f"step {self.next_step} is due in {self.path}, got {record.step}")
         if not self._ends:
             self._first = record.step
-        frame = frames.pack(codec.encode(record, self._last))
+        alone = len(self._ends) % ALONE == 0
+        frame = frames.pack(codec.encode(record, None if alone else self._last))
         self._file.write(frame)
+        if alone:
+            self._alone[len(self._ends)] = self._end
         self._ends.append(self._end + len(frame))
         self._last = record
         self._unsynced += 1
@@ -191,9 +200,10 @@ class Journal:
         if keep >= len(self._ends):
             return
         del self._ends[keep:]
+        self._alone = {n: place for n, place in self._alone.items() if n < keep}
         self._cut(self._end)
         self._last = None
-        for record in self.records():
+        for record in self.records(self.next_step - 1):
             self._last = record
 
     def _cut(self, end: int) -> None:

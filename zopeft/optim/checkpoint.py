@@ -43,7 +43,8 @@ def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:
     method.engine.adopt()
     method.engine.load_state_dict(state["engine"])
     method.engine.rounding = state.get("rounding", NEAREST)
-    method.clip.load_state_dict(state["clip"])
+    if "clip" in state:
+        method.clip.load_state_dict(state["clip"])
     method.probing.load_state_dict(state.get("probing"))
     method.engine.reads.load(state.get("watched"))
     method.kept.load_state_dict(state.get("kept", {}))

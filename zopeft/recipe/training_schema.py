@@ -33,7 +33,8 @@ class TrainingSection:
             never does.
         report_to: Also send losses, rates and scores to a tracker, by transformers' callbacks.
         log_steps: A line of metrics (``metrics.jsonl``) every so many steps.
-        save_steps: A checkpoint every so many steps; 0 keeps only the journal.
+        save_steps: A checkpoint every so many steps; 0, with a journal, after 1000 steps or a
+            64th of those made, whichever is more.
         journal: Write the journal, from which the weights can be rebuilt.
         parallel: What several processes share out: "rows", each its own batch; "probes", all over
             the same batch, so that the result does not depend on their number; or "both".

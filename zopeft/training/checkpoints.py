@@ -15,8 +15,9 @@ import zlib
 from pathlib import Path
 from typing import Any
 
-from zopeft.errors import input_error
-from zopeft.reading import checked, read_object
+from zopeft import __version__
+from zopeft.errors import InputError, input_error
+from zopeft.reading import checked, fits, newer, read_object
 from zopeft.staging import staged
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,16 @@ logger = logging.getLogger(__name__)
 SEAL = "complete.json"
 SUMMED = 1 << 26
 """Bytes of the largest files whose content is summed; larger ones are known by their sizes."""
-KINDS = {"step": "count", "run": "text", "files": "numbers", "sums": "numbers"}
+FORMAT_VERSION = 1
+"""Of what is in a checkpoint beside its weights; those of before there was a number are of it."""
+KINDS = {
+    "step": "count",
+    "run": "text",
+    "files": "numbers",
+    "sums": "numbers",
+    "format_version": "count",
+    "versions": "texts",
+}
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
@@ -44,8 +54,10 @@ def seal(folder: str | Path, step: int, run: str) -> None:
                 os.fsync(file.fileno())
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
     sums = {name: _checksum(folder / name) for name, size in files.items() if size <= SUMMED}
+    told = {"step": step, "run": run, "files": files, "sums": sums}
+    told |= {"format_version": FORMAT_VERSION, "versions": {"zopeft": __version__}}
     with staged(folder / SEAL) as place, open(place, "w") as text:
-        json.dump({"step": step, "run": run, "files": files, "sums": sums}, text)
+        json.dump(told, text)
         text.flush()
         os.fsync(text.fileno())
 
@@ -69,10 +81,20 @@ def read_seal(folder: str | Path, summed: bool = False) -> dict[str, Any] | None
     Returns:
         ``step``, ``run``, ``files`` (name to size), and ``sums`` (name to CRC-32 of small files)
         in those of today.
+
+    Raises:
+        InputError: It is of a later format.
     """
     folder = Path(folder)
     try:
-        found = checked(read_object(folder / SEAL), KINDS, SEAL, "mark of a checkpoint")
+        told = read_object(folder / SEAL)
+    except InputError:
+        return None
+    number = told.get("format_version")
+    if fits(number, "count") and number > FORMAT_VERSION:
+        raise newer(str(folder), "checkpoint", number, FORMAT_VERSION, told.get("versions"))
+    try:
+        found = checked(told, KINDS, SEAL, "mark of a checkpoint")
         files, sums = found["files"], found.get("sums", {}) if summed else {}
         whole = all((folder / name).stat().st_size == size for name, size in files.items())
         whole = whole and all(_checksum(folder / name) == own for name, own in sums.items())
@@ -91,6 +113,9 @@ def newest_checkpoint(out: str | Path, run: str | None = None) -> Path | None:
 
     Returns:
         The folder, or None. Those that are passed over are named in the log.
+
+    Raises:
+        InputError: One is of a later format.
     """
     numbered = []
     for path in Path(out).glob("checkpoint-*"):
@@ -112,7 +137,7 @@ def given_checkpoint(folder: str | Path) -> Path:
     """Returns a checkpoint that the user named.
 
     Raises:
-        InputError: It is missing or not whole.
+        InputError: It is missing, not whole, or of a later format.
     """
     folder = Path(folder)
     if not folder.is_dir():
