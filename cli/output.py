@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ from rich.text import Text
 from zopeft.errors import ZopeftWarning
 from zopeft.jobs.progress import Progress
 from zopeft.ranks import leads
+from zopeft.reading import to_json
 
 from .interrupts import InterruptError, line_of
 
@@ -157,7 +157,7 @@ class Output:
         if self._silent:
             return
         if self.json:
-            print(json.dumps(result, default=str), file=self._stdout, flush=True)
+            print(to_json(result), file=self._stdout, flush=True)
         elif table is not None:
             self._tables.print(table)
 

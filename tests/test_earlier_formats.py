@@ -1,4 +1,4 @@
-"""Journals, checkpoints and fine-tuners of earlier versions are read, as `golden/earlier` has them."""
+"""Journals, checkpoints and fine-tuners of earlier versions, which lie in `golden/earlier`."""
 
 import importlib.util
 import json
@@ -115,7 +115,7 @@ def test_later_formats_are_refused_with_the_version_that_is_needed(tmp_path):
     with pytest.raises(InputError, match="checkpoint-4: is a checkpoint of format 9"):
         newest_checkpoint(tmp_path)
     trainer = earlier.trainer_of(earlier.model_of("adapter"), str(tmp_path), {})
-    with pytest.raises(InputError, match="install zopeft 7.1.0 or later"):
+    with pytest.raises(InputError, match=r"install zopeft 7\.1\.0 or later"):
         trainer.train(resume_from_checkpoint=True)
 
     unpacked("networks", tmp_path / "f")

@@ -180,7 +180,10 @@ DAMAGE = {
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),
         "not a fine-tuner's configuration of format 3",
     ),
-    "newer format": (lambda f: edit(f, format_version=4), "is a fine-tuner of format 4, where this version knows those up to 3; install zopeft "),
+    "newer format": (
+        lambda f: edit(f, format_version=4),
+        "is a fine-tuner of format 4, where this version knows those up to 3; install zopeft ",
+    ),
     "no groups": (lambda f: edit(f, groups=...), "no 'groups'"),
     "empty groups": (lambda f: edit(f, groups=[]), "group table is empty"),
     "malformed group": (lambda f: edit(f, groups=[{"key": "a"}]), "malformed"),

@@ -139,7 +139,10 @@ def test_a_missing_file_and_one_of_a_later_format_are_refused(tmp_path):
         Journal.open(tmp_path / "none.bin")
     path = tmp_path / "later.bin"
     Journal.create(path, replace(HEADER, format_version=99)).close()
-    with pytest.raises(InputError, match="is a journal of format 99, where this version knows those up to 1; install zopeft "):
+    with pytest.raises(
+        InputError,
+        match="is a journal of format 99, where this version knows those up to 1; install zopeft ",
+    ):
         Journal.open(path)
 
 

@@ -179,7 +179,7 @@ HEADER = {"method": "MeZO", "noise": "gaussian", "seed": 3, "blocks": [["a", [2]
         ({"seed": "3"}, "header: seed, got"),
         ({"blocks": [["a", [-2]]]}, "not a name and a shape"),
         ({"start": "../weights.safetensors"}, "start is no file's name"),
-        ({"format_version": 9}, "format other than 1, got 9"),
+        ({"format_version": 9}, "is a journal of format 9"),
         ({"extra": 1}, "unknown field in its journal header, got 'extra'"),
         ({"method": None}, "header: method"),
     ],

@@ -14,11 +14,15 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-static char folder[4096];
+static char folder[4096], where[4096];
+static int told = -1;
 static long counted, at = -1;
 /* 0: only count; an errno; -1: killed; -2: half of a write is done, then killed; below that
    the signal of that number, 1002 and so on, is sent and the call made. */
 static int how;
+
+/* Where each call is told from now on: its number, its name and its file, a line each. */
+void breaking_tell(int file) { told = file; }
 
 void breaking_arm(const char *below, long place, int kind) {
     strncpy(folder, below, sizeof folder - 1);
@@ -31,7 +35,9 @@ long breaking_counted(void) { return counted; }
 
 static int inside(const char *path) {
     size_t size = strlen(folder);
-    return size && path && !strncmp(path, folder, size);
+    if (!size || !path || strncmp(path, folder, size)) return 0;
+    if (path != where) strncpy(where, path, sizeof where - 1);
+    return 1;
 }
 
 static int inside_file(int file) {
@@ -45,8 +51,9 @@ static int inside_file(int file) {
 }
 
 /* Whether this call is to fail: errno is set then. A disk that is full stays full. */
-static int breaks(void) {
+static int breaks_in(const char *call) {
     long now = counted++;
+    if (told >= 0) dprintf(told, "%ld %s %s\n", now, call, where);
     if (at < 0 || !how) return 0;
     if (how < 0) {
         if (now == at && how == -1) kill(getpid(), SIGKILL);
@@ -60,6 +67,8 @@ static int breaks(void) {
     errno = how;
     return 1;
 }
+
+#define breaks() breaks_in(__func__)
 
 #define REAL(kind, name, ...) \
     static kind (*real)(__VA_ARGS__); \

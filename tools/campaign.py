@@ -62,12 +62,14 @@ class Job:
     Args:
         words: The command.
         again: What goes on with it; the same with ``--resume auto`` if left out.
-        results: Patterns of the files whose bits are compared.
+        results: Names of the files whose bits are compared.
+        before: A command whose result is in the folder before, and must not be lost.
     """
 
     words: tuple[str, ...]
     again: tuple[str, ...] = ("--resume", "auto")
     results: tuple[str, ...] = ("adapter_model.safetensors", "model.safetensors")
+    before: tuple[str, ...] = ()
 
 
 JOBS = {
@@ -78,6 +80,18 @@ JOBS = {
     "directions": Job((*TUNE, "--lora", "method.directions=3", "method.sides=one", *SAVES)),
     "evaluating": Job((*TUNE, "--lora", "--eval-every", "2", "--keep-best")),
     "journal": Job((*TUNE, "--lora")),
+    "scales": Job((*TUNE, "--peft", "scales", "--load-in-4bit", *SAVES)),
+    "offloaded": Job((*TUNE, "--lora", *SAVES, "model.device=auto", "model.offload_folder=spread",
+                      "model.max_memory={cpu: 2MB}")),
+    "meta-train": Job(
+        ("meta-train", "--task", "sst2", "--data", "sst2", "--steps", "4", "--batch-size", "2",
+         "--hidden", "4"),
+        ("--overwrite",),
+        ("finetuner.safetensors",),
+    ),
+    "overwrite": Job(
+        (*TUNE, "--lora", "--overwrite", *SAVES), (), before=(*TUNE, "--lora", "--seed", "5")
+    ),
     "bench": Job(
         ("bench", "--task", "sst2", "--data", "sst2", "bench.forwards=8", "bench.lrs=[1e-5]",
          "bench.seeds=1", "bench.auto=false", "task.eval_examples=4"),
@@ -85,6 +99,23 @@ JOBS = {
         ("rows.jsonl",),
     ),
 }  # fmt: skip
+
+
+POINTS = {
+    "the first snapshot": lambda call, path: "/checkpoint-" in path,
+    "weights of a snapshot": lambda call, path: "/checkpoint-" in path and "model.safet" in path,
+    "a snapshot's mark": lambda call, path: call == "rename" and path.endswith("complete.json"),
+    "a journal's frame": lambda call, path: call == "write" and path.endswith("/journal.bin"),
+    "the result's weights": lambda call, path: (
+        "/.staged-" in path and path.endswith(".safetensors")
+    ),
+    "the result in place": lambda call, path: call == "rename" and path.endswith(".safetensors"),
+    "the old result's end": lambda call, path: call == "unlink" and "/.staged-" not in path,
+    "the record": lambda call, path: call == "rename" and path.endswith("run.json"),
+}
+"""Chosen points, by the calls that are made there; of several the first, middle and last."""
+POINT_KINDS = ("kill", "half", "sigterm")
+"""What happens at the first, middle and last place of a point."""
 
 
 @dataclass
@@ -140,6 +171,29 @@ class Bench:
         if code:
             raise SystemExit(code)
 
+    def prepare(self, job: Job) -> None:
+        """Empties the folder, and puts into it what is there before."""
+        self.clear()
+        if job.before:
+            kept = self.folder / "before"
+            if not kept.is_dir():
+                code, said, _ = self.run(job.before)
+                if code:
+                    raise SystemExit(said)
+                shutil.copytree(self.folder / OUT, kept)
+                return
+            shutil.copytree(kept, self.folder / OUT)
+
+    def points(self) -> dict[str, list[int]]:
+        """Returns the places of `POINTS` in the last run."""
+        calls = [line.split(" ", 2) for line in (self.folder / "told").read_text().splitlines()]
+        found = {}
+        for name, is_one in POINTS.items():
+            places = [int(number) for number, call, path in calls if is_one(call, path)]
+            if places:
+                found[name] = list(dict.fromkeys((places[0], places[len(places) // 2], places[-1])))
+        return found
+
     def run(self, words: Sequence[str], place: int = -1, kind: int = 0) -> tuple[int, str, int]:
         """Runs a command, broken at a place; returns code, what it said, and writes counted."""
         said, counted = self.folder / "said", self.folder / "counted"
@@ -163,6 +217,8 @@ class Bench:
             from zopeft.cli.main import main
 
             below = str(self.folder / OUT)
+            flags = os.O_CREAT | os.O_TRUNC | os.O_WRONLY
+            self.calls.breaking_tell(os.open(self.folder / "told", flags))
             self.calls.breaking_arm(below.encode(), ctypes.c_long(place), kind)
             with contextlib.redirect_stdout(io.StringIO()):
                 code = main([*words, "--out", below])
@@ -230,13 +286,27 @@ def judged(code: int, said: str, kind: str, begun: bool) -> str:
     return "" if lines else "no line says what happened"
 
 
+def lost(bench: Bench, job: Job) -> str:
+    """Returns what is wrong where neither an old result nor a new run is left."""
+    out = bench.folder / OUT
+    if not job.before or bench.digest(job):
+        return ""
+    try:
+        steps = json.loads((out / "run.json").read_text())["recipe"]
+    except (OSError, ValueError, KeyError):
+        return "neither the old result nor the new run is there"
+    old = json.loads((bench.folder / "before" / "run.json").read_text())["recipe"]
+    return "the old result is gone, and no new run has begun" if steps == old else ""
+
+
 def broken(bench: Bench, name: str, kind: str, place: int, wanted: str) -> Case:
     """Breaks a job off at a place, goes on with it, and says what is wrong."""
     job, case = JOBS[name], Case(name, kind, place)
-    bench.clear()
+    bench.prepare(job)
     case.code, case.said, _ = bench.run(job.words, place, KINDS[kind])
     begun = (bench.folder / OUT / "run.json").exists()
     case.fault = judged(case.code, case.said, kind, begun) or "; ".join(bench.halves())
+    case.fault = case.fault or lost(bench, job)
     if case.fault:
         return case
     if case.code == 0 and bench.digest(job) == wanted:
@@ -253,16 +323,20 @@ def broken(bench: Bench, name: str, kind: str, place: int, wanted: str) -> Case:
     return case
 
 
-def campaign(name: str, kinds: Sequence[str], places: int, every: int, seed: int) -> dict[str, Any]:
+def campaign(
+    name: str, kinds: Sequence[str], places: int, every: int, seed: int, points: bool = False
+) -> dict[str, Any]:
     """Breaks one job at many places; returns counts and faults."""
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder).resolve())
         bench.warm(JOBS[name].words)
+        bench.prepare(JOBS[name])
         code, said, writes = bench.run(JOBS[name].words)
         wanted = bench.digest(JOBS[name])
         if code or not wanted:
             raise SystemExit(f"{name}: {said}")
+        marked = bench.points()
         dice, faults, made = random.Random(f"{name} {seed}"), [], 0
         for kind in kinds:
             chosen = (
@@ -275,8 +349,16 @@ def campaign(name: str, kinds: Sequence[str], places: int, every: int, seed: int
                 made += 1
                 if case.fault:
                     faults.append({"kind": kind, "place": place, "fault": case.fault})
+        for point, chosen in (marked if points else {}).items():
+            for kind, place in zip(POINT_KINDS, chosen, strict=False):
+                case = broken(bench, name, kind, place, wanted)
+                made += 1
+                if case.fault:
+                    told = {"kind": kind, "place": place, "at": point, "fault": case.fault}
+                    faults.append(told)
     return {
         "job": name, "writes": writes, "kinds": list(kinds), "breaks": made, "seed": seed,
+        **({"points": {point: len(chosen) for point, chosen in marked.items()}} if points else {}),
         "faults": faults, "seconds": round(time.monotonic() - begun, 1),
     }  # fmt: skip
 
@@ -290,6 +372,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--kinds", nargs="+", default=list(KINDS), choices=KINDS)
     parser.add_argument("--places", type=int, default=20, help="of each job and kind")
     parser.add_argument("--every", type=int, default=0, help="every so many writes instead")
+    parser.add_argument("--points", action="store_true", help="break at chosen points, too")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, help="file that the counts are appended to")
     args = parser.parse_args(argv)
@@ -303,7 +386,7 @@ def main(argv: list[str] | None = None) -> int:
             return subprocess.run(words, env=env).returncode
     lost = False
     for name in args.jobs or JOBS:
-        row = campaign(name, args.kinds, args.places, args.every, args.seed)
+        row = campaign(name, args.kinds, args.places, args.every, args.seed, args.points)
         print(json.dumps(row), flush=True)
         lost |= bool(row["faults"])
         if args.keep:

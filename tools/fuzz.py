@@ -140,22 +140,34 @@ def _work(reader: Reader, folder: Path, numbers: range, sink: int) -> None:
         os._exit(1)
 
 
-def campaign(reader: Reader, first: int, cases: int) -> dict[str, Any]:
-    """Tries many cases of a reader; returns counts, and the first number of each fault."""
+def campaign(
+    reader: Reader, first: int, cases: int, seconds: float = float("inf")
+) -> dict[str, Any]:
+    """Tries many cases of a reader; returns counts, and the first number of each fault.
+
+    Args:
+        reader: The reader.
+        first: Number of the first case.
+        cases: How many, at most.
+        seconds: After so many no new process is begun, and the row says how many cases there were.
+    """
     begun, counts, faults = time.monotonic(), Counter[str](), dict[str, int]()
     # Good files are read, and what reads them is loaded, once for all processes.
     with tempfile.TemporaryDirectory() as folder:
         reader.read(reader.good(Path(folder)))
     with tempfile.TemporaryDirectory() as folder:
         for start in range(first, first + cases, ROUND):
+            if time.monotonic() - begun > seconds:
+                cases = start - first
+                break
             numbers = range(start, min(start + ROUND, first + cases))
             for number, line in in_a_process(reader, Path(folder), numbers).items():
                 counts["fault" if line not in ("read", "refused") else line] += 1
                 if line not in ("read", "refused"):
                     faults.setdefault(line, number)
-    seconds = round(time.monotonic() - begun, 1)
+    spent = round(time.monotonic() - begun, 1)
     return {"reader": reader.name, "cases": cases, "first": first, **counts, "faults": faults,
-            "seconds": seconds}  # fmt: skip
+            "seconds": spent}  # fmt: skip
 
 
 def show(reader: Reader, number: int) -> None:
@@ -173,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))
     parser.add_argument("--cases", type=int, default=2000, help="of each reader")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each reader")
     parser.add_argument("--first", type=int, default=0, help="number of the first case")
     parser.add_argument("--keep", type=Path, help="file that the counts are appended to")
     parser.add_argument("--show", action="store_true", help="print the first case, and read it")
@@ -182,7 +195,7 @@ def main(argv: list[str] | None = None) -> int:
         if args.show:
             show(READERS[name], args.first)
             continue
-        row = campaign(READERS[name], args.first, args.cases)
+        row = campaign(READERS[name], args.first, args.cases, args.seconds)
         print(json.dumps(row), flush=True)
         broken |= bool(row["faults"])
         if args.keep:

@@ -8,10 +8,11 @@ a billion times. Every reader of such files goes through here.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
-from zopeft.errors import InputError, input_error
+from zopeft.errors import input_error
 
 LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
@@ -38,6 +39,26 @@ def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
         raise input_error(where, "unreadable JSON (nested too deeply)", do=do) from None
     except ValueError as error:
         raise input_error(where, f"unreadable JSON ({error})", do=do) from None
+
+
+def to_json(value: Any) -> str:
+    """Returns a value as JSON text on one line; numbers that are not finite are null.
+
+    Args:
+        value: Objects, lists, texts, numbers; anything else becomes its text.
+    """
+    try:
+        return json.dumps(value, default=str, allow_nan=False)
+    except ValueError:
+        return json.dumps(_finite(value), default=str, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(one) for one in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path, do: str = "") -> Any:
@@ -163,21 +184,28 @@ def fits(value: Any, kind: str) -> bool:
     return inside is None or all(fits(one, inside) for one in value.values())
 
 
-def newer(where: str, what: str, found: int, known: int, versions: Any) -> InputError:
-    """Returns what is said of a file of a format that is not known yet.
+def refuse_newer(values: Any, where: str, what: str, known: int) -> None:
+    """Refuses a file of a format that is not known yet.
 
     Args:
+        values: What the file says of itself: ``format_version`` and, if it does, ``versions`` of
+            the packages that wrote it.
         where: The file.
         what: What it is, "journal".
-        found: Its format.
-        known: The newest one that is read.
-        versions: Versions of the packages that wrote it, by name, if it says so.
+        known: The newest format that is read.
+
+    Raises:
+        InputError: It is of a later one; the line names the version of zopeft that is needed.
     """
+    found = values.get("format_version") if isinstance(values, dict) else None
+    if found is None or not fits(found, "count") or found <= known:
+        return
+    versions = values.get("versions")
     wrote = versions.get("zopeft") if isinstance(versions, dict) else None
     good = isinstance(wrote, str) and 0 < len(wrote) < 40
     needed = f"zopeft {wrote} or later" if good else "the version of zopeft that wrote it, or later"
     said = f"is a {what} of format {found}, where this version knows those up to {known}"
-    return input_error(where, said, do=f"install {needed}")
+    raise input_error(where, said, do=f"install {needed}")
 
 
 def checked(values: Any, kinds: dict[str, str], where: str, what: str) -> dict[str, Any]:

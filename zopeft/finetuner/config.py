@@ -12,7 +12,7 @@ from typing import Any
 from zopeft.errors import close_matches, input_error
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import INPUTS, check_features
-from zopeft.reading import fits, newer
+from zopeft.reading import refuse_newer
 
 FORMAT_VERSION = 3
 READABLE = (1, 2, 3)
@@ -168,9 +168,8 @@ class FineTunerConfig:
         Raises:
             InputError: It is of another format, or a field is missing or malformed.
         """
+        refuse_newer(values, where, "fine-tuner", FORMAT_VERSION)
         version = values.get("format_version")
-        if fits(version, "count") and version > FORMAT_VERSION:
-            raise newer(where, "fine-tuner", version, FORMAT_VERSION, values.get("versions"))
         if isinstance(version, bool) or version not in READABLE:
             what = f"not a fine-tuner's configuration of format {FORMAT_VERSION}"
             do = "give a folder that FineTuner.save_pretrained wrote"

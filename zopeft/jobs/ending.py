@@ -26,13 +26,13 @@ def diverged(metrics: Mapping[str, Any], losses: Sequence[float], score: str = "
     """
     from zopeft.jobs.bench.run import WORSE
 
-    before, after = metrics.get("before"), metrics["after"].get("loss", 0.0)
+    before, after = metrics.get("before"), _number(metrics["after"].get("loss", 0.0))
     if not math.isfinite(after):
         return "the validation loss is not finite"
     if score:
         return ""
     if before is not None:
-        first, last, what = float(before["loss"]), float(after), "validation loss"
+        first, last, what = _number(before["loss"]), float(after), "validation loss"
     else:
         parts = ends(losses)
         # Of a few single batches, one may well be that much harder than another.
@@ -40,3 +40,8 @@ def diverged(metrics: Mapping[str, Any], losses: Sequence[float], score: str = "
             return ""
         first, last, what = parts["loss_first"], parts["loss_last"], "training loss"
     return f"the {what} rose from {first:.4g} to {last:.4g}" if last - first > WORSE else ""
+
+
+def _number(value: Any) -> float:
+    """Returns a loss; one that is not finite is null in the record of a run that goes on."""
+    return math.nan if value is None else float(value)

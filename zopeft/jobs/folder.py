@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 from zopeft.errors import InputError, input_error, run_error
 from zopeft.jobs.claim import CLAIM, Claim, holds_files, unwritable
 from zopeft.jobs.kept import Kept, again
-from zopeft.reading import read_object
+from zopeft.reading import read_object, to_json
 from zopeft.staging import staged, sweep
 
 RECORD = "run.json"
@@ -161,7 +160,7 @@ class Folder:
     def _put(self, record: Mapping[str, Any]) -> None:
         if self._leads:
             with staged(self.path / RECORD) as place:
-                place.write_text(json.dumps(record, default=str) + "\n", encoding="utf-8")
+                place.write_text(to_json(record) + "\n", encoding="utf-8")
 
     def close(self) -> None:
         """Gives the folder back."""

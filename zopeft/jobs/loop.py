@@ -12,6 +12,7 @@ import torch
 from transformers import PrinterCallback
 
 from zopeft.blocks.offloaded import device_of
+from zopeft.blocks.shards import how_sharded
 from zopeft.jobs.asked import executor_of
 from zopeft.jobs.beginning import layout_line
 from zopeft.jobs.counted import CountedLoss
@@ -149,13 +150,19 @@ def run_steps(
             executor=executor_of(recipe),
             follower=follower,
             validation=validation,
-            snapshots=recipe.training.journal and not recipe.training.save_steps,
+            snapshots=_by_rule(recipe, prepared),
         )
         started = time.monotonic()
         trainer.train(resume_from_checkpoint=True if resume else None)
         seconds = time.monotonic() - started
         best = validation.result()
     return _told(recipe, out, trainer, loss, seconds, best, validation.stopped)
+
+
+def _by_rule(recipe: Recipe, prepared: Prepared) -> bool:
+    """Whether a run takes snapshots by itself: not of a model that processes hold together."""
+    asked = recipe.training.journal and not recipe.training.save_steps
+    return asked and not how_sharded(prepared.blocks.model)
 
 
 def check_steps(recipe: Recipe, out: Path, prepared: Prepared) -> None:

@@ -58,7 +58,9 @@ class Snapshots(TrainerCallback):
         if step >= state.max_steps or not due(step, self.last):
             return
         self.last = step
-        if shutil.disk_usage(self.folder).free > ROOM * self.size():
+        # Processes that share a run must all do the same, whatever each of them sees.
+        shared = args.world_size > 1
+        if shared or shutil.disk_usage(self.folder).free > ROOM * self.size():
             control.should_save = True
         elif not self._told:
             self._told = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from zopeft.errors import RunError
+from zopeft.errors import RunError, input_error
 from zopeft.jobs.best import clear_best
 from zopeft.jobs.build import (
     load_base,
@@ -174,6 +174,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     Raises:
         InputError: Something that the recipe names cannot be used.
     """
+    from zopeft.models.soundness import spoilt
     from zopeft.tasks import Collator, TaskDataset
     from zopeft.tasks.counts import Counts
     from zopeft.tasks.evaluation import check_rows, fit_length
@@ -181,6 +182,10 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
 
     finetuner = load_finetuner(recipe)
     model, tokenizer, source = load_base(recipe, listener)
+    found = spoilt(model)
+    if found:
+        do = "download it again, or load it with a wider --dtype"
+        raise input_error("model", f"has weights that are not finite: {found}", do=do)
     embedded = on_embedded(source)
     take_template(recipe, task, tokenizer, embedded, listener)
     rows = load_rows(recipe, task, "train", embedded)
@@ -285,6 +290,7 @@ def _run(
         RunError: The loss was not finite for some steps in a row.
     """
     from zopeft.jobs.loop import run_steps
+    from zopeft.models.soundness import spoilt
     from zopeft.tasks.stream import StreamedRowError
 
     try:
@@ -292,7 +298,8 @@ def _run(
     except LostError:
         raise
     except RunError:
-        save(folder, prepared.blocks.model, prepared.tokenizer)
+        if not spoilt(prepared.blocks.model):
+            save(folder, prepared.blocks.model, prepared.tokenizer)
         raise
     except StreamedRowError as error:
         # Met on the way: the steps before it count.

@@ -16,7 +16,7 @@ from torch import Tensor, uint8
 from zopeft.errors import input_error
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
-from zopeft.reading import checked, fits, newer, parse_json
+from zopeft.reading import checked, fits, parse_json, refuse_newer
 
 FORMAT_VERSION = 1
 COMPARED = (
@@ -158,9 +158,7 @@ class JournalHeader:
         """
         what = "journal header"
         values = parse_json(payload, where)
-        version = values.get("format_version") if isinstance(values, dict) else None
-        if fits(version, "count") and version > FORMAT_VERSION:
-            raise newer(where, "journal", version, FORMAT_VERSION, values.get("versions"))
+        refuse_newer(values, where, "journal", FORMAT_VERSION)
         given = checked(values, KINDS, where, what)
         missing = [name for name in NEEDED if name not in given]
         if missing:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
+from zopeft.reading import to_json
 from zopeft.staging import staged
 
 FILE = "rows.jsonl"
@@ -61,7 +62,7 @@ class RowFile:
         if self.path.exists():
             self.rows = {row["key"]: row for row in read_rows(folder)}
             # Without the line that an interrupted write may have cut off.
-            text = "".join(json.dumps(row) + "\n" for row in self.rows.values())
+            text = "".join(to_json(row) + "\n" for row in self.rows.values())
             with staged(self.path) as place:
                 place.write_text(text, encoding="utf-8")
 
@@ -69,4 +70,4 @@ class RowFile:
         """Appends a row."""
         self.rows[row["key"]] = row
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(to_json(row) + "\n")

@@ -17,7 +17,7 @@ from typing import Any
 
 from zopeft import __version__
 from zopeft.errors import InputError, input_error
-from zopeft.reading import checked, fits, newer, read_object
+from zopeft.reading import checked, read_object, refuse_newer
 from zopeft.staging import staged
 
 logger = logging.getLogger(__name__)
@@ -90,9 +90,7 @@ def read_seal(folder: str | Path, summed: bool = False) -> dict[str, Any] | None
         told = read_object(folder / SEAL)
     except InputError:
         return None
-    number = told.get("format_version")
-    if fits(number, "count") and number > FORMAT_VERSION:
-        raise newer(str(folder), "checkpoint", number, FORMAT_VERSION, told.get("versions"))
+    refuse_newer(told, str(folder), "checkpoint", FORMAT_VERSION)
     try:
         found = checked(told, KINDS, SEAL, "mark of a checkpoint")
         files, sums = found["files"], found.get("sums", {}) if summed else {}

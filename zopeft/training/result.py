@@ -8,6 +8,8 @@ from typing import Any
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.blocks.peft import base_of
 from zopeft.blocks.shards import gathered_state, how_sharded, leads
+from zopeft.errors import run_error
+from zopeft.models.soundness import spoilt
 from zopeft.staging import staged_files
 
 
@@ -26,7 +28,15 @@ def save_result(model: Any, tokenizer: Any, out: str | Path) -> Path:
 
     Returns:
         The folder.
+
+    Raises:
+        RunError: A weight is not finite; nothing has been written.
     """
+    # Of what processes hold together each sees a part, and all of them must go on alike.
+    found = "" if how_sharded(model) else spoilt(model)
+    if found:
+        do = "nothing was written; lower --lr, or use a wider --dtype"
+        raise run_error("result", f"has weights that are not finite: {found}", do=do)
     keep_unpacked(model)
     out = Path(out)
     gathered = None

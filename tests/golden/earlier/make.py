@@ -77,9 +77,9 @@ def model_of(space: str) -> Any:
 def trainer_of(model: Any, out: str, options: dict[str, Any], **more: Any) -> Any:
     """A trainer of a run."""
     import torch
-    from zopeft.training import ZOTrainer, ZOTrainingArguments
 
     import zopeft
+    from zopeft.training import ZOTrainer, ZOTrainingArguments
 
     rows = (torch.arange(8).unsqueeze(1) * 5 + torch.arange(6) * 3) % 23 + 1
     data = [{"input_ids": row, "labels": row} for row in rows]
@@ -101,7 +101,7 @@ def trainer_of(model: Any, out: str, options: dict[str, Any], **more: Any) -> An
 
 
 def tuner_of(blocks: Any, kind: int) -> Any:
-    """A fine-tuner of a format whose networks' numbers are whole; from the second on, with bases."""
+    """A fine-tuner of a format, of whole numbers; from the second format on, with bases."""
     import torch
 
     import zopeft
@@ -177,18 +177,21 @@ def make(kind: str, name: str, commit: str, repository: Path) -> None:
         code = subprocess.run(
             ["git", "archive", commit], cwd=repository, check=True, capture_output=True
         ).stdout
-        tarfile.open(fileobj=BytesIO(code)).extractall(Path(place, "code"), filter="data")
+        with tarfile.open(fileobj=BytesIO(code)) as archive:
+            archive.extractall(Path(place, "code"), filter="data")
         out = Path(place, "out")
         subprocess.run(
             [sys.executable, __file__, "--child", kind, name, str(out)],
             check=True, cwd=Path(place, "code"),
             env={**os.environ, "PYTHONPATH": str(Path(place, "code")), "HF_HUB_OFFLINE": "1"},
         )  # fmt: skip
-        with zipfile.ZipFile(FOLDER / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9) as kept:
+        with zipfile.ZipFile(
+            FOLDER / f"{name}.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=9
+        ) as kept:
             for path in sorted(out.rglob("*")):
                 where = path.relative_to(out)
                 named = where.parts[0] in (*KEPT, "told.json")
-                if path.is_file() and (named or kind == "tuner" and path.name != "README.md"):
+                if path.is_file() and (named or (kind == "tuner" and path.name != "README.md")):
                     entry = zipfile.ZipInfo(where.as_posix())
                     kept.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED, 9)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import time
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from zopeft.jobs.folder import Folder, stored_record
 from zopeft.jobs.kept import Kept
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.models.source import EMBEDDED
+from zopeft.reading import to_json
 from zopeft.recipe.schema import Recipe
 from zopeft.report.curves import draw_curves, draw_rates
 from zopeft.report.rows import FILE, Row, RowFile, read_rows
@@ -228,7 +228,7 @@ def render(folder: str | Path) -> dict[str, Any]:
         place.write_text(text, encoding="utf-8")
     summary = summarise(cells, rows, path)
     with staged(path / "bench.json") as place:
-        place.write_text(json.dumps(summary) + "\n", encoding="utf-8")
+        place.write_text(to_json(summary) + "\n", encoding="utf-8")
     return summary
 
 
