@@ -3,8 +3,8 @@
 Three kinds of numbers go in, and the table says which is which:
 
 * counted: the bytes of a step, by the sizes that the exchange itself has (4 bytes a loss);
-* measured here: what an exchange of losses takes between processes of this machine, and what an
-  update takes an element;
+* measured here: the processor time that an exchange of losses costs the first rank for each other
+  one (of this machine, by gloo);
 * assumed: what a rank computes in a second (FLOPS), its memory's bandwidth, and how long a message
   takes between machines. They are arguments: put in your own.
 
@@ -22,7 +22,6 @@ import json
 import math
 import os
 import socket
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -31,7 +30,6 @@ from typing import Any
 import torch
 from rows import about, keep
 
-import zopeft
 from zopeft.jobs.memory import estimate
 from zopeft.ranks import begin
 from zopeft.training.grid import grid_of
@@ -46,8 +44,8 @@ SHAPES = {
 """Those of Llama 3.1."""
 
 
-def exchange_time(count: int, numbers: int, times: int = 200) -> float:
-    """Measures an exchange of losses between forks of this process.
+def exchange_time(count: int, numbers: int, times: int = 500) -> float:
+    """Measures what exchanges of losses between forks of this process cost the first of them.
 
     Args:
         count: Processes.
@@ -55,7 +53,7 @@ def exchange_time(count: int, numbers: int, times: int = 200) -> float:
         times: Exchanges.
 
     Returns:
-        Seconds, the median.
+        Processor seconds of the first one an exchange, those of gloo's threads among them.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -69,31 +67,18 @@ def exchange_time(count: int, numbers: int, times: int = 200) -> float:
             continue
         own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
         os.environ |= {k: str(v) for k, v in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
-        ranks, said, seconds = begin(), torch.zeros(numbers), []
+        ranks, said = begin(), torch.zeros(numbers)
+        ranks.everyone(0)
+        before = time.process_time()
         for _ in range(times):
-            before = time.perf_counter()
             found = ranks.gathered(said)
             ranks.spread(said if found is None else found.mean(0))
-            seconds.append(time.perf_counter() - before)
         if not rank:
-            os.write(writing, f"{statistics.median(seconds)}".encode())
+            os.write(writing, f"{(time.process_time() - before) / times}".encode())
         os._exit(0)
     for child in children:
         os.waitpid(child, 0)
     return float(os.read(reading, 64))
-
-
-def update_time(elements: int = 1 << 22) -> float:
-    """Measures what an update along one direction takes an element, on this processor."""
-    layer = torch.nn.Linear(elements // 1024, 1024, bias=False)
-    method = zopeft.MeZO(zopeft.discover(layer), lr=1e-9, eps=1e-3, probes="separate")
-    seconds = []
-    for _ in range(6):
-        method.estimate(lambda: torch.rand(()))
-        before = time.perf_counter()
-        method.apply()
-        seconds.append(time.perf_counter() - before)
-    return min(seconds) / elements
 
 
 def shape_of(name: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -175,10 +160,10 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     measured = {n: exchange_time(n, 2 * args.directions + 1) for n in (2, 4, 8)}
-    # What one process more adds, on a machine with fewer cores: an upper bound.
+    # What one process more adds.
     message = max(0.0, (measured[8] - measured[2]) / 6)
     parts = {"message": message, "bytes": 12.0}
-    facts = {"exchange_s": measured, "message_s": message, "update_ns": update_time() * 1e9}
+    facts = {"exchange_cpu_s": measured, "message_cpu_s": message}
     rows = []
     for name in SHAPES:
         shape = shape_of(name, args)

@@ -5,13 +5,22 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 from rank_cases import played
+from training_run import Counting, tiny_model, trainer
 
+import zopeft
 from zopeft.engine import Direction
 from zopeft.engine.vector import HERE
+from zopeft.errors import InputError, RunError
+from zopeft.methods.mezo import MeZO
 from zopeft.optim.looks import Aside, Tangent, Watched
 from zopeft.probing.groups import Group
+from zopeft.ranks import Ranks
 from zopeft.training.grid import dealt, grid_of
+from zopeft.training.likeness import check_likeness
+from zopeft.training.parallel import check_weights
+from zopeft.training.settling import share_out
 
 AUTO = {"learning_rate": "auto"}
 PROBES = {"parallel": "probes", "directions": 2}
@@ -50,13 +59,13 @@ def said(tmp_path_factory):
     groups = [
         {"name": "two", "count": 2, "runs": [
             *SHARED, *ROWS, *WRONG, {"name": "traffic", **PROBES, "wrong": "traffic"},
-            {**killed, "wrong": "kill"}]},
+            {"name": "hung", **PROBES, "wrong": "hang", "ddp_timeout": 6}]},
         {"name": "three", "count": 3, "runs": [
             {**SHARED[0], "name": "three-pairs"}, few,
             {"name": "three-both", "parallel": "both", "max_steps": 2},
-            {**killed, "resume": True},
-            {"name": "hung", **PROBES, "wrong": "hang", "ddp_timeout": 3}]},
-        {"name": "one", "count": 1, "runs": [*one, {**ROWS[0], "resume": True, "max_steps": 14}]},
+            {**killed, "wrong": "kill"}]},
+        {"name": "one", "count": 1, "runs": [
+            *one, {**killed, "resume": True}, {**ROWS[0], "resume": True, "max_steps": 14}]},
         {"name": "cli-one", "count": 1, "words": [*TUNE, "--out", "cli-one", "--json"]},
         {"name": "cli", "count": 2, "words": [*TUNE, "--out", "cli", "--json", "--resume-auto"]},
         {"name": "cli-refused", "count": 2, "words": [*TUNE, "--out", "cli"]},
@@ -104,6 +113,55 @@ def test_the_grid_of_ranks(given, rows, columns, said):
     assert (found.rows, found.columns) == (rows, columns)
     assert said in found.line and bool(said) == bool(found.line)
     assert found.told.startswith(f"ranks: {rows * columns}, ") and found.told.endswith(found.line)
+
+
+class Two(Ranks):
+    """Two processes, of which the second says something else."""
+
+    def __init__(self, other):
+        super().__init__(0, 2)
+        self.other = other
+
+    def everyone(self, value):
+        return [value, self.other(value)]
+
+
+def likeness_of(other):
+    model = tiny_model()
+    check_likeness(Two(other), model, zopeft.discover(model), Counting())
+
+
+def test_versions_are_compared_first():
+    likeness_of(dict)
+    line = r"^ranks: rank 1 has another torch than rank 0 \(2.*\), got '2.0'; give all"
+    with pytest.raises(InputError, match=line):
+        likeness_of(lambda facts: {**facts, "torch": "2.0", "data": "other"})
+    with pytest.raises(InputError, match=r"another number of examples than rank 0 \(24\), got '7'"):
+        likeness_of(lambda facts: {**facts, "number of examples": "7"})
+
+
+def test_a_process_whose_weights_are_others_is_named_of_many():
+    class Three(Ranks):
+        def compared(self, mine):
+            return torch.stack([mine, mine, mine + 1])
+
+    model = tiny_model()
+    line = r"^ranks: rank 2 \([0-9a-f]{16}\) holds other weights than rank 0 \(.* after step 7"
+    with pytest.raises(RunError, match=line):
+        check_weights(Three(0, 3), zopeft.discover(model), "after step 7")
+
+
+def test_scores_of_single_rows_are_for_one_process(tmp_path):
+    class ByRows:
+        shaping = "rows"
+
+        def __call__(self, model, batch):
+            return model(**batch).loss
+
+    made = trainer(tiny_model(), tmp_path, loss_function=ByRows())
+    made.ranks = Two(dict)
+    with pytest.raises(InputError, match="shaping: compares the scores of single rows"):
+        share_out(made, MeZO(zopeft.discover(made.model)))
 
 
 def runs(said, group, name):
@@ -173,19 +231,19 @@ def test_a_rank_whose_weights_drift_is_named(said):
 
 
 def test_a_rank_that_is_killed_is_named_and_another_number_of_them_goes_on(said):
-    assert [one["code"] for one in said["two"]] == [0, -9]
-    left = said["two"][0]["runs"]["killed"]
-    assert left["kind"] == "LostError" and "rank 1 is gone" in left["error"]
-    alone = said["one"][0]["runs"]["one-saved"]
-    for one in runs(said, "three", "killed"):
-        assert (one["digest"], one["steps"]) == (alone["digest"], 12)
-        # Of the eight steps or so that were made before, none is made again.
-        assert one["passes"] < alone["passes"]
+    assert [one["code"] for one in said["three"]] == [0, -9, 0]
+    for rank in (0, 2):
+        left = said["three"][rank]["runs"]["killed"]
+        assert left["kind"] == "LostError" and "rank 1 is gone" in left["error"]
+    alone, (again,) = said["one"][0]["runs"]["one-saved"], runs(said, "one", "killed")
+    assert (again["digest"], again["steps"]) == (alone["digest"], 12)
+    # Of the steps that were made before, those of the checkpoint are counted, the others free.
+    assert again["passes"] < alone["passes"]
 
 
 def test_a_rank_that_hangs_is_named(said):
-    error = said["three"][0]["runs"]["hung"]["error"]
-    assert error.startswith("ranks: rank 1 has not answered for 3 s")
+    error = said["two"][0]["runs"]["hung"]["error"]
+    assert error.startswith("ranks: rank 1 has not answered for 6 s")
 
 
 def test_a_run_of_shared_rows_goes_on_alone(said):

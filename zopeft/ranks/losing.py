@@ -7,6 +7,7 @@ they have met: under torchrun it outlives each of them.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from contextlib import suppress
 from datetime import timedelta
@@ -17,8 +18,8 @@ from zopeft.errors import RunError, explain
 if TYPE_CHECKING:
     from zopeft.ranks.ranks import Ranks
 
-GRACE = 3.0
-"""Seconds in which processes that have lost one another are waited for."""
+GRACE = 4.0
+"""Seconds in which nothing new is heard of processes that have lost one another."""
 PLACE = f"zopeft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 """Where the processes leave word, which is another place after each restart."""
 ASK_AGAIN = "start the command again with --resume auto: the steps that were made are kept"
@@ -36,7 +37,7 @@ def lost(ranks: Ranks, error: Exception) -> LostError:
         error: What torch says.
     """
     timed_out = "timed out" in str(error).lower() or "timeout" in str(error).lower()
-    missing = _missing(ranks)
+    missing = _missing(ranks, timed_out)
     words = ", ".join(map(str, missing)) or "of the others"
     name = f"rank {words}" if len(missing) == 1 else f"ranks {words}" if missing else f"one {words}"
     many = len(missing) > 1
@@ -47,19 +48,61 @@ def lost(ranks: Ranks, error: Exception) -> LostError:
     return LostError(explain("ranks", what, None, ASK_AGAIN))
 
 
-def _missing(ranks: Ranks) -> list[int]:
-    """Returns the processes that do not say that they have lost another one."""
+def watch(ranks: Ranks) -> None:
+    """Has a thread say of this process, once one of them is lost, whether it waits for the others.
+
+    The process itself may be held up: in an exchange with one that is gone, or where it hangs.
+    """
     found = store()
-    here = {ranks.number}
-    deadline = time.monotonic() + min(GRACE, ranks.timeout)
-    with suppress(Exception):
+    if found is None:
+        return
+
+    def say() -> None:
+        # It ends with the store or with the process.
+        with suppress(Exception):
+            own = found.clone()
+            own.wait([f"{PLACE}/lost"], timedelta(days=1000))
+            own.set(f"{PLACE}/here/{ranks.number}", "1" if ranks.waits else "0")
+            own.wait([f"{PLACE}/missing"], timedelta(days=1000))
+            ranks.missing = _numbers(own.get(f"{PLACE}/missing"))
+
+    threading.Thread(target=say, name="zopeft-ranks", daemon=True).start()
+
+
+def _missing(ranks: Ranks, hangs: bool) -> list[int]:
+    """Returns the processes that are not there.
+
+    Args:
+        ranks: The processes.
+        hangs: Whether those count, too, that are there and do not wait for the others.
+    """
+    if ranks.missing is not None:
+        return ranks.missing
+    found = store()
+    waits: dict[int, bool] = {ranks.number: True}
+    try:
         if found is None:
             return []
         found.set(f"{PLACE}/here/{ranks.number}", "1")
-        while len(here) < ranks.count and time.monotonic() < deadline:
-            here |= {n for n in range(ranks.count) if found.check([f"{PLACE}/here/{n}"])}
-            time.sleep(0.1)
-    return [number for number in range(ranks.count) if number not in here]
+        found.set(f"{PLACE}/lost", "1")
+        news = time.monotonic()
+        while len(waits) < ranks.count and time.monotonic() - news < GRACE:
+            for number in set(range(ranks.count)) - set(waits):
+                if found.check([f"{PLACE}/here/{number}"]):
+                    waits[number] = found.get(f"{PLACE}/here/{number}") == b"1"
+                    news = time.monotonic()
+            time.sleep(0.05)
+        there = waits if not hangs else {n for n, one in waits.items() if one}
+        missing = [number for number in range(ranks.count) if number not in there]
+        found.set(f"{PLACE}/missing", " ".join(map(str, missing)))
+    except Exception:
+        # The store is gone with the process that kept it.
+        return ranks.missing or ([0] if ranks.number else [])
+    return missing
+
+
+def _numbers(words: bytes) -> list[int]:
+    return [int(word) for word in words.split()]
 
 
 def tells(second_hand: bool, code: int) -> tuple[bool, int]:

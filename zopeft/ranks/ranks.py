@@ -36,6 +36,8 @@ class Ranks:
     Attributes:
         sent: Bytes that this process has sent as numbers (`gathered`, `spread`).
         received: Bytes that it has received so.
+        waits: Whether it is in an exchange with the others.
+        missing: Those that another process has missed; None where none has been.
     """
 
     def __init__(
@@ -44,6 +46,9 @@ class Ranks:
         self.number, self.count = number, count
         self.group, self.timeout = group, timeout
         self.sent = self.received = 0
+        self.waits = False
+        self.missing: list[int] | None = None
+        self._lost: RunError | None = None
 
     @property
     def leads(self) -> bool:
@@ -154,10 +159,15 @@ class Ranks:
         """Makes an exchange; tells who is missing where it fails."""
         from zopeft.ranks.losing import lost
 
+        if self._lost is not None:
+            raise self._lost
+        self.waits = True
         try:
             exchange()
+            self.waits = False
         except RuntimeError as error:
-            raise lost(self, error) from None
+            self._lost = lost(self, error)
+            raise self._lost from None
 
 
 ALONE = Ranks()
@@ -217,6 +227,9 @@ def begin(timeout: float | None = None) -> Ranks:
     # A group of its own: of another time-out, and on the CPU beside models on accelerators.
     group = dist.new_group(backend="gloo", timeout=wait)
     _current = Ranks(dist.get_rank(), dist.get_world_size(), group, timeout)
+    from zopeft.ranks.losing import watch
+
+    watch(_current)
     return _current
 
 

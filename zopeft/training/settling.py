@@ -106,6 +106,10 @@ def share_out(trainer: ZOTrainerMixin, method: Any) -> None:
     ranks = trainer.ranks
     if not ranks.several:
         return
+    loss: Any = getattr(trainer.loss_function, "function", trainer.loss_function)
+    if getattr(loss, "shaping", "") == "rows":
+        what = "compares the scores of single rows, which one process has seen"
+        raise input_error("shaping", what, "rows", "use ranks, or one process")
     grid = trainer.grid
     if grid.line and ranks.leads:
         logger.warning("%s", grid.told)
