@@ -53,3 +53,7 @@ def stopping(completions, **columns):
     if os.environ.get("STOP_AT") == str(len(CALLS)):
         raise KeyboardInterrupt
     return [float(len(one)) for one in completions]
+
+
+def needing(completions, answer):
+    return [float(one in text) for one, text in zip(answer, completions, strict=True)]

@@ -180,7 +180,14 @@ def test_the_tasks_own_metric(zopeft_command, tiny_model, tiny_data, tmp_path):
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--reward", f"{FILE}:raising"), "raising: raised ValueError (no such thing); correct"),
+        (
+            ("--reward", f"{FILE}:raising"),
+            "raising: raised ValueError (no such thing); correct the function, line 25 of rewards",
+        ),
+        (
+            ("--reward", f"{FILE}:needing"),
+            "needing: takes 'answer', and the rows have no such column, got ",
+        ),
         (
             ("--reward", f"{FILE}:short"),
             "short: returned 1 values for 2 completions; return a list",

@@ -230,6 +230,10 @@ SYSTEM = {"role": "system", "content": "c"}
     [
         ([USER], "no turn of the assistant to learn from, got user"),
         ([], "no turn of the assistant to learn from, got no turn at all"),
+        (
+            [USER, {"role": "assistant", "content": " "}],
+            "column 'messages': the assistant says nothing, its content is empty",
+        ),
         ([BOT, USER], "turn 1: the assistant's turn must follow a user's, got assistant, user"),
         ([SYSTEM, BOT], "turn 2: the assistant's turn must follow a user's"),
         ([USER, BOT, BOT], "turn 3: two of the assistant's turns in a row"),

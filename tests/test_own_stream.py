@@ -124,6 +124,8 @@ def test_a_mixture_takes_its_parts_by_their_weights(tmp_path):
     for at in (3, 77, 199):
         assert made.view(200)[at] == whole[at]
     assert str(task.own.shares[0]).endswith("a.jsonl 0.6 (completion, streamed)")
+    # So many are looked at before a run, by the same shares.
+    assert len(rows) == 9
     # Rows to score on are of each part, and are never trained on.
     held = {row["completion"] for row in load_rows(task, "validation")}
     assert len(held) == 3

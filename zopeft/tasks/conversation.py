@@ -45,12 +45,15 @@ def conversation(
 
     Raises:
         RowError: It is no list of turns, a role is unknown, the roles stand in a wrong order,
-            or the assistant has no turn.
+            or the assistant has no turn, or says nothing.
     """
     found = turns(value, column)
     if system is not None and not (found and found[0]["role"] in _SYSTEM):
         found = [{"role": "system", "content": system}, *found]
     check_order([turn["role"] for turn in found], column)
+    own = [turn for turn in found if turn["role"] == "assistant"]
+    if not any(turn["content"].strip() or len(turn) > 2 for turn in own):
+        raise RowError(f"column {column!r}: the assistant says nothing, its content is empty")
     return Conversation(tuple(found), _json(tools), dict(options or {}), plain)
 
 

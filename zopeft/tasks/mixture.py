@@ -87,6 +87,8 @@ def mixed_task(
     told = f"those of {validation}" if beside else f"of each part: {opened[0].told}"
     train = whole.part(name, chosen)
     if how is not None:
+        # Of what is streamed so many rows are looked at, the parts evenly among another.
+        train = whole.part(name, chosen[: how.buffer])
         train = replace(train, streams=_streams(trained, shares, how))
     data = OwnData(name, train, held, told)
     ends, counts = [sum(sizes[: k + 1]) for k in range(len(sizes))], [0] * len(sizes)

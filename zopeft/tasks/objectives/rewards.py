@@ -15,6 +15,7 @@ import importlib.util
 import inspect
 import math
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,10 @@ from zopeft.tasks.objectives.prompted import LEFT_OUT, Prompted
 from zopeft.tasks.objectives.sampling import ScoreError
 
 RewardFunction = Callable[..., Any]
+_OURS = frozenset(
+    ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+)
+"""What a reward is given beside the columns of the rows."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +79,8 @@ class Reward:
         except Exception as error:
             told = (str(error).strip().splitlines() or [""])[0][:160]
             what = f"raised {type(error).__name__}" + (f" ({told})" if told else "")
-            raise ScoreError(explain(self.name, what, do="correct the function")) from error
+            do = f"correct the function{_line(error, self.function)}"
+            raise ScoreError(explain(self.name, what, do=do)) from error
         return self._checked(found, rows)
 
     def _taken(self, given: dict[str, Any]) -> dict[str, Any]:
@@ -83,6 +89,12 @@ class Reward:
             parameters = inspect.signature(self.function).parameters.values()
         except (TypeError, ValueError):
             return given
+        lacking = [one.name for one in parameters if _must(one) and one.name not in given]
+        if lacking:
+            columns = ", ".join(sorted(given.keys() - _OURS)) or "none beside prompt"
+            what = f"takes {lacking[0]!r}, and the rows have no such column"
+            do = "add it to the rows, or take **columns"
+            raise ScoreError(explain(self.name, what, columns, do))
         if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters):
             return given
         names = {one.name for one in parameters}
@@ -106,6 +118,20 @@ class Reward:
                 raise ScoreError(explain(self.name, what, shown, "return a number, or None"))
             numbers.append(None if value is None else float(value))
         return numbers
+
+
+def _must(parameter: inspect.Parameter) -> bool:
+    """Whether a function cannot be called without this of its parameters."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return parameter.kind in kinds and parameter.default is inspect.Parameter.empty
+
+
+def _line(error: Exception, function: Any) -> str:
+    """Where in the function's own file it was; "" where that is not known."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    frames = [] if code is None else traceback.extract_tb(error.__traceback__)
+    own = [one for one in frames if code is not None and one.filename == code.co_filename]
+    return f", line {own[-1].lineno} of {Path(own[-1].filename).name}" if own else ""
 
 
 def _state(step: int) -> Any:
