@@ -168,6 +168,14 @@ def test_a_reward_from_the_command_line_resumes_bit_for_bit(
     assert not own.CALLS
 
 
+def test_a_score_of_nothing_is_no_negative():
+    from zopeft.jobs.following import _negative
+    from zopeft.report.summary import score_ends
+
+    found = [*score_ends([0.0, 0.0], "f1").values(), _negative(0.0)]
+    assert [str(one) for one in found] == ["f1", "0.0", "0.0", "0.0"]
+
+
 def test_the_tasks_own_metric(zopeft_command, tiny_model, tiny_data, tmp_path):
     words = ("--task", "sst2", "--data", tiny_data, "--objective", "metric", "--steps", 2)
     found = zopeft_command.json(

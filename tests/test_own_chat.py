@@ -264,5 +264,8 @@ def test_a_missing_template_and_one_that_refuses():
     )
     with pytest.raises(InputError, match="row 1: the chat template leaves out turn 3"):
         encoded(tokenizer, CHATS)
+    tokenizer.chat_template = "a\n{{ 'b"
+    with pytest.raises(InputError, match=r"data\.template: the template is no Jinja \(line 2: "):
+        encoded(tokenizer, CHATS)
     assert Chat(chat_tokenizer("gemma")).added[0] == "<start_of_turn>"
     assert OwnEncoder(tokenizer, 9).chat is None

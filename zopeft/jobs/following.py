@@ -195,7 +195,7 @@ class Follower(TrainerCallback):
 
 
 def _negative(number: float | None) -> float | None:
-    return None if number is None else -number
+    return None if number is None else 0.0 - number
 
 
 def kept_steps(trainer: ZOTrainer) -> int:

@@ -109,7 +109,7 @@ def _tuned(
     metrics["after"] = _after(recipe, prepared, log, run, listener)
     score = prepared.goal.score
     wrong = diverged(metrics, run.losses, score)
-    curve = [-loss for loss in run.losses] if score else run.losses
+    curve = [0.0 - loss for loss in run.losses] if score else run.losses
     if len(curve) > 1 and folder.leads:
         plot = folder.path / ("score.png" if score else "loss.png")
         plot_losses({prepared.method: curve}, plot, prepared.task.name, score or "loss")

@@ -42,7 +42,8 @@ def score_ends(losses: Sequence[float], score: str) -> dict[str, Any]:
     """Returns the same of a score, whose negative was minimised; nothing where none was."""
     if not score:
         return {}
-    first, last = (None if loss is None else -loss for loss in ends(losses).values())
+    # 0 - 0.0 is 0, and not -0.
+    first, last = (None if loss is None else 0.0 - loss for loss in ends(losses).values())
     return {"score": score, "score_first": first, "score_last": last}
 
 

@@ -165,6 +165,12 @@ class Chat:
         except Exception as error:
             # Jinja's own errors, and those that a template raises on purpose.
             why = " ".join(str(error).split())[:160]
+            if type(error).__name__ == "TemplateSyntaxError":
+                where = f"line {getattr(error, 'lineno', 1)}: {why}"
+                do = "correct it, or give another with data.template"
+                raise input_error(
+                    "data.template", f"the template is no Jinja ({where})", do=do
+                ) from error
             raise RowError(f"the chat template refuses the conversation ({why})") from error
         return text
 
