@@ -131,6 +131,27 @@ def test_a_run_of_the_command_line_is_that_of_one_process(tmp_path, capsys):
     assert all(torch.allclose(one[key], two[key], atol=1e-5) for key in one)
 
 
+@pytest.mark.slow
+def test_two_processes_that_offload_each_make_the_run_of_one_that_does_not(
+    tiny_model, tiny_data, tmp_path, capsys
+):
+    words = ["tune", str(tiny_model), "--task", "sst2", "--data", str(tiny_data), "--full"]
+    words += ["--lr", "1e-3", "--batch-size", "4", "--steps", "2", "method.directions=2"]
+    words += ["task.eval_examples=4", "training.eval_before=false", "--json"]
+    spread = ["model.device=auto", f"model.offload_folder={tmp_path / 'disk'}"]
+    spread += ["model.max_memory={cpu: 200KB}", "--parallel", "probes"]
+    out = str(tmp_path / "two")
+    codes, told = together([sys.executable, "-m", "zopeft", *words, *spread, "--out", out])
+    assert codes == [0, 0], told
+    assert main([*words, "method.probes=separate", "--out", str(tmp_path / "one")]) == 0
+    capsys.readouterr()
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    start = load_file(tiny_model / "model.safetensors")
+    assert one.keys() == two.keys()
+    assert any(not torch.equal(one[key], start[key]) for key in one)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
 def test_a_model_is_not_shared_out_by_one_process(monkeypatch, tmp_path):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     with pytest.raises(InputError, match=r"needs several processes.*torchrun"):

@@ -86,6 +86,8 @@ def _tune(what: str, *words: str) -> Case:
     return Case(what, ("tune", *words))
 
 
+SERVED = ("--task", "sst2", "training.eval_before=false", "executor.name=vllm")
+
 CASES: dict[str, tuple[Case, ...]] = {
     "Names": (
         _tune("a task that there is not", "--task", "squat"),
@@ -162,6 +164,17 @@ CASES: dict[str, tuple[Case, ...]] = {
         Case(
             "a file of networks that is none",
             ("import-finetuner", "bad.pth", "--model", "model", "--out", "f"),
+        ),
+    ),
+    "Who computes": (
+        _tune("one process to share a model", "--task", "sst2", "model.sharded=tensor"),
+        _tune("a server's name that is none", *SERVED, "executor.url=localhost:8000"),
+        _tune("a server that is away", *SERVED, "executor.url=http://127.0.0.1:9"),
+        _tune("full weights for a server of adapters", *SERVED, "--full"),
+        _tune(
+            "an objective that generates",
+            *("--task", "squad", "training.eval_before=false", "executor.name=vllm"),
+            *("--objective", "metric", "--lr", "1e-3"),
         ),
     ),
     "Folders": (

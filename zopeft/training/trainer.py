@@ -200,6 +200,9 @@ class ZOTrainerMixin(Beneath):
                 placed = False if Offload(model) else device_placement
                 return prepare(model, device_placement=placed, evaluation_mode=True)
 
+            verify = accelerator.verify_device_map
+            # It refuses offloading in several processes: gradients could not be exchanged.
+            accelerator.verify_device_map = lambda model: not Offload(model) and verify(model)
             accelerator.prepare_model = prepare_model
             accelerator.prepare_optimizer = lambda optimizer, device_placement=None: optimizer
 
