@@ -197,6 +197,12 @@ def test_a_run_of_the_command_line_asks_a_server(tmp_path, capsys):
         assert "vllm serves LoRA adapters alone" in capsys.readouterr().err
         reward = ["objective.name=metric", "task.name=squad"]
         assert main([*there, *reward, "--out", str(tmp_path / "metric")]) == 2
+        assert "vllm scores texts, and generates none" in capsys.readouterr().err
+    alone = [word for word in there if "vllm" not in word]
+    assert main([*alone, "--out", str(tmp_path / "alone")]) == 2
+    assert "executor.url: goes with a server; add executor.name=vllm" in capsys.readouterr().err
+    # What cannot be is told before anything is written.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["here", "there"]
     assert told["loss_last"] == pytest.approx(here["loss_last"], abs=1e-5)
     one, two = (load_file(tmp_path / n / "adapter_model.safetensors") for n in ("here", "there"))
     assert all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)

@@ -9,22 +9,30 @@ from zopeft.errors import input_error
 from zopeft.recipe.schema import Recipe
 
 
-def executor_of(recipe: Recipe) -> Callable[[Any], Any] | None:
-    """Returns what makes a method's executor; None for forward passes in this process.
+def check_executor(recipe: Recipe) -> None:
+    """Asks whether a server answers, before anything is loaded or written.
 
     Args:
         recipe: Names it.
 
     Raises:
-        InputError: What is optimised is no loss of tokens, or gradients are asked for.
+        InputError: None does, or it does not serve what it should.
+    """
+    if recipe.executor.name == "vllm":
+        from zopeft.executors import VLLMServer
+
+        VLLMServer(recipe.executor.url, recipe.executor.model, recipe.executor.timeout)
+
+
+def executor_of(recipe: Recipe) -> Callable[[Any], Any] | None:
+    """Returns what makes a method's executor; None for forward passes in this process.
+
+    Args:
+        recipe: Names it.
     """
     section = recipe.executor
     if section.name == "here":
         return None
-    if recipe.objective.scores:
-        do = "use --objective answer, or leave the executor out"
-        what = "scores labelled tokens, and generates nothing"
-        raise input_error("executor vllm", what, recipe.objective.chosen, do)
 
     def made(method: Any) -> Any:
         from zopeft.executors import VLLM

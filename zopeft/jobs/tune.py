@@ -6,6 +6,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import RunError, input_error
+from zopeft.jobs.asked import check_executor
 from zopeft.jobs.best import clear_best
 from zopeft.jobs.build import (
     load_base,
@@ -180,6 +181,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     from zopeft.tasks.evaluation import check_rows, fit_length
     from zopeft.tasks.table import table_rows
 
+    check_executor(recipe)
     finetuner = load_finetuner(recipe)
     model, tokenizer, source = load_base(recipe, listener)
     found = spoilt(model)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from zopeft.errors import explain
 from zopeft.optim.estimator import REMEDY, conflict
 from zopeft.recipe.data_schema import DataSection
+from zopeft.recipe.executor_schema import ExecutorSection
 from zopeft.recipe.objective_schema import ObjectiveSection
 from zopeft.recipe.schema import BARE, FULL, SCALES, Recipe
 
@@ -39,6 +40,7 @@ def conflicts(recipe: Recipe) -> list[str]:
     found += _of_own_data(recipe)
     found += _of_objective(recipe)
     found += _of_training(recipe)
+    found += _of_executor(recipe)
     method, meta = recipe.method, recipe.meta
     problem = conflict(method.directions, method.sides, method.normalise)
     if problem:
@@ -63,6 +65,26 @@ def conflicts(recipe: Recipe) -> list[str]:
         )
     if recipe.peft.name == SCALES and recipe.job == "meta-train":
         found.append("--peft scales: meta-train needs gradients; use --full or --lora")
+    return found
+
+
+def _of_executor(recipe: Recipe) -> list[str]:
+    """Returns what a server of adapters cannot do."""
+    section, usual, found = recipe.executor, ExecutorSection(), []
+    if section.name == "here":
+        named = [
+            f.name for f in fields(usual) if getattr(section, f.name) != getattr(usual, f.name)
+        ]
+        do = "add executor.name=vllm"
+        return [explain(f"executor.{name}", "goes with a server", do=do) for name in named]
+    if recipe.job != "tune":
+        found.append(explain("executor", f"goes with zopeft tune, not {recipe.job}"))
+    if recipe.peft.name in BARE:
+        do = "use --lora, or leave the executor out"
+        found.append(explain("executor.name", "vllm serves LoRA adapters alone", do=do))
+    if recipe.objective.scores:
+        do = "use --objective answer, or leave the executor out"
+        found.append(explain("executor.name", "vllm scores texts, and generates none", do=do))
     return found
 
 
