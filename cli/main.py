@@ -63,6 +63,8 @@ app.command("doctor")(doctor)
 
 TOGETHER = ("tune", "eval")
 """Commands that several processes do together; of others the first one does them alone."""
+STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What tells a process that it was started with others."""
 
 
 @app.callback(invoke_without_command=True)
@@ -88,8 +90,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = with_auto(sys.argv[1:] if argv is None else argv)
     Process.own = argv is None
-    if not (leads() or (words[:1] and words[0] in TOGETHER)):
-        return 0
+    if several() and words[:1] not in [[name] for name in TOGETHER]:
+        if not leads():
+            return 0
+        # Otherwise a library might wait for the others, which have gone.
+        for name in STARTED:
+            os.environ.pop(name, None)
     _calm_libraries()
     code = _ran(words)
     if several():

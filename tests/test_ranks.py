@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from rank_cases import played
 from training_run import Counting, tiny_model, trainer
 
 import zopeft
+from zopeft.cli.main import main
 from zopeft.engine import Direction
 from zopeft.engine.vector import HERE
 from zopeft.errors import InputError, RunError
@@ -113,6 +115,15 @@ def test_the_grid_of_ranks(given, rows, columns, said):
     assert (found.rows, found.columns) == (rows, columns)
     assert said in found.line and bool(said) == bool(found.line)
     assert found.told.startswith(f"ranks: {rows * columns}, ") and found.told.endswith(found.line)
+
+
+@pytest.mark.parametrize(("rank", "heard"), [("0", True), ("1", False)])
+def test_other_commands_are_done_by_the_first_one_alone(monkeypatch, capsys, rank, heard):
+    for name, value in (("RANK", rank), ("WORLD_SIZE", "2"), ("MASTER_PORT", "1")):
+        monkeypatch.setenv(name, value)
+    assert main(["list", "noises"]) == 0
+    assert bool(capsys.readouterr().out) is heard
+    assert ("WORLD_SIZE" in os.environ) is not heard
 
 
 class Two(Ranks):
