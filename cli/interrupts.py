@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -39,6 +41,8 @@ def line_of(error: KeyboardInterrupt) -> str:
 def ended_by_signals() -> Iterator[None]:
     """Lets SIGTERM and SIGHUP end what is done inside as Ctrl-C does.
 
+    In the middle of a step Ctrl-C waits for the step's end; a second one does not.
+
     A signal that is ignored (as ``nohup`` has it) or handled already stays so.
     """
     if threading.current_thread() is not threading.main_thread():
@@ -46,14 +50,29 @@ def ended_by_signals() -> Iterator[None]:
         return
     numbers = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
     taken = [number for number in numbers if signal.getsignal(number) is signal.SIG_DFL]
+    interrupts = signal.getsignal(signal.SIGINT) is signal.default_int_handler
     try:
         for number in taken:
             signal.signal(number, _end)
+        if interrupts:
+            signal.signal(signal.SIGINT, _interrupt)
         yield
     finally:
         for number in taken:
             signal.signal(number, signal.SIG_DFL)
+        if interrupts:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _end(number: int, frame: Any) -> None:
     raise Ended(signal.Signals(number).name)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    # Light: where no job of steps has been loaded, none is being made.
+    module = sys.modules.get("zopeft.jobs.stopping")
+    if module is not None and module.stopping.ask():
+        # Not by `print`, whose stream may be in the middle of a line.
+        os.write(2, b"\ninterrupted: this step is finished first; again to stop at once\n")
+        return
+    raise KeyboardInterrupt

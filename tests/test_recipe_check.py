@@ -1,6 +1,7 @@
 """Recipes: files, overrides and flags into one checked recipe, all problems at once."""
 
 import json
+import re
 from dataclasses import fields
 
 import pytest
@@ -271,3 +272,11 @@ def test_a_method_that_serves_one_space_alone_trains_it_where_nothing_is_said():
     assert load_recipe("tune", overrides=["method.name=hizoo", "method.lr=1"]).peft.name == "lora"
     line = problem("tune", overrides=["method.name=qzo", "peft.name=full"])
     assert line == "--method: qzo cannot serve full; choose another method or other weights"
+
+
+@pytest.mark.parametrize("name", ["a.b", "eps2 1.0e-3", "smooth"])
+def test_an_unknown_option_of_a_method_is_named_with_its_file(name, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(f"job: tune\ntask: {{name: sst2}}\nmethod: {{name: mezo, '{name}': 1}}\n")
+    with pytest.raises(InputError, match=f"mine.yaml: method.{re.escape(name)}: unknown key"):
+        load_recipe("tune", str(path))

@@ -5,6 +5,7 @@ import signal
 
 import pytest
 
+from zopeft.errors import RunError
 from zopeft.jobs.folder import Folder
 
 SST2 = ("--task", "sst2")
@@ -191,6 +192,41 @@ def test_an_overwrite_that_was_killed_can_be_repeated(tmp_path, monkeypatch):
         patches.setattr("zopeft.jobs.folder.staged", None)
         with pytest.raises(TypeError):
             folder.begin({"job": "tune"})
-    assert sorted(path.name for path in out.iterdir()) == ["run.json"]
+    assert sorted(path.name for path in out.iterdir()) == [".replaced", "run.json"]
     with Folder(out, "x", overwrite=True) as folder:
         folder.begin({"job": "tune"})
+
+
+def test_an_old_result_is_there_until_the_run_that_replaces_it_begins(tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoint-1").mkdir(parents=True)
+    for name in (ADAPTER, "checkpoint-1/a.json"):
+        (out / name).write_text("old")
+    (out / "run.json").write_text('{"status": "done"}')
+    # Killed before the first step, twice.
+    for _ in range(2):
+        with Folder(out, "x", overwrite=True) as folder:
+            folder.begin({"job": "tune"})
+            (out / "metrics.jsonl").write_text("new")
+        assert (out / ".replaced" / ADAPTER).read_text() == "old"
+        assert (out / ".replaced" / "checkpoint-1" / "a.json").read_text() == "old"
+        assert not (out / ADAPTER).exists()
+    with Folder(out, "x", overwrite=True) as folder:
+        folder.begin({"job": "tune"})
+        folder.write({"metrics": {}})
+    assert sorted(path.name for path in out.iterdir()) == ["run.json"]
+
+
+def test_an_old_result_is_put_back_where_the_record_cannot_be_written(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / ADAPTER).write_text("old")
+    (out / "run.json").write_text('{"status": "done"}')
+
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("zopeft.jobs.folder.staged", full)
+    with pytest.raises(RunError, match="No space left"), Folder(out, "x", overwrite=True) as folder:
+        folder.begin({"job": "tune"})
+    assert sorted(path.name for path in out.iterdir()) == [ADAPTER, "run.json"]

@@ -289,7 +289,8 @@ def judged(code: int, said: str, kind: str, begun: bool) -> str:
 def lost(bench: Bench, job: Job) -> str:
     """Returns what is wrong where neither an old result nor a new run is left."""
     out = bench.folder / OUT
-    if not job.before or bench.digest(job):
+    aside = [out / ".replaced" / name for name in job.results]
+    if not job.before or bench.digest(job) or any(path.is_file() for path in aside):
         return ""
     try:
         steps = json.loads((out / "run.json").read_text())["recipe"]

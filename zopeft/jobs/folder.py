@@ -22,6 +22,9 @@ from zopeft.staging import staged, sweep
 
 RECORD = "run.json"
 RUNS = Path("runs")
+REPLACED = ".replaced"
+"""Where an old result is until the run that replaces it makes its first step."""
+BROKEN_OFF = ("interrupted", "failed")
 
 
 class Folder:
@@ -140,22 +143,44 @@ class Folder:
         try:
             if self._leads:
                 sweep(self.path)
-            # The record stays: without it, what is left could not be overwritten again.
-            for child in self.path.iterdir() if self._clear and self._leads else ():
-                if child.name not in (CLAIM, RECORD):
-                    remove = shutil.rmtree if _is_own_folder(child) else Path.unlink
-                    remove(child)
-            self.write({**state, "status": "running"})
+            if self._clear and self._leads:
+                self._put_aside()
+            self._begun = True
+            self._state = {**state, "status": "running"}
+            self._put(self._state)
         except OSError as error:
+            if self._clear and self._leads:
+                with suppress(OSError):
+                    _move_all(self.path / REPLACED, self.path)
+                    (self.path / REPLACED).rmdir()
             raise run_error("--out", f"cannot be written ({error})") from None
 
+    def _put_aside(self) -> None:
+        """Moves an old result out of the way, into a folder of its own.
+
+        The record stays: without it, what is left could not be overwritten again.
+        """
+        aside = self.path / REPLACED
+        aside.mkdir(exist_ok=True)
+        for child in list(self.path.iterdir()):
+            if child.name in (CLAIM, RECORD, REPLACED):
+                continue
+            if (aside / child.name).exists():
+                # What an earlier try has left; the old result is there already.
+                remove = shutil.rmtree if _is_own_folder(child) else Path.unlink
+                remove(child)
+            else:
+                os.rename(child, aside / child.name)
+
     def write(self, state: Mapping[str, Any]) -> None:
-        """Adds to the run's record; the file is replaced whole."""
+        """Adds to the run's record, whose file is replaced whole; an old result goes now."""
         if self.resume and not self._begun and self._leads:
             sweep(self.path)
         self._begun = True
         self._state = {**self._state, **state}
         self._put(self._state)
+        if self._leads and state.get("status") not in BROKEN_OFF:
+            shutil.rmtree(self.path / REPLACED, ignore_errors=True)
 
     def _put(self, record: Mapping[str, Any]) -> None:
         if self._leads:
@@ -207,6 +232,12 @@ class Folder:
 
 BROKEN = {"running": "was killed", "interrupted": "was interrupted", "failed": "failed"}
 """What becomes of a run that does not come to its end, by what its record says then."""
+
+
+def _move_all(source: Path, target: Path) -> None:
+    """Moves what is in a folder into another."""
+    for child in list(source.iterdir()):
+        os.rename(child, target / child.name)
 
 
 def _is_own_folder(path: Path) -> bool:

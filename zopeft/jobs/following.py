@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from zopeft.jobs.counted import CountedLoss
 from zopeft.jobs.metrics import Metrics, numbers
 from zopeft.jobs.progress import Listener, Progress
+from zopeft.jobs.stopping import stopping
 from zopeft.optim.record import StepRecord
 from zopeft.probing.trial import Choice
 from zopeft.training import ZOTrainer
@@ -130,6 +131,10 @@ class Follower(TrainerCallback):
         self._before, self._started = self.metrics.seconds, time.monotonic()
         self._ticks.append(self._started)
 
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """From here on an interrupt waits for the step's end."""
+        stopping.begin()
+
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Takes note of the rate of the step that is about to be made."""
         if self.trainer is not None:
@@ -161,6 +166,7 @@ class Follower(TrainerCallback):
                 note=note,
             )
         )
+        stopping.end()
 
     def _take(self, step: int, record: StepRecord) -> None:
         """Keeps what a step's record says."""

@@ -21,6 +21,7 @@ from zopeft.jobs.metrics import Metrics
 from zopeft.jobs.prepared import Prepared
 from zopeft.jobs.progress import Listener, Progress
 from zopeft.jobs.snapshots import Snapshots, size_of
+from zopeft.jobs.stopping import stopping
 from zopeft.jobs.validating import Validation
 from zopeft.models.quiet import quiet
 from zopeft.probing.packed import PADDED
@@ -153,7 +154,10 @@ def run_steps(
             snapshots=_by_rule(recipe, prepared),
         )
         started = time.monotonic()
-        trainer.train(resume_from_checkpoint=True if resume else None)
+        try:
+            trainer.train(resume_from_checkpoint=True if resume else None)
+        finally:
+            stopping.clear()
         seconds = time.monotonic() - started
         best = validation.result()
     return _told(recipe, out, trainer, loss, seconds, best, validation.stopped)

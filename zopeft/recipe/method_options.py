@@ -42,7 +42,7 @@ def with_method_options(
             (
                 s.where
                 for key, s in settings.items()
-                if key.startswith("method.") and key.rpartition(".")[2] == option
+                if key in (f"method.{option}", f"method.options.{option}")
             ),
             f"method.{option}",
         )
