@@ -22,6 +22,7 @@ from zopeft.blocks.shards import gatherers, let_go, local, put, whole
 from zopeft.journal import Journal, fingerprint, header_of, load_start, rebuild, save_start
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.methods import METHODS
+from zopeft.models.soundness import spoilt
 from zopeft.noise import Noise
 from zopeft.training import save_result
 
@@ -57,14 +58,14 @@ class Cases:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self.found: dict[str, Any] = {}
-        self._models: dict[tuple[str, bool, torch.dtype], tuple[Any, list[torch.Tensor]]] = {}
+        self.models: dict[tuple[str, bool, torch.dtype], tuple[Any, list[torch.Tensor]]] = {}
 
     def model(self, kind: str, lora: bool, dtype: torch.dtype = torch.float32) -> Any:
         key = (kind, lora, dtype)
-        if key not in self._models:
+        if key not in self.models:
             made = self._loaded(kind, lora, dtype)
-            self._models[key] = made, [local(p).clone() for p in made.parameters()]
-        model, start = self._models[key]
+            self.models[key] = made, [local(p).clone() for p in made.parameters()]
+        model, start = self.models[key]
         let_go(gatherers(model))
         for parameter, values in zip(model.parameters(), start, strict=True):
             local(parameter).copy_(values)
@@ -210,6 +211,9 @@ def measured(cases: Cases) -> None:
         cases.found[f"rebuilt {kind}"] = furthest(ended, weights(plain))
         load_start(zopeft.discover(adapter), folder / "start.safetensors")
         cases.found[f"start {kind}"] = furthest(weights(adapter), weights(cases.model("", True)))
+        spoil = cases.model(kind, False).model.layers[1].mlp.up_proj.weight
+        local(spoil)[0, 0] = float("nan")
+        cases.found[f"spoilt {kind}"] = spoilt(cases.models[kind, False, torch.float32][0])
         torch.save(ended, folder / f"ended-{dist.get_rank()}.pt")
 
 

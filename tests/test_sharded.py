@@ -102,6 +102,9 @@ def test_what_is_measured_and_written_is_that_of_the_whole(run, kind):
     assert len({*first[f"fingerprint {kind}"], *second[f"fingerprint {kind}"]}) == 1
     assert first[f"rebuilt {kind}"] == second[f"rebuilt {kind}"] == 0.0
     assert first[f"start {kind}"] == 0.0
+    # A half of 24 rows of 16 numbers each.
+    told = "model.layers.1.mlp.up_proj.weight (1 of 192 numbers)"
+    assert first[f"spoilt {kind}"] == second[f"spoilt {kind}"] == told
     # Plain folders, that know of no processes.
     base = AutoModelForCausalLM.from_pretrained(folder / "base")
     saved = AutoModelForCausalLM.from_pretrained(folder / kind / "model")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from zopeft.blocks.shards import local
+
 
 def spoilt(model: nn.Module) -> str:
     """Returns the name of the first weight that is not finite, with how many numbers; "" for none.
@@ -15,8 +17,10 @@ def spoilt(model: nn.Module) -> str:
         model: The model.
     """
     with torch.no_grad():
-        for name, weight in model.named_parameters():
-            plain = type(weight.data) is torch.Tensor and weight.is_floating_point()
+        for name, parameter in model.named_parameters():
+            # Of what processes share out each looks at its own part.
+            weight = local(parameter)
+            plain = type(weight) is torch.Tensor and weight.is_floating_point()
             if weight.is_meta or not plain or weight.dtype.itemsize < 2:
                 continue
             # A sum needs no memory; only where it is not finite are the numbers counted.
