@@ -329,6 +329,8 @@ def test_in_python(path, tiny_tuned, tmp_path):
     data = zopeft.load_data(str(path), tokenizer, streaming=True, shuffle_buffer=10)
     assert isinstance(data.train, TaskStream)
     assert (len(data.rows["train"]), len(data.rows["validation"])) == (9, 1)
+    with pytest.raises(InputError, match="shuffle_buffer: must be at least 1, got 0"):
+        zopeft.load_data(str(path), tokenizer, streaming=True, shuffle_buffer=0)
     # What looks at all training data looks at the rows that are held.
     assert (
         count_tokens([data.train.view(1000)]).tolist() == count_tokens([data.train.head]).tolist()

@@ -44,11 +44,18 @@ class Streaming:
             have their share of them.
         seed: Seed of the draws.
         scored: Most rows to score on.
+
+    Raises:
+        InputError: The buffer has no room for a row.
     """
 
     buffer: int = BUFFER
     seed: int = 0
     scored: int = SCORED
+
+    def __post_init__(self) -> None:
+        if self.buffer < 1:
+            raise input_error("shuffle_buffer", "must be at least 1", self.buffer)
 
     def shared(self, parts: int) -> Streaming:
         """Returns what one of several parts has of it."""
