@@ -20,8 +20,8 @@ from zopeft.training.checkpoints import newest_checkpoint, read_seal, seal
 
 TOOLS = str(Path(__file__).parent.parent / "tools")
 NAMES = (
-    "journal", "replay", "finetuner", "networks", "recipe", "task", "data", "chats", "run",
-    "adapter", "model", "tokenizer", "checkpoint",
+    "journal", "replay", "finetuner", "networks", "recipe", "task", "data", "streams",
+    "chats", "run", "adapter", "model", "tokenizer", "checkpoint",
 )  # fmt: skip
 CASES = 30
 FEWER = {"checkpoint": 8, "adapter": 15, "model": 15}

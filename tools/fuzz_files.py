@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import json
 import random
 import tempfile
@@ -320,6 +321,12 @@ def read_rows(path: Path) -> None:
     zopeft.load_data(path, _words(), max_length=32)
 
 
+def stream_rows(path: Path) -> None:
+    """Reads rows as they are needed, some of which are looked at before, beyond a pass of them."""
+    data = zopeft.load_data(path, _words(), max_length=32, streaming=True, shuffle_buffer=5)
+    list(itertools.islice(data.train, 60))
+
+
 CHATS = "".join(
     json.dumps(
         {
@@ -424,6 +431,16 @@ READERS = {
                 **_of(["rows.csv", "rows.tsv", "rows.jsonl.gz", "rows.parquet"], bytes_damaged),
             },
             read_rows,
+        ),
+        Reader(
+            "streams",
+            tables,
+            {
+                "rows.jsonl": lines_damaged,
+                "rows.json": json_damaged,
+                **_of(["rows.csv", "rows.tsv", "rows.jsonl.gz", "rows.parquet"], bytes_damaged),
+            },
+            stream_rows,
         ),
         Reader("chats", lambda: {"c.jsonl": CHATS}, {"c.jsonl": lines_damaged}, read_rows),
         Reader(

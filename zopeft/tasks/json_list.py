@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,7 +49,9 @@ def _of_lines(path: Path, first: str) -> Iterator[tuple[str, Any]]:
     if first == "{":
         line = next(text for text in _lines(path) if text.strip())
         try:
-            json.loads(line)
+            # What is nested too deeply, the reader of lines refuses.
+            with contextlib.suppress(RecursionError):
+                json.loads(line)
         except ValueError:
             what = "one object over several lines is no list of rows that can be streamed"
             raise input_error(str(path), what, do=ONE_A_LINE) from None
