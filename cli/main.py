@@ -161,6 +161,13 @@ def _calm_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    # torch (2.13) makes this folder when it is imported, and fails where it cannot.
+    compiled = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+    try:
+        if compiled:
+            os.makedirs(compiled, exist_ok=True)
+    except OSError:
+        del os.environ["TORCHINDUCTOR_CACHE_DIR"]
 
 
 if __name__ == "__main__":
