@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 
 import pytest
 import torch
@@ -52,7 +53,26 @@ TUNE = (
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("ranks")
+    """What the processes of all groups said; played once, however many workers ask."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return all_said(tmp_path_factory.mktemp("ranks"))
+    folder = base.parent / "ranks"
+    try:
+        folder.mkdir()
+    except FileExistsError:
+        until = time.monotonic() + 600
+        while not (folder / "done").exists():
+            assert time.monotonic() < until, "the other worker has not played the groups"
+            time.sleep(0.2)
+        return json.loads((folder / "played.json").read_text())
+    try:
+        return all_said(folder)
+    finally:
+        (folder / "done").touch()
+
+
+def all_said(folder):
     rows = [{"text": f"The {w} was {m}.", "label": m} for w in "abcdefgh" for m in ("good", "bad")]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     one = [{**case, "name": f"one-{case['name']}"} for case in SHARED]
