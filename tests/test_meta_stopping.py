@@ -125,3 +125,15 @@ def test_meta_training_stops_when_more_steps_gain_nothing(capacity):
 
     assert made(0.0) == 200
     assert FIRST < made(0.5) < 150
+
+
+def test_a_disk_that_fails_at_the_end_is_no_bad_input(
+    zopeft_command, tiny_model, tiny_data, tmp_path, monkeypatch
+):
+    def broken(path):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("zopeft.finetuner.storage.staged", broken)
+    words = ("meta-train", tiny_model, "--task", "sst2", "--data", tiny_data, "--steps", 2)
+    line = zopeft_command.refused(*words, "--batch-size", 2, "--out", tmp_path / "out", code=1)
+    assert "cannot be written (Input/output error)" in line

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zopeft.errors import input_error
+from zopeft.errors import InputError, RunError, input_error
 from zopeft.jobs.build import (
     load_base,
     load_rows,
@@ -95,7 +95,11 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     if source.embedded:
         # Its folder's name says nothing to anybody else.
         finetuner.config.base_model = "zopeft-embedded"
-    finetuner.save_pretrained(folder.path, overwrite=True)
+    try:
+        finetuner.save_pretrained(folder.path, overwrite=True)
+    except InputError as error:
+        # The folder was good when the run began: it broke while running.
+        raise RunError(str(error)) from error
     losses = [float(row["loss"]) for row in history]
     plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
     told = f"at loss {TYPICAL_LOSS:g}, on the model that they were learned on"
