@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -19,7 +20,7 @@ from zopeft.errors import InputError, RunError
 from zopeft.methods.mezo import MeZO
 from zopeft.optim.looks import Aside, Tangent, Watched
 from zopeft.probing.groups import Group
-from zopeft.ranks import Ranks
+from zopeft.ranks import Ranks, losing
 from zopeft.training.grid import dealt, grid_of
 from zopeft.training.likeness import check_likeness
 from zopeft.training.parallel import check_weights
@@ -180,6 +181,33 @@ def test_a_process_whose_weights_are_others_is_named_of_many():
     line = r"^ranks: rank 2 \([0-9a-f]{16}\) holds other weights than rank 0 \(.* after step 7"
     with pytest.raises(RunError, match=line):
         check_weights(Three(0, 3), zopeft.discover(model), "after step 7")
+
+
+class Quiet:
+    """A store in which nothing is ever said, and in which nobody may wait."""
+
+    def clone(self):
+        return self
+
+    def check(self, keys):
+        return False
+
+    def wait(self, *keys):
+        raise AssertionError("held up in the store")
+
+
+def test_whoever_listens_for_lost_processes_has_ended_before_python_does(monkeypatch):
+    # Held up in the store, its thread aborts the process, when the first one is gone a bit earlier.
+    endings = []
+    monkeypatch.setattr(losing, "store", Quiet)
+    monkeypatch.setattr(losing.atexit, "register", endings.append)
+    before = set(threading.enumerate())
+    losing.watch(Ranks(1, 2))
+    (listening,) = set(threading.enumerate()) - before
+    assert listening.is_alive()
+    (end,) = endings
+    end()
+    assert not listening.is_alive()
 
 
 def test_scores_of_single_rows_are_for_one_process(tmp_path):

@@ -6,6 +6,7 @@ they have met: under torchrun it outlives each of them.
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 GRACE = 4.0
 """Seconds in which nothing new is heard of processes that have lost one another."""
+ASKING = 0.2
+"""Seconds from one look for news of lost processes to the next."""
 PLACE = f"zopeft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 """Where the processes leave word, which is another place after each restart."""
 ASK_AGAIN = "start the command again with --resume auto: the steps that were made are kept"
@@ -56,17 +59,34 @@ def watch(ranks: Ranks) -> None:
     found = store()
     if found is None:
         return
+    over = threading.Event()
+
+    def said(own: Any, key: str) -> bool:
+        # It asks, and does not wait in the store: a thread that is held up there when Python ends,
+        # and then loses the store, aborts the process.
+        while not own.check([key]):
+            if over.wait(ASKING):
+                return False
+        return True
 
     def say() -> None:
         # It ends with the store or with the process.
         with suppress(Exception):
             own = found.clone()
-            own.wait([f"{PLACE}/lost"], timedelta(days=1000))
-            own.set(f"{PLACE}/here/{ranks.number}", "1" if ranks.waits else "0")
-            own.wait([f"{PLACE}/missing"], timedelta(days=1000))
-            ranks.missing = _numbers(own.get(f"{PLACE}/missing"))
+            if said(own, f"{PLACE}/lost"):
+                own.set(f"{PLACE}/here/{ranks.number}", "1" if ranks.waits else "0")
+                if said(own, f"{PLACE}/missing"):
+                    ranks.missing = _numbers(own.get(f"{PLACE}/missing"))
+                    own.set(f"{PLACE}/heard/{ranks.number}", "1")
 
-    threading.Thread(target=say, name="zopeft-ranks", daemon=True).start()
+    worker = threading.Thread(target=say, name="zopeft-ranks", daemon=True)
+    worker.start()
+
+    def end() -> None:
+        over.set()
+        worker.join(ASKING)
+
+    atexit.register(end)
 
 
 def _missing(ranks: Ranks, hangs: bool) -> list[int]:
@@ -98,6 +118,10 @@ def _missing(ranks: Ranks, hangs: bool) -> list[int]:
     except Exception:
         # The store is gone with the process that kept it.
         return ranks.missing or ([0] if ranks.number else [])
+    with suppress(Exception):
+        for number in set(waits) - {ranks.number}:
+            # The store may go with this process.
+            _until(found, f"{PLACE}/heard/{number}", 3 * ASKING)
     return missing
 
 
