@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
 GRACE = 4.0
 """Seconds in which nothing new is heard of processes that have lost one another."""
-ASKING = 0.2
+ASKING = 1.0
 """Seconds from one look for news of lost processes to the next."""
+SOON = 0.05
+"""The same, once one is known to be lost."""
 PLACE = f"zopeft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 """Where the processes leave word, which is another place after each restart."""
 ASK_AGAIN = "start the command again with --resume auto: the steps that were made are kept"
@@ -61,11 +63,11 @@ def watch(ranks: Ranks) -> None:
         return
     over = threading.Event()
 
-    def said(own: Any, key: str) -> bool:
+    def said(own: Any, key: str, every: float) -> bool:
         # It asks, and does not wait in the store: a thread that is held up there when Python ends,
         # and then loses the store, aborts the process.
         while not own.check([key]):
-            if over.wait(ASKING):
+            if over.wait(every):
                 return False
         return True
 
@@ -73,9 +75,9 @@ def watch(ranks: Ranks) -> None:
         # It ends with the store or with the process.
         with suppress(Exception):
             own = found.clone()
-            if said(own, f"{PLACE}/lost"):
+            if said(own, f"{PLACE}/lost", ASKING):
                 own.set(f"{PLACE}/here/{ranks.number}", "1" if ranks.waits else "0")
-                if said(own, f"{PLACE}/missing"):
+                if said(own, f"{PLACE}/missing", SOON):
                     ranks.missing = _numbers(own.get(f"{PLACE}/missing"))
                     own.set(f"{PLACE}/heard/{ranks.number}", "1")
 
