@@ -15,7 +15,7 @@ not made again, so a broken-off command is repeated as it was.
     OMP_NUM_THREADS=1 python benchmarks/methods.py MODEL --data DIR --finetuner FOLDER
     OMP_NUM_THREADS=1 python benchmarks/methods.py MODEL --data DIR --task sst2 --space lora
     OMP_NUM_THREADS=1 python benchmarks/methods.py --cost      # a step's time and memory
-    python benchmarks/methods.py --report                      # table and picture of all rows
+    python benchmarks/methods.py --report                      # table and picture of the rows
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def main() -> None:
     if args.report:
         from methods_report import report
 
-        report(FOLDER)
+        report(FOLDER, args.forwards)
     elif args.cost:
         from methods_cost import measure_all
 

@@ -98,8 +98,15 @@ class Standing:
         return "even" if abs(log) <= 2 * error else "better" if log < 0 else "worse"
 
 
-def read(folder: Path) -> tuple[dict[str, dict[str, dict[str, Cell]]], dict[str, Row], Row]:
-    """Returns space to entry to task to cell, entry to its cost, and what runs have in common."""
+def read(
+    folder: Path, forwards: int
+) -> tuple[dict[str, dict[str, dict[str, Cell]]], dict[str, Row], Row]:
+    """Returns space to entry to task to cell, entry to its cost, and what runs have in common.
+
+    Args:
+        folder: Where the rows are.
+        forwards: Forward passes of the runs that count; there may be shorter ones, too.
+    """
     cells: dict[str, dict[str, dict[str, Cell]]] = {space: {} for space in SPACES}
     costs: dict[str, Row] = {}
     told: Row = {}
@@ -108,7 +115,10 @@ def read(folder: Path) -> tuple[dict[str, dict[str, dict[str, Cell]]], dict[str,
             if path.stem == "cost":
                 costs[row["entry"]] = row
                 continue
-            if row["kind"] == "refused":
+            # An entry without a first rate has no runs of any length.
+            if row["kind"] == "refused" or row.get("budget", forwards) != forwards:
+                continue
+            if row["kind"] == "first" and row["lr"] is not None:
                 continue
             found = cells[row["space"]].setdefault(row["entry"], {})
             cell = found.setdefault(row["task"], Cell())
@@ -226,9 +236,9 @@ def _panel(axes: Any, found: Sequence[Standing]) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def report(folder: Path) -> None:
-    """Prints the tables and draws ``methods.png`` beside the rows."""
-    cells, costs, told = read(folder)
+def report(folder: Path, forwards: int) -> None:
+    """Prints the tables and draws ``methods.png`` beside the rows, of runs of some length."""
+    cells, costs, told = read(folder, forwards)
     ranked = {space: standings(found) for space, found in cells.items() if BASELINE in found}
     print(markdown(ranked, costs))
     draw(ranked, told, folder / "methods.png")
