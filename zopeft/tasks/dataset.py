@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from zopeft.errors import InputError, input_error
 from zopeft.tasks.encoding import Encoded
-from zopeft.tasks.kept import Kept
+from zopeft.tasks.encoding_cache import EncodingCache
 from zopeft.tasks.own_encoding import encode_all, encode_openings
 from zopeft.tasks.table import check_ids, padding_id
 from zopeft.tasks.task import RowError, Task
@@ -88,11 +88,11 @@ class TaskDataset(Dataset[Encoded]):
             self.encoded = [Encoded((tuple(ids),), ((),)) for ids in openings]
             self.owners = list(range(len(openings)))
         else:
-            kept = Kept(tokenizer, examples, self.loss, max_length)
-            found = kept.read()
+            cache = EncodingCache(tokenizer, examples, self.loss, max_length)
+            found = cache.read()
             if found is None:
                 found = encode_all(tokenizer, examples, self.loss, max_length, place)
-                kept.write(*found)
+                cache.write(*found)
             self.encoded, self.owners = found
         ids = map(_every_id, self.encoded)
         check_ids(tokenizer, ids, table_rows, lambda index: place(self.owners[index]))

@@ -50,7 +50,7 @@ def folder() -> Path | None:
     return None
 
 
-class Kept:
+class EncodingCache:
     """The place of some encoded examples.
 
     Args:

@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from zopeft.embedded import MODEL_DIR
-from zopeft.tasks import TaskDataset, kept, load_task
+from zopeft.tasks import TaskDataset, encoding_cache, load_task
 from zopeft.tasks import dataset as module
 from zopeft.tasks.encoding import Encoded
 
@@ -38,8 +38,8 @@ def made(monkeypatch, tmp_path):
         return real(tokenizer, examples, *rest)
 
     monkeypatch.setattr(module, "encode_all", counted)
-    monkeypatch.setattr(kept, "LARGE", 1)
-    monkeypatch.setenv(kept.VARIABLE, str(tmp_path / "a" / "kept"))
+    monkeypatch.setattr(encoding_cache, "LARGE", 1)
+    monkeypatch.setenv(encoding_cache.VARIABLE, str(tmp_path / "a" / "kept"))
     return counts
 
 
@@ -68,7 +68,7 @@ def test_whatever_changes_the_tokens_is_encoded_anew(made, tokenizer):
 
 
 def test_every_field_of_an_example_comes_back(made, tokenizer):
-    place = kept.Kept(tokenizer, [SST2.example(ROWS[0])])
+    place = encoding_cache.EncodingCache(tokenizer, [SST2.example(ROWS[0])])
     assert place.read() is None
     place.write(ODD, [0, 0, 1, 2])
     encoded, owners = place.read()
@@ -90,11 +90,11 @@ def test_a_damaged_file_costs_its_time_and_is_written_again(made, tokenizer, tmp
 
 
 def test_arrays_that_do_not_fit_each_other_are_no_examples():
-    arrays = kept._packed(ODD, [0, 0, 1, 2])
-    assert kept._unpacked(**arrays)[0] == ODD
+    arrays = encoding_cache._packed(ODD, [0, 0, 1, 2])
+    assert encoding_cache._unpacked(**arrays)[0] == ODD
     for name in arrays:
         with pytest.raises(ValueError, match="not what was kept"):
-            kept._unpacked(**{**arrays, name: arrays[name][:-1]})
+            encoding_cache._unpacked(**{**arrays, name: arrays[name][:-1]})
 
 
 def test_where_nothing_can_be_kept_rows_are_encoded_each_time(
@@ -102,23 +102,23 @@ def test_where_nothing_can_be_kept_rows_are_encoded_each_time(
 ):
     (tmp_path / "file").write_text("")
     for place in ("", str(tmp_path / "file" / "kept")):
-        monkeypatch.setenv(kept.VARIABLE, place)
+        monkeypatch.setenv(encoding_cache.VARIABLE, place)
         for _ in range(2):
             TaskDataset(SST2, ROWS, tokenizer, 64)
     assert made == [6] * 4
-    monkeypatch.setenv(kept.VARIABLE, str(tmp_path / "few"))
-    monkeypatch.setattr(kept, "LARGE", 7)
+    monkeypatch.setenv(encoding_cache.VARIABLE, str(tmp_path / "few"))
+    monkeypatch.setattr(encoding_cache, "LARGE", 7)
     TaskDataset(SST2, ROWS, tokenizer, 64)
     assert not (tmp_path / "few").exists()
 
 
 def test_the_folder_is_the_users_cache_where_nothing_is_said(monkeypatch, tmp_path):
-    monkeypatch.delenv(kept.VARIABLE, raising=False)
+    monkeypatch.delenv(encoding_cache.VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert kept.folder() == tmp_path / "zopeft" / "encoded"
+    assert encoding_cache.folder() == tmp_path / "zopeft" / "encoded"
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
-    assert kept.folder() == tmp_path / ".cache" / "zopeft" / "encoded"
+    assert encoding_cache.folder() == tmp_path / ".cache" / "zopeft" / "encoded"
 
 
 def test_files_that_were_used_longest_ago_make_room(made, tokenizer, tmp_path, monkeypatch):
@@ -129,7 +129,7 @@ def test_files_that_were_used_longest_ago_make_room(made, tokenizer, tmp_path, m
     # The oldest is read, so that the one after it is the first to go.
     TaskDataset(SST2, ROWS, tokenizer, 61)
     assert made == [6, 6, 6]
-    monkeypatch.setattr(kept, "ROOM", 3 * newest.stat().st_size + 100)
+    monkeypatch.setattr(encoding_cache, "ROOM", 3 * newest.stat().st_size + 100)
     TaskDataset(SST2, ROWS, tokenizer, 64)
     assert len(files(tmp_path)) == 3
     for length in (61, 63, 64):
