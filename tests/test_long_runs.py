@@ -134,6 +134,8 @@ def test_a_run_takes_snapshots_by_itself_and_resumes_from_the_last(
     monkeypatch.setattr(ZerothOrder, "recall", counted)
     zopeft_command.json("tune", "--resume", "--steps", 20, "--out", out)
     assert recalled == [12, 13, 14, 15]
+    # Counted from the snapshot that the run went on from.
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-18"]
     assert (out / ADAPTER).read_bytes() == (tmp_path / "whole" / ADAPTER).read_bytes()
 
 

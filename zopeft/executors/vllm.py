@@ -27,7 +27,7 @@ from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
 from zopeft.executors.texts import texts_of
 from zopeft.executors.vllm_server import VLLMServer
-from zopeft.optim.looks import Aside, Watched
+from zopeft.optim.looks import is_point
 from zopeft.probing.closure import Closure
 
 WHERE = "executor"
@@ -89,8 +89,7 @@ class VLLM:
             RunError: The server does not answer as it should.
         """
         for probe in probes:
-            plain = type(probe) is tuple or isinstance(probe, Aside)
-            if not plain and not (isinstance(probe, Watched) and probe.watch is None):
+            if not is_point(probe):
                 do = "choose another method, or leave the executor out"
                 what = "cannot serve a look into the model"
                 raise input_error(WHERE, what, type(probe).__name__, do)

@@ -19,7 +19,7 @@ from zopeft.journal.header import JournalHeader, header_of
 from zopeft.journal.journal import Journal
 from zopeft.journal.replay import rebuild
 from zopeft.journal.start import fingerprint
-from zopeft.optim.looks import Aside, Watched
+from zopeft.optim.looks import is_point
 from zopeft.optim.record import StepRecord
 from zopeft.optim.zeroth_order import ZerothOrder
 from zopeft.probing.closure import Closure
@@ -127,8 +127,7 @@ class Federation:
             RunError: No client answers.
         """
         for probe in probes:
-            plain = type(probe) is tuple or isinstance(probe, Aside)
-            if not plain and not (isinstance(probe, Watched) and probe.watch is None):
+            if not is_point(probe):
                 name = type(self.method).__name__
                 raise input_error("federated", "clients send losses alone", name)
         answers = self._answers(len(probes))

@@ -66,6 +66,13 @@ def counts(probe: Probe) -> bool:
     return probe[1] != 0.0 and not isinstance(probe, Aside)
 
 
+def is_point(probe: Probe) -> bool:
+    """Whether a probe asks for the loss at a point and for nothing else."""
+    if isinstance(probe, Watched):
+        return probe.watch is None
+    return type(probe) is tuple or isinstance(probe, Aside)
+
+
 def run_looks(
     engine: Engine, probing: Probing, probes: Sequence[Probe], closure: Closure
 ) -> tuple[Tensor, int]:
