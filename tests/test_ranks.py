@@ -18,12 +18,12 @@ from zopeft.engine import Direction
 from zopeft.engine.vector import HERE
 from zopeft.errors import InputError, RunError
 from zopeft.methods.mezo import MeZO
-from zopeft.optim.looks import Aside, Tangent, Watched
+from zopeft.optim.looks import Aside, Tangent, Watched, is_point
 from zopeft.probing.groups import Group
 from zopeft.ranks import Ranks, losing
-from zopeft.training.grid import dealt, grid_of
+from zopeft.training.grid import Grid, dealt, grid_of
 from zopeft.training.likeness import check_likeness
-from zopeft.training.parallel import check_weights
+from zopeft.training.parallel import Parallel, check_weights
 from zopeft.training.settling import share_out
 
 AUTO = {"learning_rate": "auto"}
@@ -259,6 +259,21 @@ def test_rows_are_those_of_one_batch_and_what_is_seen_beside_them_is_agreed_on(s
     assert rows[0]["digest"] == rows[1]["digest"]
     seen = runs(said, "two", "rows-activations")
     assert seen[0]["digest"] == seen[1]["digest"]
+
+
+def test_losses_of_rows_are_averaged_and_those_of_columns_put_side_by_side():
+    asked = Parallel.__new__(Parallel)
+    # Two batches, three probes dealt out to two columns: losses, and passes at the end.
+    asked.grid = Grid(2, 2)
+    every = torch.tensor([[1.0, 3.0, 2], [2.0, torch.nan, 1], [5.0, 7.0, 2], [6.0, torch.nan, 1]])
+    found = asked._put_together(every, [[0, 2], [1]], 3)
+    assert found.tolist() == [3.0, 4.0, 5.0, 3.0]
+
+
+def test_what_asks_for_a_loss_at_a_point():
+    point = (Direction(1), 0.1)
+    assert all(is_point(one) for one in (point, Aside(point), Watched(None)))
+    assert not is_point(Watched(object())) and not is_point(Tangent(Direction(1)))
 
 
 def test_what_is_sent_is_the_losses(said):
