@@ -95,8 +95,7 @@ def evaluate(
             rows = [(n, m, v) for n, one in summary["metrics"].items() for m, v in one.items()]
             screen.result(summary, rows_table("lm-evaluation-harness", ("task", "", ""), rows))
             return
-        if adapter is None:
-            spare(checked)
+        spare(checked, adapter)
         from zopeft.jobs.evaluate import evaluate as run
 
         draw = _draw(examples, seed)

@@ -27,6 +27,7 @@ from .evaluate import evaluate
 from .finetuner import finetuner_app
 from .import_finetuner import import_finetuner
 from .interrupts import TYPERS_INTERRUPT, InterruptError, ended_by_signals
+from .leaving import Leaving
 from .lists import list_names
 from .merge import merge
 from .meta_train import meta_train
@@ -102,6 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from zopeft.ranks.losing import leave
 
         leave(code)
+    elif Process.own:
+        Leaving.code = code
     return code
 
 

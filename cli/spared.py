@@ -2,8 +2,9 @@
 
 ``transformers`` and ``peft`` import whatever is installed. bitsandbytes brings torch's compiler
 with it and datasets brings pandas, some two seconds of a start. A run over a plain model and local
-rows uses neither, so that for this process they are as if they were not installed. Python programs
-that use zopeft are left alone: theirs is not the only code of their process.
+rows uses neither, so that for this process they are as if they were not installed. What is imported
+comes while the garbage collector is held back (`zopeft.jobs.libraries`). Python programs that use
+zopeft are left alone: theirs is not the only code of their process.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from zopeft.jobs.libraries import hold_collector
+
+from .leaving import leave_at_once
 
 if TYPE_CHECKING:
     from zopeft.recipe.schema import Recipe
@@ -30,13 +35,20 @@ class Process:
     own = False
 
 
-def spare(recipe: Recipe) -> None:
+def spare(recipe: Recipe, adapter: str | None = None) -> None:
     """Leaves out of this process what a recipe's run has no use for, where the process is ours.
 
     Args:
         recipe: The run's settings.
+        adapter: An adapter that is loaded, whose base may be any model.
     """
-    if not Process.own or _own_code(recipe):
+    if not Process.own:
+        return
+    hold_collector()
+    if _own_code(recipe):
+        return
+    leave_at_once()
+    if adapter is not None:
         return
     for name, needed in (("bitsandbytes", not _plain(recipe)), ("datasets", not _local(recipe))):
         if not needed:

@@ -28,7 +28,9 @@ KERNELS = "zopeft.kernels.numba_kernels"
 COMPILE = f"""
 import pathlib, sys
 try:
-    import {KERNELS}
+    import {KERNELS} as kernels
+    for kernel in kernels._kernel.__self__.kernels:
+        kernel.ready()
 finally:
     pathlib.Path(sys.argv[1]).touch()
 """

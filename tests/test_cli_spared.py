@@ -1,5 +1,6 @@
 """What a run of the command line does not import, and when it leaves packages alone."""
 
+import gc
 import importlib.util
 import json
 import sys
@@ -7,6 +8,7 @@ import sys
 import pytest
 
 from zopeft.cli.spared import Process, spare
+from zopeft.jobs.libraries import Collector
 from zopeft.recipe.load import load_recipe
 
 BOTH = {"bitsandbytes", "datasets"}
@@ -19,13 +21,15 @@ def fresh(monkeypatch):
     for name in BOTH:
         monkeypatch.delitem(sys.modules, name, raising=False)
     yield
+    Collector.held = False
+    gc.enable()
     for name in BOTH:
         if sys.modules.get(name, 0) is None:
             del sys.modules[name]
 
 
-def spared(*words, **flags):
-    spare(load_recipe("tune", None, words, flags))
+def spared(*words, adapter=None, **flags):
+    spare(load_recipe("tune", None, words, flags), adapter)
     found = {name for name in BOTH if sys.modules.get(name, 0) is None}
     assert all(importlib.util.find_spec(name) is None for name in found)
     return found
@@ -58,6 +62,17 @@ def test_a_folder_of_quantised_weights_or_of_datasets_is_left_to_them(fresh, tmp
     assert spared(*words) == {"bitsandbytes"}
 
 
+def test_the_base_of_an_adapter_may_be_any_model(fresh):
+    assert spared("task.name=sst2", adapter="folder") == set()
+    assert Collector.held
+
+
+def test_the_collector_is_held_back_for_the_imports_whatever_they_are(fresh):
+    spared("task.name=sst2", "objective.name=reward", "objective.rewards=[mine.py:score]")
+    assert Collector.held and not gc.isenabled()
+
+
 def test_in_a_program_of_somebody_elses_nothing_is_left_out(fresh, monkeypatch):
     monkeypatch.setattr(Process, "own", False)
     assert spared("task.name=sst2") == set()
+    assert gc.isenabled() and not Collector.held

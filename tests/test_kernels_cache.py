@@ -1,6 +1,7 @@
 """Where compiled kernels are kept: a package and a home that are read-only stop no run."""
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -71,7 +72,22 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(why, read_only, caplog
     assert len(caplog.messages) == (2 if why == "a full disk" else 1)
 
 
+def test_a_kernel_is_compiled_when_it_is_first_called_and_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
+    keeping = Keeping()
+    kernel = keeping.compiled(SIGNATURE)(add_one)
+    assert kept_in(tmp_path) == [] and keeping.kernels == [kernel]
+    made, compiled = [], kernel._compile
+    monkeypatch.setattr(kernel, "_compile", lambda one: made.append(one) or compiled(one))
+    with ThreadPoolExecutor(4) as threads:
+        assert list(threads.map(kernel, [1.0, 2.0, 3.0, 4.0])) == [2.0, 3.0, 4.0, 5.0]
+    assert made == [add_one]
+    assert kept_in(tmp_path) == [".nbc", ".nbi"]
+
+
 def test_the_kernels_themselves_are_kept_so():
     from zopeft.kernels import numba_kernels
 
-    assert isinstance(numba_kernels._kernel.__self__, Keeping)
+    keeping = numba_kernels._kernel.__self__
+    assert isinstance(keeping, Keeping)
+    assert {numba_kernels.shift, numba_kernels.update} < set(keeping.kernels)

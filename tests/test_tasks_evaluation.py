@@ -9,10 +9,10 @@ import torch
 from zopeft.errors import InputError
 from zopeft.jobs.metrics import numbers
 from zopeft.models import attach, load_model
-from zopeft.tasks import evaluate, load_rows, load_task
+from zopeft.tasks import evaluate, feed, load_rows, load_task
 from zopeft.tasks.answers import exact_match, f1, normalize
 from zopeft.tasks.encoding import encode_prompts
-from zopeft.tasks.evaluation import fit_length, mean_loss
+from zopeft.tasks.evaluation import check_rows, fit_length, mean_loss
 from zopeft.tasks.generation import generate
 
 PROMPTS = ["Anna", "The old man went to the", "Tom and his friend", "It is"]
@@ -142,3 +142,22 @@ def test_the_loss_alone_is_that_of_the_evaluation(tiny_model, name):
         assert mean_loss(model, tokenizer, one, rows, 4, 128) == pytest.approx(whole, rel=1e-5)
     with pytest.raises(InputError, match="no rows"):
         mean_loss(model, tokenizer, task, [])
+
+
+@pytest.mark.parametrize("name", ["sst2", "squad"])
+def test_rows_that_are_encoded_are_not_encoded_again(name, monkeypatch):
+    model, tokenizer = load_model()
+    task = load_task(name)
+    rows = load_rows(task, "validation", embedded=True, limit=6)
+    expected = evaluate(model, tokenizer, task, rows, max_length=512)
+    few = evaluate(model, tokenizer, task, rows, max_length=512, max_examples=3)
+    encoded = check_rows(model, tokenizer, task, rows, 512)
+    made = []
+    whole = feed.TaskDataset
+    monkeypatch.setattr(feed, "TaskDataset", lambda *given: made.append(1) or whole(*given))
+    given = {"max_length": 512, "encoded": encoded}
+    assert evaluate(model, tokenizer, task, rows, max_examples=6, **given) == expected
+    assert made == []
+    # Of fewer rows it is another thing.
+    assert evaluate(model, tokenizer, task, rows, max_examples=3, **given) == few
+    assert made == [1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft.errors import input_error
+from zopeft.jobs.libraries import load_libraries
 from zopeft.jobs.progress import Listener, Progress
 from zopeft.recipe.names import registry
 from zopeft.recipe.schema import BITFIT, FULL, SCALES, Recipe
@@ -43,6 +44,7 @@ def load_base(
     source = resolve(section.name)
     told = note if source.embedded else f"loading {source.label}"
     listener(Progress("load", note=told))
+    load_libraries(*(("zopeft.jobs.loop",) if recipe.job == "tune" else ()))
     model, tokenizer = load_model(
         source,
         section.dtype,

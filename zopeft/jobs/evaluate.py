@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zopeft.jobs.build import load_rows, model_label, on_embedded
 from zopeft.jobs.data import Tuned, make_task, record_of, take_template, told
@@ -15,6 +15,9 @@ from zopeft.jobs.together import all_of, sharing
 from zopeft.ranks import begin, current
 from zopeft.recipe.schema import Recipe
 from zopeft.report.summary import hardware, peak_bytes, versions
+
+if TYPE_CHECKING:
+    from zopeft.tasks import TaskDataset
 
 
 def evaluate(
@@ -77,7 +80,7 @@ def _evaluated(
         if goal.told:
             listener(Progress("load", note=goal.told))
         goal.rehearse(model)
-    metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate", goal)
+    metrics = measure(recipe, model, tokenizer, task, rows, listener, "evaluate", goal, checked)
     summary: dict[str, Any] = {
         "job": "eval",
         "out": None if folder is None else str(folder.path),
@@ -108,8 +111,21 @@ def measure(
     listener: Listener,
     stage: str,
     goal: Goal | None = None,
+    encoded: TaskDataset | None = None,
 ) -> dict[str, Any]:
-    """Returns the task's metric and loss of a model on rows, and the score of its goal."""
+    """Returns the task's metric and loss of a model on rows, and the score of its goal.
+
+    Args:
+        recipe: The job's settings.
+        model: The model.
+        tokenizer: Its tokenizer.
+        task: The task.
+        rows: The rows to score.
+        listener: Called with reports.
+        stage: What is told of it.
+        goal: The goal whose score is wanted, too.
+        encoded: The rows as `zopeft.tasks.evaluation.check_rows` encodes them; None encodes them.
+    """
     from zopeft.models.quiet import quiet
     from zopeft.tasks import evaluate as score
 
@@ -127,6 +143,7 @@ def measure(
             layout=section.layout,
             ranks=sharing(model),
             progress=lambda done, total: listener(Progress(stage, done, total)),
+            encoded=encoded,
         )
         if goal is not None and goal.score not in metrics:
             limit = recipe.task.eval_examples

@@ -26,6 +26,7 @@ class Prepared:
         task: The task.
         train: The encoded training examples; of rows that are streamed, the first.
         validation: The validation rows.
+        scored: The same rows, encoded.
         counts: What the rows of "train" and "validation" come to.
         finetuner: The fine-tuner, or None.
         method: Name of the optimizer.
@@ -38,6 +39,7 @@ class Prepared:
     task: Task
     train: TaskDataset
     validation: Rows
+    scored: TaskDataset
     counts: dict[str, Counts]
     finetuner: FineTuner | None
     method: str

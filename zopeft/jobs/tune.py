@@ -212,6 +212,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
         task=task,
         train=train,
         validation=validation,
+        scored=scored,
         counts=counts,
         finetuner=finetuner,
         method=method_name(recipe),
@@ -253,7 +254,7 @@ def _before(
     model, tokenizer = prepared.blocks.model, prepared.tokenizer
     rows = prepared.validation
     given = (recipe, model, tokenizer, prepared.task, rows, listener, "evaluate before")
-    return {"before": measure(*given, prepared.goal)}
+    return {"before": measure(*given, prepared.goal, prepared.scored)}
 
 
 def _after(
@@ -265,7 +266,7 @@ def _after(
         return known
     model, rows = prepared.blocks.model, prepared.validation
     given = (recipe, model, prepared.tokenizer, prepared.task, rows, listener, "evaluate after")
-    scores = measure(*given, prepared.goal)
+    scores = measure(*given, prepared.goal, prepared.scored)
     log.evaluated(run.steps, scores, log.seconds)
     return scores
 

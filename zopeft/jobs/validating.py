@@ -87,6 +87,7 @@ class Validation(TrainerCallback):
             self.listener,
             f"evaluate step {step}",
             one.goal,
+            one.scored,
         )
         self.follower.leave_out(time.monotonic() - started)
         return scores

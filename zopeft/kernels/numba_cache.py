@@ -1,6 +1,7 @@
-"""Where compiled kernels are kept from one run of Python to the next.
+"""When kernels are compiled, and where they are kept from one run of Python to the next.
 
-numba keeps them beside their file or in the user's cache folder. A package and a home that
+A run uses two or three of them, and each is compiled, or read where it is kept, when it is first
+called. numba keeps them beside their file or in the user's cache folder. A package and a home that
 are both read-only (containers, shared installations) or full are no reason not to run: a
 folder of the user's own among the temporary ones serves, or the kernels are compiled anew.
 """
@@ -17,6 +18,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numba
@@ -27,33 +29,69 @@ UNKEPT = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)
 """What numba raises where it finds no folder, cannot write there, or finds a damaged file."""
 
 
+class Kernel:
+    """A kernel that is compiled when it is first called.
+
+    Args:
+        function: What it does.
+        compile_one: Compiles it.
+    """
+
+    def __init__(self, function: Any, compile_one: Callable[[Any], Any]) -> None:
+        self.__name__, self.__doc__ = function.__name__, function.__doc__
+        self._function, self._compile, self._lock = function, compile_one, Lock()
+        self._machine_code: Any = None
+
+    def __call__(self, *arguments: Any) -> Any:
+        """Calls it."""
+        code = self._machine_code
+        return (self.ready() if code is None else code)(*arguments)
+
+    def ready(self) -> Any:
+        """Returns its machine code, compiled by the first thread that asks for it."""
+        with self._lock:
+            if self._machine_code is None:
+                self._machine_code = self._compile(self._function)
+        return self._machine_code
+
+
 class Keeping:
     """Compiles kernels, and has them kept where that can be done.
 
     The first kernel that cannot be kept in a place decides for the ones after it.
+
+    Attributes:
+        kernels: All that it was given.
     """
 
     def __init__(self) -> None:
         # None: where numba would; a folder; "": nowhere.
         self._place: str | None = None
+        self._lock = Lock()
+        self.kernels: list[Kernel] = []
 
-    def compiled(self, signature: str) -> Callable[[Any], Any]:
-        """Returns a decorator that compiles a function for one signature.
+    def compiled(self, signature: str) -> Callable[[Any], Kernel]:
+        """Returns a decorator that has a function compiled for one signature.
 
         Args:
             signature: Its types, in numba's words.
         """
 
         def compile_one(function: Any) -> Any:
-            while self._place != "":
-                try:
-                    with _cache_in(self._place):
-                        return numba.njit(signature, nogil=True, cache=True)(function)
-                except UNKEPT as error:
-                    self._place = self._next_place(error)
-            return numba.njit(signature, nogil=True)(function)
+            with self._lock:
+                while self._place != "":
+                    try:
+                        with _cache_in(self._place):
+                            return numba.njit(signature, nogil=True, cache=True)(function)
+                    except UNKEPT as error:
+                        self._place = self._next_place(error)
+                return numba.njit(signature, nogil=True)(function)
 
-        return compile_one
+        def take(function: Any) -> Kernel:
+            self.kernels.append(Kernel(function, compile_one))
+            return self.kernels[-1]
+
+        return take
 
     def _next_place(self, error: Exception) -> str:
         own = "" if self._place else _own_temporary_folder()

@@ -39,6 +39,7 @@ def evaluate(
     progress: Progress | None = None,
     layout: str = "auto",
     ranks: Ranks = ALONE,
+    encoded: TaskDataset | None = None,
 ) -> dict[str, Any]:
     """Scores the model: accuracy by comparing options, F1 and exact match of answers, perplexity.
 
@@ -58,6 +59,8 @@ def evaluate(
             nothing is computed twice; "padded" gives each text a row; "auto" packs where the
             model gives the same loss both ways.
         ranks: The processes that share the batches out; all of them are told the scores.
+        encoded: What `check_rows` made of these rows, where they are scored again and again; None
+            encodes them.
 
     Returns:
         What `zopeft.tasks.scores.choice_scores` tells of options, ``accuracy`` first; or ``f1`` and
@@ -66,7 +69,8 @@ def evaluate(
     Raises:
         InputError: No rows, or a row that can't be encoded.
     """
-    rows = rows if max_examples is None else rows[:max_examples]
+    if max_examples is not None and max_examples < len(rows):
+        rows, encoded = rows[:max_examples], None
     if not rows:
         raise input_error(task.name, "no rows to evaluate")
     keep_unpacked(model)
@@ -79,11 +83,11 @@ def evaluate(
             # What its completions are worth, a reward of the user's tells.
             result: dict[str, float] = {}
         elif task.kind == "choice":
-            feed = Feed(model, tokenizer, task, rows, length, "choice", layout)
+            feed = Feed(model, tokenizer, task, rows, length, "choice", layout, encoded)
             texts = [_options(task.example(row)) for row in rows]
             result = _choices(model, task, feed, texts, batch_size, report, ranks)
         else:
-            feed = Feed(model, tokenizer, task, rows, length, layout=layout)
+            feed = Feed(model, tokenizer, task, rows, length, layout=layout, encoded=encoded)
             if task.kind == "answer":
                 given = (feed, batch_size, length, report, ranks)
                 result = _answers(model, tokenizer, task, rows, *given)

@@ -28,6 +28,8 @@ class Feed:
         loss: "choice" or "answer"; None for the task's own.
         layout: "auto", "packed" or "padded", see `zopeft.BatchLoss`. The model is tried out on
             the longest and the shortest example, unless it is known.
+        encoded: The rows as `zopeft.tasks.evaluation.check_rows` encodes them, where they are
+            at hand; None encodes them.
 
     Attributes:
         data: The rows as token ids.
@@ -45,10 +47,13 @@ class Feed:
         length: int,
         loss: str | None = None,
         layout: str = "auto",
+        encoded: TaskDataset | None = None,
     ) -> None:
         known = table_rows(model)
         self.model = model
-        self.data = TaskDataset(task, rows, tokenizer, length, loss, known).encoded
+        if encoded is None:
+            encoded = TaskDataset(task, rows, tokenizer, length, loss, known)
+        self.data = encoded.encoded
         self.collate = Collator(tokenizer, known)
         try_padding(model, self.data, self.collate.pad)
         by_size = sorted(self.data, key=len)
