@@ -50,6 +50,8 @@ def once(build: Path, space: str) -> dict[str, float]:
         words += ["tune", "--task", "sst2", f"--{space}"]
         words += ["--steps", "1", "--out", f"{folder}/out"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        # As an installed package has them.
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
         subprocess.run(words, cwd=build, env=environment, check=True, capture_output=True)
         after, ended = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()

@@ -28,6 +28,12 @@ def fresh(monkeypatch):
             del sys.modules[name]
 
 
+@pytest.fixture(autouse=True)
+def staying(monkeypatch):
+    """This process ends as others do."""
+    monkeypatch.setattr("zopeft.cli.spared.leave_at_once", lambda: None)
+
+
 def spared(*words, adapter=None, **flags):
     spare(load_recipe("tune", None, words, flags), adapter)
     found = {name for name in BOTH if sys.modules.get(name, 0) is None}
