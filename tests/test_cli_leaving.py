@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zopeft.cli.leaving import Leaving
+from zopeft.cli.leaving import OURS, Leaving
 from zopeft.cli.main import main
 from zopeft.cli.spared import Process
 
@@ -20,6 +20,7 @@ class Taken:
         print("taken apart")
 
 taken = Taken()
+BEFORE
 leave_at_once()
 atexit.register(print, "asked for")
 Leaving.code = CODE
@@ -28,8 +29,8 @@ sys.exit(2)
 """
 
 
-def ended(code, **options):
-    words = [sys.executable, "-c", ENDS.replace("CODE", code)]
+def ended(code, before="", **options):
+    words = [sys.executable, "-c", ENDS.replace("CODE", code).replace("BEFORE", before)]
     held = {name: one for name, one in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(words, env=held, stderr=subprocess.PIPE, text=True, timeout=60, **options)
 
@@ -43,6 +44,18 @@ def test_a_process_goes_with_its_code_when_all_that_was_asked_for_is_done():
 def test_one_whose_command_is_not_through_ends_as_others_do():
     done = ended("None", stdout=subprocess.PIPE)
     assert (done.returncode, done.stdout) == (2, "last word, asked for\ntaken apart\n")
+
+
+def test_what_was_asked_for_before_is_done_too():
+    done = ended("3", 'atexit.register(print, "measured")', stdout=subprocess.PIPE)
+    expected = "last word, asked for\nmeasured\ntaken apart\n"
+    assert (done.returncode, done.stdout) == (2, expected)
+
+
+def test_nothing_of_a_commands_own_is_asked_for_before():
+    asked = "import atexit, zopeft.cli.main, zopeft.cli.output; print(atexit._ncallbacks())"
+    done = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True)
+    assert done.stdout == f"{OURS}\n"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is full")
