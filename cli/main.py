@@ -62,7 +62,7 @@ app.command("demo")(demo)
 app.command("doctor")(doctor)
 
 
-TOGETHER = ("tune", "eval")
+TOGETHER = ("tune", "eval", "meta-train")
 """Commands that several processes do together; of others the first one does them alone."""
 STARTED = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What tells a process that it was started with others."""

@@ -39,6 +39,7 @@ NEIGHBOURS = {
     ("kernels", "noise"),
     ("registry", "errors"),
     ("training", "journal"),
+    ("meta", "training"),
     ("finetuner", "engine"),
 }
 

@@ -209,6 +209,22 @@ def how_sharded(model: nn.Module) -> str:
     return "tensor" if any(map(is_sharded, model.parameters())) else ""
 
 
+def refuse_sharded(model: nn.Module, where: str) -> None:
+    """Refuses a model of which no process has whole gradients.
+
+    Args:
+        model: The model.
+        where: What needs the gradients.
+
+    Raises:
+        InputError: Processes hold it together.
+    """
+    held = how_sharded(model)
+    if held:
+        what = "needs all of the model in each process"
+        raise input_error(where, what, held, "leave model.sharded out")
+
+
 def gathered_state(model: Any) -> dict[str, Tensor]:
     """Returns a model's state dict, whole and on the CPU, gathered tensor by tensor.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from zopeft.jobs.beginning import model_lines
+from zopeft.meta.summing import bytes_sent
 from zopeft.meta.train import MASK_BATCHES
 
 if TYPE_CHECKING:
@@ -22,8 +23,9 @@ def begin_lines(
     source: ModelSource,
     rows: Mapping[str, Sequence[Any]],
     settings: MetaSettings,
+    ranks: int = 1,
 ) -> list[str]:
-    """Returns the lines: model, what is trained, rows, what is learned, passes planned.
+    """Returns the lines: model, what is trained, rows, what is learned, passes planned, ranks.
 
     Args:
         recipe: The run's settings.
@@ -31,10 +33,22 @@ def begin_lines(
         source: Where the model came from.
         rows: The training rows of each task.
         settings: The settings of the meta-training, with nothing left to decide.
+        ranks: Processes that share it out.
     """
     counts = ", ".join(f"{len(found):,} of {name}" for name, found in rows.items())
     lines = [*model_lines(recipe, blocks, source), f"rows: {counts}"]
-    return [*lines, _method(settings), _planned(settings, len(rows))]
+    lines += [_method(settings), _planned(settings, len(rows))]
+    return lines if ranks == 1 else [*lines, _shared(blocks, settings, ranks)]
+
+
+def _shared(blocks: Blocks, settings: MetaSettings, ranks: int) -> str:
+    """Says what ranks share out, and what that costs."""
+    sent = f"{bytes_sent(blocks, ranks) / 1e6:,.1f} MB"
+    line = f"ranks: {ranks} share out the rows of a batch; a backward pass has each send {sent}"
+    idle = ranks - settings.batch_size
+    if idle < 1:
+        return line
+    return f"{line}; {idle} of them have no row of their own (--batch-size {ranks} gives each one)"
 
 
 def _method(settings: MetaSettings) -> str:

@@ -21,6 +21,8 @@ from zopeft.jobs.build import (
 from zopeft.jobs.folder import Folder
 from zopeft.jobs.progress import Listener, Progress, ignore
 from zopeft.jobs.serving import TYPICAL_LOSS, serve
+from zopeft.jobs.together import all_of
+from zopeft.ranks import begin, current
 from zopeft.recipe.names import registry
 from zopeft.recipe.schema import Recipe
 from zopeft.report.heatmap import plot_scales
@@ -52,14 +54,15 @@ def meta_train(
 
     Raises:
         InputError: The model, the tasks, their data or a setting cannot be used.
-        RunError: The loss was not finite for some steps in a row.
+        RunError: The loss was not finite for some steps in a row, or a process is missing.
     """
     if not recipe.meta.tasks:
         do = "give one or more of: " + ", ".join(registry("task"))
         raise input_error("--task", "no task given", do=do)
     stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
     inputs = [recipe.model.name, recipe.task.data]
-    with Folder(out, stem, overwrite, inputs=inputs) as folder:
+    ranks = begin(recipe.training.ddp_timeout)
+    with all_of(ranks, lambda: Folder(out, stem, overwrite, inputs=inputs)) as folder:
         return _learned(recipe, folder, listener, dry)
 
 
@@ -68,10 +71,12 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     from zopeft.finetuner.size import file_bytes
     from zopeft.jobs.meta_beginning import begin_lines, passes_of
 
-    started = time.monotonic()
-    model, tokenizer, source = load_base(recipe, listener)
-    rows = _rows(recipe, on_embedded(source))
-    blocks = wrap(recipe, model)
+    started, ranks = time.monotonic(), current()
+    with ranks.gate():
+        model, tokenizer, source = load_base(recipe, listener)
+        rows = _rows(recipe, on_embedded(source))
+        blocks = wrap(recipe, model)
+        settings = _settings(recipe).decided(blocks.space)
     state = {
         "job": "meta-train",
         "out": str(folder.path),
@@ -84,8 +89,7 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
         "versions": versions(),
         "hardware": hardware(),
     }
-    settings = _settings(recipe).decided(blocks.space)
-    for line in begin_lines(recipe, blocks, source, rows, settings):
+    for line in begin_lines(recipe, blocks, source, rows, settings, ranks.count):
         listener(Progress("load", note=line))
     if dry:
         passes = passes_of(settings, len(rows))
@@ -95,16 +99,9 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     if source.embedded:
         # Its folder's name says nothing to anybody else.
         finetuner.config.base_model = "zopeft-embedded"
-    try:
-        finetuner.save_pretrained(folder.path, overwrite=True)
-    except InputError as error:
-        # The folder was good when the run began: it broke while running.
-        raise RunError(str(error)) from error
     losses = [float(row["loss"]) for row in history]
-    plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
-    told = f"at loss {TYPICAL_LOSS:g}, on the model that they were learned on"
-    cells = serve(blocks, finetuner, allow_none=True).cells()
-    plot_scales(cells, folder.path / "scales.png", "learned scales", told)
+    if folder.leads:
+        _write(folder, blocks, finetuner, losses)
     summary = {
         **state,
         "groups": len(finetuner.config.groups),
@@ -114,11 +111,25 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
         "seconds": round(time.monotonic() - started, 3),
         **ends(losses),
         "scales": {key: history[-1].get(key) for key in _SCALES},
+        **({"ranks": ranks.count} if ranks.several else {}),
         "peak_bytes": peak_bytes(),
         "status": "done",
     }
     folder.write(summary)
     return summary
+
+
+def _write(folder: Folder, blocks: Any, finetuner: Any, losses: list[float]) -> None:
+    """Writes the fine-tuner and its pictures."""
+    try:
+        finetuner.save_pretrained(folder.path, overwrite=True)
+    except InputError as error:
+        # The folder was good when the run began: it broke while running.
+        raise RunError(str(error)) from error
+    plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
+    told = f"at loss {TYPICAL_LOSS:g}, on the model that they were learned on"
+    cells = serve(blocks, finetuner, allow_none=True).cells()
+    plot_scales(cells, folder.path / "scales.png", "learned scales", told)
 
 
 def _rows(recipe: Recipe, embedded: bool) -> dict[str, list[dict[str, Any]]]:

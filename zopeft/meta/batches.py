@@ -9,6 +9,9 @@ import torch
 from torch.utils.data import Dataset
 
 from zopeft.errors import input_error
+from zopeft.meta.parts import Part, moved
+
+Batch = dict[str, Any] | Part
 
 
 class TaskBatches:
@@ -16,7 +19,7 @@ class TaskBatches:
 
     Args:
         datasets: Task name to its dataset of encoded examples.
-        collate: From a list of examples to a batch.
+        collate: From a list of examples to a batch, or to a rank's part of it.
         batch_size: Examples a batch.
         seed: Seed of the order.
         device: Where tensors of a batch go.
@@ -28,7 +31,7 @@ class TaskBatches:
     def __init__(
         self,
         datasets: Mapping[str, Dataset[Any]],
-        collate: Callable[[Sequence[Any]], dict[str, Any]],
+        collate: Callable[[Sequence[Any]], Batch],
         batch_size: int,
         seed: int,
         device: torch.device,
@@ -40,7 +43,7 @@ class TaskBatches:
         self.batch_size, self.device = batch_size, device
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __iter__(self) -> Iterator[tuple[str, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[tuple[str, Batch]]:
         """Yields (task name, batch) without end."""
         orders: dict[str, list[int]] = {name: [] for name in self.datasets}
         names = list(self.datasets)
@@ -49,13 +52,10 @@ class TaskBatches:
                 name = names[place]
                 yield name, self._batch(name, orders[name])
 
-    def _batch(self, name: str, order: list[int]) -> dict[str, Any]:
+    def _batch(self, name: str, order: list[int]) -> Batch:
         dataset: Any = self.datasets[name]
         while len(order) < min(self.batch_size, len(dataset)):
             order.extend(torch.randperm(len(dataset), generator=self._generator).tolist())
         picked = [order.pop(0) for _ in range(min(self.batch_size, len(dataset)))]
         batch = self.collate([dataset[i] for i in picked])
-        return {
-            key: value.to(self.device) if isinstance(value, torch.Tensor) else value
-            for key, value in batch.items()
-        }
+        return batch.to(self.device) if isinstance(batch, Part) else moved(batch, self.device)

@@ -78,7 +78,7 @@ class BasisGathering:
         if task not in self._squares:
             self.directions.begin(0.0)
             self.trajectory.backward(batch, self.directions.take)
-            self._note(task)
+            self._note(task, self._norm())
         total, count = self._squares.get(task, (0.0, 0))
         weight = count / total if total > 0.0 else 0.0
         self.directions.begin(weight)
@@ -88,11 +88,16 @@ class BasisGathering:
         loss = self.trajectory.descend(
             batch, step_seed(self.seed, step), last_norm, share, self._take
         )
-        self._note(task)
-        return loss, float(self.directions.gradient_norm)
+        norm = self._norm()
+        self._note(task, norm)
+        return loss, norm
 
-    def _note(self, task: str) -> None:
-        square = float(self.directions.gradient_norm) ** 2
+    def _norm(self) -> float:
+        """The norm of the last gradient, the same on all ranks."""
+        return self.trajectory.agreed(float(self.directions.gradient_norm))[0]
+
+    def _note(self, task: str, norm: float) -> None:
+        square = norm**2
         total, count = self._squares.get(task, (0.0, 0))
         if math.isfinite(square) and square > 0.0:
             self._squares[task] = (total + square, count + 1)

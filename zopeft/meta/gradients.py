@@ -35,9 +35,7 @@ def consumed(blocks: Blocks, consumer: Consumer) -> Iterator[None]:
         blocks: The blocks, [N].
         consumer: Called with the parameter, the indices of its blocks and its gradient.
     """
-    members: dict[int, tuple[nn.Parameter, list[int]]] = {}
-    for index, block in enumerate(blocks):
-        members.setdefault(id(block.parameter), (block.parameter, []))[1].append(index)
+    members = owners(blocks)
 
     def hook(parameter: Tensor) -> None:
         owner, indices = members[id(parameter)]
@@ -56,6 +54,14 @@ def consumed(blocks: Blocks, consumer: Consumer) -> Iterator[None]:
             handle.remove()
         for parameter, _ in members.values():
             parameter.grad = None
+
+
+def owners(blocks: Blocks) -> dict[int, tuple[nn.Parameter, list[int]]]:
+    """Returns the parameters of the blocks, each with the indices of its blocks, by identity."""
+    members: dict[int, tuple[nn.Parameter, list[int]]] = {}
+    for index, block in enumerate(blocks):
+        members.setdefault(id(block.parameter), (block.parameter, []))[1].append(index)
+    return members
 
 
 class Projections:

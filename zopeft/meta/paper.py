@@ -17,8 +17,10 @@ from torch import Tensor
 
 from zopeft.engine import Direction, Engine
 from zopeft.finetuner import FineTuner
-from zopeft.meta.gradients import Projections, consumed
+from zopeft.meta.gradients import Projections
+from zopeft.meta.summing import backward
 from zopeft.meta.trajectory import LossFunction
+from zopeft.ranks import ALONE, Ranks
 
 
 @dataclass
@@ -65,6 +67,7 @@ class PaperObjective:
         loss_function: From model and batch to a 0-dim loss.
         eps: Finite-difference step.
         lr_zo: Learning rate of the judged step, the paper's eta_1.
+        ranks: Who judges it together; each rank's batch is a part, and so is its loss.
     """
 
     def __init__(
@@ -75,7 +78,9 @@ class PaperObjective:
         loss_function: LossFunction,
         eps: float,
         lr_zo: float,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.model, self.engine, self.finetuner = model, engine, finetuner
         self.loss_function, self.eps, self.lr_zo = loss_function, eps, lr_zo
         self.match = finetuner.match(engine.blocks)
@@ -94,20 +99,20 @@ class PaperObjective:
         plus, minus = self._probe(batch, direction)
         grad = (plus - minus) / (2.0 * self.eps)
         projections = Projections(self.engine, seed)
-        with (
-            self.engine.perturbed(direction, -self.lr_zo * grad),
-            consumed(self.engine.blocks, projections),
-            torch.enable_grad(),
-        ):
-            post_loss = self.loss_function(self.model, batch)
-            post_loss.backward()  # type: ignore[no-untyped-call]
+        with self.engine.perturbed(direction, -self.lr_zo * grad):
+            post_loss = backward(
+                self.engine.blocks,
+                projections,
+                lambda: self.loss_function(self.model, batch),
+                self.ranks,
+            )
         slope = (-self.lr_zo * grad) * projections.inner
         return Outcome(
             surrogate=(scales * slope.to(scales.dtype)).sum(),
             scales=scales.detach(),
             raw=raw.detach(),
             losses=(plus, minus),
-            post_loss=float(post_loss.detach()),
+            post_loss=post_loss,
             gradient_norm=float(projections.squared_norm.sqrt()),
         )
 
@@ -121,5 +126,5 @@ class PaperObjective:
                 if not self.engine.settle():
                     break
             losses.append(loss.float())
-        plus, minus = torch.stack(losses).tolist()
+        plus, minus = self.ranks.summed(torch.stack(losses).cpu()).tolist()
         return plus, minus

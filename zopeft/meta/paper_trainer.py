@@ -17,6 +17,7 @@ from zopeft.meta.settings import MetaSettings
 from zopeft.meta.trajectory import LossFunction, Trajectory
 from zopeft.noise import step_seed
 from zopeft.optim.directions import directions_of
+from zopeft.ranks import ALONE, Ranks
 
 Progress = Callable[[int, int, Mapping[str, Any]], None]
 Batches = Iterable[tuple[str, Any]]
@@ -37,6 +38,7 @@ class PaperTrainer:
         settings: The settings.
         blocks: The blocks to learn scales for.
         finetuner: The fine-tuner to train.
+        ranks: Who makes the steps together; each rank's batches are parts (`zopeft.meta.parts`).
 
     References:
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
@@ -51,15 +53,16 @@ class PaperTrainer:
         settings: MetaSettings,
         blocks: Blocks,
         finetuner: FineTuner,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.batches, self.settings, self.finetuner = batches, settings, finetuner
         self.device = blocks[0].parameter.device
         finetuner.nets.to(self.device)
         found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
         engine = Engine(blocks, found.family, shapes=found.shapes)
-        self.trajectory = Trajectory(model, blocks, engine, loss_function, settings)
+        self.trajectory = Trajectory(model, blocks, engine, loss_function, settings, ranks)
         self.objective = PaperObjective(
-            model, engine, finetuner, loss_function, settings.eps, settings.lr_zo
+            model, engine, finetuner, loss_function, settings.eps, settings.lr_zo, ranks
         )
         parameters = list(finetuner.nets.parameters())
         self.optimizer: torch.optim.Optimizer = (
@@ -91,6 +94,7 @@ class PaperTrainer:
                 self.history.append(figures)
                 if progress is not None:
                     progress(step + 1, steps, figures)
+                self.trajectory.compare(step + 1, step + 1 == steps)
                 self.trajectory.note(figures["loss"])
         good = [row for row in self.history if math.isfinite(row["loss"])]
         gains = [row["loss"] - row["post_loss"] for row in good]

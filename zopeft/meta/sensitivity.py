@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from zopeft.blocks.offloaded import refuse_offloaded
 from zopeft.errors import input_error
 from zopeft.finetuner.config import public_name
 from zopeft.finetuner.mask import Mask
-from zopeft.meta.gradients import consumed
+from zopeft.meta.summing import backward
 from zopeft.meta.trajectory import only_blocks_trainable
 from zopeft.probing.model_loss import ModelLoss
+from zopeft.ranks import ALONE, Ranks
 
 
 def sensitive_mask(
@@ -24,6 +26,7 @@ def sensitive_mask(
     share: float = 1e-3,
     loss_function: Callable[[Any, Any], Tensor] | None = None,
     blocks: Blocks | None = None,
+    ranks: Ranks = ALONE,
 ) -> Mask:
     """Learns which weights to train: those of the largest ``sum_b (dL_b / d theta)^2``.
 
@@ -37,6 +40,8 @@ def sensitive_mask(
         share: Share of all weights that is picked, above 0 and at most 1.
         loss_function: From model and batch to a 0-dim loss; None for ``model(**batch).loss``.
         blocks: The blocks to pick from; by default those that `discover` finds.
+        ranks: Who learns it together: what the loss function gives is then this rank's part of a
+            batch's loss, and the parts add up to it.
 
     Returns:
         The mask, for ``method: sensitive``; `Mask.save` writes it.
@@ -67,8 +72,7 @@ def sensitive_mask(
     try:
         with only_blocks_trainable(model, blocks):
             for batch in batches:
-                with consumed(blocks, consumer), torch.enable_grad():
-                    loss(model, batch).backward()  # type: ignore[no-untyped-call]
+                backward(blocks, consumer, partial(loss, model, batch), ranks)
                 count += 1
     finally:
         model.train(training)

@@ -21,6 +21,7 @@ from zopeft.meta.stopping import Checks, Settled
 from zopeft.meta.trajectory import LossFunction, Trajectory
 from zopeft.noise import step_seed
 from zopeft.optim.directions import directions_of
+from zopeft.ranks import ALONE, Ranks
 
 LabelDraw = Callable[[Any, Any, int], tuple[Any, int]]
 StepMaker = Callable[[int, str, Any, float, float], tuple[float, float]]
@@ -51,6 +52,7 @@ class SignalTrainer:
         finetuner: The fine-tuner whose scales are set.
         token_counts: How often each token occurs in the tasks' data, [V]; for
             ``rows="frequency"``.
+        ranks: Who makes the steps together; each rank's batches are parts (`zopeft.meta.parts`).
     """
 
     def __init__(
@@ -63,13 +65,14 @@ class SignalTrainer:
         blocks: Blocks,
         finetuner: FineTuner,
         token_counts: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model, self.batches, self.settings = model, batches, settings
         self.token_counts = token_counts
         self.draw_labels, self.finetuner, self.blocks = draw_labels, finetuner, blocks
         found = directions_of("meta-training", blocks, settings.noise, settings.noise_rank)
         self.engine = Engine(blocks, found.family, shapes=found.shapes)
-        self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings)
+        self.trajectory = Trajectory(model, blocks, self.engine, loss_function, settings, ranks)
         self.match = finetuner.match(blocks)
         self.statistics = BlockStatistics(blocks, step_seed(settings.seed, -1))
         self.history: list[dict[str, Any]] = []
@@ -136,17 +139,18 @@ class SignalTrainer:
         norm = math.nan
         for step, (task, batch) in zip(steps, stream, strict=False):
             share = 1.0 - (step - steps.start) / len(steps)
-            loss, norm = make(step, task, batch, norm, share)
+            loss, norm = self.trajectory.agreed(*make(step, task, batch, norm, share))
             figures = {"step": step, "task": task, "loss": loss, "gradient_norm": norm}
             self.history.append(figures)
             if progress is not None:
                 progress(step + 1, self.settings.steps, figures)
             resets = self.trajectory.resets
+            self.trajectory.compare(step + 1, step + 1 == steps.stop)
             self.trajectory.note(loss)
             if self.trajectory.resets != resets:
                 # The norm where a run has ended says nothing of where it starts.
                 norm = math.nan
-            if enough():
+            if self.settings.stop and any(self.trajectory.agreed(enough())):
                 break
 
     def _step(

@@ -17,6 +17,7 @@ from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal_trainer import LabelDraw, SignalTrainer
 from zopeft.meta.trajectory import LossFunction
 from zopeft.meta.windows import Window, WindowLog
+from zopeft.ranks import ALONE, Ranks
 
 QUARTERS = 4
 
@@ -40,6 +41,7 @@ class StateTrainer(SignalTrainer):
         finetuner: The fine-tuner, with ``output="bounded"``.
         tasks: Names of the tasks.
         token_counts: As for `SignalTrainer`.
+        ranks: As for `SignalTrainer`.
     """
 
     def __init__(
@@ -53,10 +55,10 @@ class StateTrainer(SignalTrainer):
         finetuner: FineTuner,
         tasks: Sequence[str],
         token_counts: Tensor | None = None,
+        ranks: Ranks = ALONE,
     ) -> None:
-        super().__init__(
-            model, batches, loss_function, draw_labels, settings, blocks, finetuner, token_counts
-        )
+        common = (model, batches, loss_function, draw_labels, settings, blocks, finetuner)
+        super().__init__(*common, token_counts, ranks)
         assert isinstance(finetuner.nets, BoundedPertNN)
         self.nets = finetuner.nets
         self.tasks = list(tasks)

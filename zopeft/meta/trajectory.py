@@ -13,12 +13,18 @@ from torch import Tensor, nn
 from zopeft.blocks import Blocks
 from zopeft.engine import Engine
 from zopeft.errors import run_error
-from zopeft.meta.gradients import Consumer, Descent, consumed
+from zopeft.meta.gradients import Consumer, Descent
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.start_state import StartState
+from zopeft.meta.summing import backward
+from zopeft.ranks import ALONE, Ranks
 from zopeft.tasks.one_forward import one_forward
+from zopeft.training.likeness import compute_alike
+from zopeft.training.parallel import check_weights
 
 MAX_BAD_STEPS = 10
+COMPARED = 100
+"""Meta-steps after which ranks compare their weights."""
 LossFunction = Callable[[Any, Any], Tensor]
 
 
@@ -34,6 +40,7 @@ class Trajectory:
         engine: The engine over the blocks.
         loss_function: From model and batch to a 0-dim loss.
         settings: The settings.
+        ranks: Who makes its steps together: each rank's batch is a part, and so is its loss.
     """
 
     def __init__(
@@ -43,7 +50,9 @@ class Trajectory:
         engine: Engine,
         loss_function: LossFunction,
         settings: MetaSettings,
+        ranks: Ranks = ALONE,
     ) -> None:
+        self.ranks = ranks
         self.model, self.blocks, self.engine = model, blocks, engine
         self.loss_function, self.settings = loss_function, settings
         self.resets = 0
@@ -52,12 +61,16 @@ class Trajectory:
         self._first: float | None = None
         self._running = 0.0
         self._stack = ExitStack()
+        self._alike = False
 
     def __enter__(self) -> Trajectory:
         self.engine.adopt()
         self._start = StartState(self.blocks)
         self._stack.callback(self._start.close)
         self._stack.callback(self._go_back)
+        # Unlike hardware rounds a step in unlike ways.
+        device = self.blocks[0].parameter.device
+        self._alike = self.ranks.several and compute_alike(self.ranks, device)
         self._stack.enter_context(only_blocks_trainable(self.model, self.blocks))
         was_training = self.model.training
         self._stack.callback(lambda: self.model.train(was_training))
@@ -82,11 +95,17 @@ class Trajectory:
             loss: The batch's loss, where it has been made.
             again: Whether there is to be another backward pass through the same forward.
         """
-        with consumed(self.blocks, consumer), torch.enable_grad():
-            if loss is None:
-                loss = self.loss_function(self.model, batch)
-            loss.backward(retain_graph=again)  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+
+        def made() -> Tensor:
+            return self.loss_function(self.model, batch) if loss is None else loss
+
+        return backward(self.blocks, consumer, made, self.ranks, again)
+
+    def agreed(self, *numbers: float) -> tuple[float, ...]:
+        """Returns what the first rank has of some numbers, which all of them are to go by."""
+        if not self.ranks.several:
+            return numbers
+        return tuple(self.ranks.spread(torch.tensor(numbers, dtype=torch.float64)).tolist())
 
     def losses(self, batch: Any, draw: Callable[[], Any]) -> tuple[Tensor, Tensor, Any]:
         """Returns the losses of a batch and of what is drawn from it, of one forward pass.
@@ -139,8 +158,23 @@ class Trajectory:
             self._descent(parameter, indices, gradient)
 
         found = self.backward(batch, consumer, loss)
+        found, spoilt = self.agreed(found, self._descent.spoilt)
+        self._descent.spoilt = bool(spoilt)
         self.engine.adopt()
         return found
+
+    def compare(self, steps: int, last: bool = False) -> None:
+        """Now and then compares the weights of the ranks, which `steps` meta-steps have made.
+
+        Args:
+            steps: How many have been made.
+            last: Whether there are no more to come.
+
+        Raises:
+            RunError: A rank has others than the first one; it is named.
+        """
+        if self._alike and (last or steps % COMPARED == 0):
+            check_weights(self.ranks, self.blocks, f"after meta-step {steps}")
 
     def note(self, loss: float) -> None:
         """Takes the loss of a finished meta-step and starts again where that is due.

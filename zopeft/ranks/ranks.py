@@ -1,7 +1,8 @@
 """The processes of one run: started by torchrun, accelerate or a scheduler, numbered from 0.
 
-They exchange small things only: losses, and a line where one of them fails. What they say goes over
-the CPU (gloo), whatever the model runs on. The first one leads: it decides, writes and prints.
+They exchange small things: losses, and a line where one of them fails; gradients where there are
+any (`Ranks.summed`). What they say goes over the CPU (gloo), whatever the model runs on; gradients on
+GPUs by NCCL, where it is set up. The first one leads: it decides, writes and prints.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Ranks:
         timeout: Seconds after which one that does not answer is given up.
 
     Attributes:
-        sent: Bytes that this process has sent as numbers (`gathered`, `spread`).
+        sent: Bytes that this process has sent as numbers (`gathered`, `spread`, `summed`).
         received: Bytes that it has received so.
         waits: Whether it is in an exchange with the others.
         missing: Those that another process has missed; None where none has been.
@@ -125,6 +126,35 @@ class Ranks:
         if found is None:
             found = torch.empty((self.count, *mine.shape), dtype=mine.dtype)
         return self.spread(found)
+
+    def summed(self, mine: Tensor) -> Tensor:
+        """Adds up the numbers of all processes, in place: the same bits on all of them.
+
+        Numbers on a GPU go by the processes' own group for it (NCCL), if there is one. That waits
+        for a process that is gone without saying so; all of them say before that they are there.
+
+        Args:
+            mine: This process's numbers, contiguous, of one shape and type on all.
+
+        Returns:
+            The same tensor, which holds the sums.
+        """
+        if not self.several:
+            return mine
+        import torch.distributed as dist
+
+        if mine.device.type == "cpu":
+            self._done(lambda: dist.all_reduce(mine, group=self.group))
+        elif f"{mine.device.type}:nccl" in dist.get_backend_config():
+            self._done(lambda: dist.barrier(group=self.group))
+            self._done(lambda: dist.all_reduce(mine))
+        else:
+            return mine.copy_(self.summed(mine.cpu()))
+        # Around a ring: each process says all parts but one twice.
+        size = mine.numel() * mine.element_size() * 2 * (self.count - 1) // self.count
+        self.sent += size
+        self.received += size
+        return mine
 
     @contextmanager
     def gate(self) -> Iterator[None]:

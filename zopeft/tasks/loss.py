@@ -130,6 +130,13 @@ def _tabled(values: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return torch.where(present, values[table], float("-inf"))
 
 
+def counted(batch: Mapping[str, Any]) -> int:
+    """Returns how many answer tokens, or examples with options, a batch's loss is the mean of."""
+    if "option_table" in batch:
+        return len(batch["option_label"])
+    return len(answer_places(batch)[0])
+
+
 def answer_losses(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """Returns ``-log p(token)`` of every answer token and the row it is in.
 

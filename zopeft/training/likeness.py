@@ -23,7 +23,13 @@ PACKAGES = ("zopeft", "torch", "transformers", "peft")
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def check_likeness(ranks: Ranks, model: nn.Module, blocks: Blocks, data: Any) -> None:
+def check_likeness(
+    ranks: Ranks,
+    model: nn.Module,
+    blocks: Blocks,
+    data: Any,
+    told: Mapping[str, str] | None = None,
+) -> None:
     """Refuses a run whose processes are not alike, before its first step.
 
     Args:
@@ -31,13 +37,14 @@ def check_likeness(ranks: Ranks, model: nn.Module, blocks: Blocks, data: Any) ->
         model: The model.
         blocks: What is trained.
         data: The training examples; without a length they are not compared.
+        told: What else is to be alike, by name.
 
     Raises:
         InputError: They differ; the first thing that does is named, with rank and values.
     """
     if not ranks.several:
         return
-    every = ranks.everyone(facts_of(model, blocks, data))
+    every = ranks.everyone({**(told or {}), **facts_of(model, blocks, data)})
     for name, wanted in every[0].items():
         for number, facts in enumerate(every):
             if facts.get(name) != wanted:
