@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import os
 import threading
-import time
 
 import pytest
 import torch
-from rank_cases import played
+from rank_cases import played, played_once
 from training_run import Counting, tiny_model, trainer
 
 import zopeft
@@ -55,22 +54,7 @@ TUNE = (
 @pytest.fixture(scope="module")
 def said(tmp_path_factory):
     """What the processes of all groups said; played once, however many workers ask."""
-    base = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" not in os.environ:
-        return all_said(tmp_path_factory.mktemp("ranks"))
-    folder = base.parent / "ranks"
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        until = time.monotonic() + 600
-        while not (folder / "done").exists():
-            assert time.monotonic() < until, "the other worker has not played the groups"
-            time.sleep(0.2)
-        return json.loads((folder / "played.json").read_text())
-    try:
-        return all_said(folder)
-    finally:
-        (folder / "done").touch()
+    return played_once(tmp_path_factory, "ranks", all_said)
 
 
 def all_said(folder):

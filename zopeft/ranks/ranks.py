@@ -1,8 +1,8 @@
 """The processes of one run: started by torchrun, accelerate or a scheduler, numbered from 0.
 
 They exchange small things: losses, and a line where one of them fails; gradients where there are
-any (`Ranks.summed`). What they say goes over the CPU (gloo), whatever the model runs on; gradients on
-GPUs by NCCL, where it is set up. The first one leads: it decides, writes and prints.
+any (`Ranks.summed`). What they say goes over the CPU (gloo), whatever the model runs on; gradients
+on GPUs by NCCL, where it is set up. The first one leads: it decides, writes and prints.
 """
 
 from __future__ import annotations
