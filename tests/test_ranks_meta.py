@@ -34,15 +34,14 @@ def said(tmp_path_factory):
 
 
 def all_said(folder):
-    def wrong(*names, **more):
-        return [{"name": name, "wrong": name, **SHORT, **more} for name in names]
+    def wrong(*names):
+        return [{"name": name, "wrong": name, **SHORT} for name in names]
 
     groups = [
         {"name": "one", "count": 1, "runs": LEARNED},
         {"name": "two", "count": 2, "runs": [
-            *LEARNED, *wrong("rows", "settings", "drift"), *wrong("hang", timeout=4)]},
+            *LEARNED, *wrong("rows", "settings", "drift")]},
         {"name": "three", "count": 3, "runs": [*LEARNED[:2], *wrong("kill")]},
-        {"name": "cli-one", "count": 1, "words": [*TRAIN, "--out", "cli-one", "--json"]},
         {"name": "cli", "count": 2, "words": [*TRAIN, "--out", "cli", "--json"]},
         {"name": "cli-refused", "count": 2, "words": [*TRAIN, "--out", "cli"]},
     ]  # fmt: skip
@@ -122,14 +121,14 @@ def test_a_meta_step_sends_its_gradients_and_little_else(said):
     ("wrong", "kind", "line"),
     [
         ("rows", "InputError", "another number of examples than rank 0 (24), got '23'"),
-        ("settings", "InputError", "another settings of meta-training than rank 0 ("),
+        ("settings", "InputError", "another lr_model than rank 0 (0.05), got '0.1'"),
         ("drift", "RunError", "holds other weights than rank 0 ("),
-        ("hang", "LostError", "rank 1 has not answered for 4 s"),
     ],
 )
 def test_what_is_wrong_with_a_rank_is_told(said, wrong, kind, line):
     first = said["two"][0]["runs"][wrong]
     assert first["error"].startswith("ranks: rank 1 ") and line in first["error"]
+    assert "--resume" not in first["error"]
     assert (first["kind"], first["steps"] == 0) == (kind, kind == "InputError")
 
 
@@ -141,17 +140,15 @@ def test_a_rank_that_is_killed_is_named(said):
 
 
 def test_a_command_of_two_ranks_is_one_command(said):
-    alone, found = json.loads(said["cli-one"][0]["out"]), said["cli"]
+    found = said["cli"]
     assert [one["code"] for one in found] == [0, 0]
     assert (found[1]["out"], found[1]["err"]) == ("", "")
     assert found[0]["out"].count("\n") == 1
     summary = json.loads(found[0]["out"])
-    assert summary["ranks"] == 2 and "ranks" not in alone
+    assert (summary["ranks"], summary["steps"], summary["status"]) == (2, 4, "done")
     assert "ranks: 2 share out the rows of a batch; a backward pass has each" in found[0]["err"]
-    assert (summary["steps"], summary["status"]) == (alone["steps"], "done")
-    assert summary["loss_last"] == pytest.approx(alone["loss_last"], rel=1e-4)
-    folder = Path(said["two"][0]["runs"]["paper"]["place"]).parent
-    close(*(zopeft.FineTuner.from_pretrained(folder / name) for name in ("cli", "cli-one")))
+    place = Path(said["two"][0]["runs"]["paper"]["place"]).with_name("cli")
+    assert zopeft.FineTuner.from_pretrained(place).config.training["steps_made"] == 4
 
 
 def test_an_error_is_told_once(said):

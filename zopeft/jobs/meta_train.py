@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +63,8 @@ def meta_train(
     stem = f"meta-{'-'.join(map(task_slug, recipe.meta.tasks))}-{recipe.peft.name}"
     inputs = [recipe.model.name, recipe.task.data]
     ranks = begin(recipe.training.ddp_timeout)
-    with all_of(ranks, lambda: Folder(out, stem, overwrite, inputs=inputs)) as folder:
+    made = partial(Folder, out, stem, overwrite, inputs=inputs)
+    with ranks.afresh(), all_of(ranks, made) as folder:
         return _learned(recipe, folder, listener, dry)
 
 

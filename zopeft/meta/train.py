@@ -78,39 +78,40 @@ def meta_train(
         RunError: The loss was not finite for some steps in a row, or a process is missing.
     """
     ranks = begin() if ranks is None else ranks
-    with ranks.gate():
-        checked = MetaSettings.of(**settings)
-        if not tasks:
-            raise input_error("meta_train tasks", "at least one task is needed", "none")
-        blocks = discover(model) if blocks is None else blocks
-        checked = checked.decided(blocks.space)
-        refuse_offloaded(blocks, "meta_train")
-        refuse_sharded(model, "meta_train")
-        if tokenizer is None:
-            tokenizer = _tokenizer_of(blocks)
-        given = (tokenizer, rows, data, train_examples, max_length)
-        datasets, collate = _encoded(model, tasks, *given, checked.seed)
-    every: Any = ConcatDataset(list(datasets.values()))
-    told = {"settings of meta-training": repr(checked), "tasks": ", ".join(datasets)}
-    check_likeness(ranks, model, blocks, every, told)
+    with ranks.afresh():
+        with ranks.gate():
+            checked = MetaSettings.of(**settings)
+            if not tasks:
+                raise input_error("meta_train tasks", "at least one task is needed", "none")
+            blocks = discover(model) if blocks is None else blocks
+            checked = checked.decided(blocks.space)
+            refuse_offloaded(blocks, "meta_train")
+            refuse_sharded(model, "meta_train")
+            if tokenizer is None:
+                tokenizer = _tokenizer_of(blocks)
+            given = (tokenizer, rows, data, train_examples, max_length)
+            datasets, collate = _encoded(model, tasks, *given, checked.seed)
+        every: Any = ConcatDataset(list(datasets.values()))
+        told = {"tasks": ", ".join(datasets), **{k: str(v) for k, v in asdict(checked).items()}}
+        check_likeness(ranks, model, blocks, every, told)
+        return _learned(model, blocks, datasets, collate, checked, progress, ranks)
+
+
+def _learned(
+    model: nn.Module,
+    blocks: Blocks,
+    datasets: Mapping[str, TaskDataset],
+    collate: Collator,
+    checked: MetaSettings,
+    progress: Progress | None,
+    ranks: Ranks,
+) -> FineTuner:
+    """Learns a fine-tuner on encoded examples."""
     device = blocks[0].parameter.device
     parting = Parting(collate, ranks) if ranks.several else collate
     batches = TaskBatches(datasets, parting, checked.batch_size, checked.seed, device)
     loss = part_loss if ranks.several else task_loss
-    moving = checked.policy == "state"
-    finetuner = FineTuner.initial(
-        blocks,
-        hidden=checked.hidden,
-        features=checked.features if moving else PAPER_FEATURES,
-        output="bounded" if moving else "absolute",
-        sharing=checked.sharing,
-        normalise=checked.normalise,
-        seed=checked.seed,
-        capacity=checked.capacity,
-        rank=checked.rank,
-        mix=checked.mix,
-        rows=checked.token_rows,
-    )
+    finetuner = _initial(blocks, checked)
     start = finetuner.copy()
     begun = time.perf_counter()
     trainer: PaperTrainer | SignalTrainer
@@ -120,7 +121,7 @@ def meta_train(
         counts = count_tokens(datasets.values()) if checked.token_rows == "frequency" else None
         draw = part_labels if ranks.several else draw_labels
         common = (model, batches, loss, draw, checked, blocks, finetuner)
-        if moving:
+        if checked.policy == "state":
             trainer = StateTrainer(*common, sorted(datasets), counts, ranks)
         else:
             trainer = SignalTrainer(*common, counts, ranks)
@@ -143,6 +144,24 @@ def meta_train(
         **scores,
     }
     return _of_the_first(ranks, finetuner)
+
+
+def _initial(blocks: Blocks, checked: MetaSettings) -> FineTuner:
+    """Returns the fine-tuner to train."""
+    moving = checked.policy == "state"
+    return FineTuner.initial(
+        blocks,
+        hidden=checked.hidden,
+        features=checked.features if moving else PAPER_FEATURES,
+        output="bounded" if moving else "absolute",
+        sharing=checked.sharing,
+        normalise=checked.normalise,
+        seed=checked.seed,
+        capacity=checked.capacity,
+        rank=checked.rank,
+        mix=checked.mix,
+        rows=checked.token_rows,
+    )
 
 
 def _encoded(

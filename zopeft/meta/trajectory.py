@@ -174,7 +174,8 @@ class Trajectory:
             RunError: A rank has others than the first one; it is named.
         """
         if self._alike and (last or steps % COMPARED == 0):
-            check_weights(self.ranks, self.blocks, f"after meta-step {steps}")
+            when = f"after meta-step {steps}"
+            check_weights(self.ranks, self.blocks, when, "start again, and look after its machine")
 
     def note(self, loss: float) -> None:
         """Takes the loss of a finished meta-step and starts again where that is due.

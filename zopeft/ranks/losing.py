@@ -28,6 +28,7 @@ SOON = 0.05
 PLACE = f"zopeft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 """Where the processes leave word, which is another place after each restart."""
 ASK_AGAIN = "start the command again with --resume auto: the steps that were made are kept"
+ASK_AFRESH = "start the command again: it begins anew"
 
 
 class LostError(RunError):
@@ -50,7 +51,7 @@ def lost(ranks: Ranks, error: Exception) -> LostError:
         what = f"{name} {'have' if many else 'has'} not answered for {ranks.timeout:g} s"
     else:
         what = f"{name} {'are' if many else 'is'} gone"
-    return LostError(explain("ranks", what, None, ASK_AGAIN))
+    return LostError(explain("ranks", what, None, ASK_AGAIN if ranks.keeps else ASK_AFRESH))
 
 
 def watch(ranks: Ranks) -> None:

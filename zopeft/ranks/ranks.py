@@ -39,6 +39,7 @@ class Ranks:
         received: Bytes that it has received so.
         waits: Whether it is in an exchange with the others.
         missing: Those that another process has missed; None where none has been.
+        keeps: Whether what they do can be gone on with when it breaks off.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Ranks:
         self.sent = self.received = 0
         self.waits = False
         self.missing: list[int] | None = None
+        self.keeps = True
         self._lost: RunError | None = None
 
     @property
@@ -155,6 +157,15 @@ class Ranks:
         self.sent += size
         self.received += size
         return mine
+
+    @contextmanager
+    def afresh(self) -> Iterator[None]:
+        """Says that what is done inside begins anew when it breaks off."""
+        before, self.keeps = self.keeps, False
+        try:
+            yield
+        finally:
+            self.keeps = before
 
     @contextmanager
     def gate(self) -> Iterator[None]:

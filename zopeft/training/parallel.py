@@ -96,13 +96,17 @@ class Parallel(InProcess):
         return self.ranks.spread(torch.from_numpy(np.ascontiguousarray(seen))).numpy()
 
 
-def check_weights(ranks: Ranks, blocks: Blocks, when: str) -> None:
+DRIFTED = "start again with --resume auto: weights are made again from start and journal"
+
+
+def check_weights(ranks: Ranks, blocks: Blocks, when: str, do: str = DRIFTED) -> None:
     """Refuses to go on where a process holds other weights than the first one.
 
     Args:
         ranks: The processes.
         blocks: What is trained.
         when: After which step, for the message.
+        do: What to do, for the message.
 
     Raises:
         RunError: One does; it is named.
@@ -120,5 +124,5 @@ def check_weights(ranks: Ranks, blocks: Blocks, when: str) -> None:
             "ranks",
             f"{many} {verb} other weights than rank 0 ({prints[0]}) {when}",
             None,
-            "start again with --resume auto: weights are made again from start and journal",
+            do,
         )
