@@ -5,9 +5,8 @@ does not spin), so that a busy machine slows both alike. The batch is the same, 
 learned; its distance from what one process learns is in the row. Gradients are sent whole, so what
 is gained depends on tokens a row and rows a batch beside the size of what is trained.
 
-    OMP_NUM_THREADS=1 python benchmarks/ranks_meta.py --keep                 # full, 25 M parameters
-    OMP_NUM_THREADS=1 python benchmarks/ranks_meta.py --hidden 64 --layers 2 --vocabulary 300 \\
-        --length 32 --steps 8 --turns 1                                      # to try it
+    OMP_NUM_THREADS=1 python benchmarks/ranks_meta.py --keep     # full weights, 27 M parameters
+    OMP_NUM_THREADS=1 python benchmarks/ranks_meta.py --hidden 64 --steps 8 --turns 1   # to try it
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ SOON = 0.05
 PLACE = f"zopeft/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
 """Where the processes leave word, which is another place after each restart."""
 ASK_AGAIN = "start the command again with --resume auto: the steps that were made are kept"
-ASK_AFRESH = "start the command again: it begins anew"
+ASK_AFRESH = "start it again: nothing of it is kept"
 
 
 class LostError(RunError):
