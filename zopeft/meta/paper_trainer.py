@@ -104,7 +104,8 @@ class PaperTrainer:
         seed = step_seed(self.settings.seed, step)
         memory = self._memories.setdefault(task, self._new_memory())
         outcome = self.objective(batch, seed, memory)
-        loss = self.trajectory.descend(batch, seed, outcome.gradient_norm)
+        (norm,) = self.trajectory.agreed(outcome.gradient_norm)
+        loss = self.trajectory.descend(batch, seed, norm)
         finite = all(map(math.isfinite, (*outcome.losses, outcome.post_loss, loss)))
         if finite:
             self.optimizer.zero_grad()
