@@ -160,7 +160,7 @@ def test_gradients_of_parts_add_up_to_the_batchs(count, bucket, monkeypatch):
     losses = [lambda part=part: part_loss(model, part) for part in parts]
     loss, ranks = summed(model, losses, kept(found))
     whole = task_loss(model, collate(ANSWERS))
-    assert loss == pytest.approx(float(whole), rel=1e-6)
+    assert loss == pytest.approx(whole.item(), rel=1e-6)
     whole.backward()
     assert len(found) == len(list(model.parameters()))
     for parameter in model.parameters():
@@ -192,7 +192,7 @@ def test_a_gradient_that_some_ranks_have_is_summed_and_one_that_none_has_is_not_
     loss, _ = summed(model, losses, kept(found))
     whole = losses[0]() + losses[1]()
     whole.backward()
-    assert loss == pytest.approx(float(whole))
+    assert loss == pytest.approx(whole.item())
     names = {name for name, p in model.named_parameters() if id(p) in found}
     assert names == {"every.weight", "every.bias", "some.weight", "some.bias"}
     for parameter in (*model.every.parameters(), *model.some.parameters()):
