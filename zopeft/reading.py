@@ -16,10 +16,6 @@ from zopeft.errors import input_error
 
 LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
-DEEPEST = 100
-"""Lists and mappings within one another, at most, in YAML."""
-MOST = 100_000
-"""Values in a YAML file, at most, each counted as often as a name stands for it."""
 
 
 def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
@@ -94,14 +90,18 @@ def parse_yaml(text: str, where: str) -> Any:
         where: The file or setting, for the message.
 
     Raises:
-        InputError: It is no YAML, names a type of some program, or is more than `DEEPEST`
-            deep or `MOST` values.
+        InputError: It is no YAML, names a type of some program, or is deeper, larger or more than
+            the limits of `zopeft.plain_yaml`.
     """
     import yaml
 
+    from zopeft.plain_yaml import TooMuch, load
+
     try:
-        # The parser of libyaml's would be faster, and does not survive every text.
-        value = yaml.safe_load(text)
+        return load(text)
+    except TooMuch as error:
+        line = f" on line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise input_error(where, f"{error.problem}{line}") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" on line {mark.line + 1}" if mark else ""
@@ -113,8 +113,6 @@ def parse_yaml(text: str, where: str) -> Any:
         # A date that is none, an empty number: the constructors' own errors.
         what = f"not valid YAML (a value that YAML takes for another kind: {error})"
         raise input_error(where, what, do="put it in quotes") from None
-    _measure(value, where)
-    return value
 
 
 def read_yaml(path: Path) -> Any:
@@ -133,27 +131,6 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise input_error(str(path), f"cannot be read ({error.strerror})") from None
     return parse_yaml(text, str(path))
-
-
-def _measure(value: Any, where: str) -> None:
-    """Refuses what is deeper or larger than anybody writes by hand.
-
-    A value that another name stands for counts again, since whoever walks over it meets it again;
-    one that holds itself is deeper than anything.
-    """
-    left = MOST
-    rest = [(value, 0)]
-    while rest:
-        one, depth = rest.pop()
-        left -= 1
-        if depth > DEEPEST:
-            raise input_error(where, f"more than {DEEPEST} lists and mappings in one another")
-        if left < 0:
-            raise input_error(where, f"more than {MOST} values, those that '*' repeats among them")
-        if isinstance(one, dict):
-            rest += [(child, depth + 1) for pair in one.items() for child in pair]
-        elif isinstance(one, list | tuple | set):
-            rest += [(child, depth + 1) for child in one]
 
 
 def fits(value: Any, kind: str) -> bool:
