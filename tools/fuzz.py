@@ -19,7 +19,6 @@ import json
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import tempfile
@@ -31,7 +30,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fuzz_files import READERS, Reader
+from fuzz_files import READERS
+from fuzz_reader import Reader
 
 from zopeft.errors import ZopeftError
 
@@ -42,6 +42,10 @@ MEMORY = 1 << 30
 OUT_OF_MEMORY = 77
 ROUND = 500
 """Cases a process."""
+PLACE = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+"""Where the files are: in memory, if there is such a place."""
+COUNTS = ("cases", "read", "refused", "fault", "seconds")
+"""What is added up in rows."""
 LONGEST = 1200
 """Characters of the longest line."""
 
@@ -68,9 +72,8 @@ def hurried() -> Iterator[None]:
 
 def tried(reader: Reader, folder: Path, number: int) -> str:
     """Makes one case and returns what came of it: "read", "refused", or a fault's line."""
-    place = Path(tempfile.mkdtemp(dir=folder))
     try:
-        file = reader.make(place, random.Random(f"{reader.name} {number}"))
+        file = reader.make(folder, random.Random(f"{reader.name} {number}"))
         try:
             with hurried():
                 reader.read(file)
@@ -88,14 +91,14 @@ def tried(reader: Reader, folder: Path, number: int) -> str:
             return f"{type(error).__name__} at {at}"
         return "read"
     finally:
-        shutil.rmtree(place, ignore_errors=True)
+        reader.clear(folder)
 
 
 def _judged(line: str, file: Path, reader: Reader) -> str:
     """Whether an error is one line of a bearable length that names the file or its folder."""
     if "\n" in line:
         return "an error of several lines"
-    names = (file.name, str(file.parent), *reader.damage)
+    names = (file.name, str(file.parent), *reader.damage, *reader.told)
     if not any(name in line for name in names):
         return f"the file is not named: {line[:80]}"
     if len(line.replace(str(file.parent), "")) > LONGEST:
@@ -103,9 +106,14 @@ def _judged(line: str, file: Path, reader: Reader) -> str:
     return "refused"
 
 
-def in_a_process(reader: Reader, folder: Path, numbers: range) -> dict[int, str]:
-    """Tries cases in a process of their own; one that dies is a fault of the case it died in."""
+def in_a_process(reader: Reader, folder: Path, numbers: range) -> tuple[dict[int, str], int]:
+    """Tries cases in a process of their own; one that dies is a fault of the case it died in.
+
+    Returns:
+        Number to what came of it, and the bytes that the process grew by at most.
+    """
     found: dict[int, str] = {}
+    grown = 0
     while len(found) < len(numbers):
         rest = range(numbers.start + len(found), numbers.stop)
         source, sink = os.pipe()
@@ -116,23 +124,30 @@ def in_a_process(reader: Reader, folder: Path, numbers: range) -> dict[int, str]
         with os.fdopen(source) as lines:
             for number, line in zip(rest, lines, strict=False):
                 found[number] = line.rstrip("\n")
+            grown = max(grown, int(next(lines, 0)))
         status = os.waitpid(child, 0)[1]
         if status and len(found) < len(numbers):
             code = os.waitstatus_to_exitcode(status)
             died = "out of memory" if code == OUT_OF_MEMORY else f"the process died ({code})"
             found[numbers.start + len(found)] = died
-    return found
+    return found, grown
+
+
+def _reached(field: str) -> int:
+    """Returns bytes that this process may reach: "VmSize" now, "VmPeak" at most so far."""
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
 
 
 def _work(reader: Reader, folder: Path, numbers: range, sink: int) -> None:
     try:
-        with open("/proc/self/statm") as file:
-            here = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        here = _reached("VmSize")
         resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
         with os.fdopen(sink, "w") as lines, open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), 2)
             for number in numbers:
                 print(tried(reader, folder, number), file=lines, flush=True)
+            print(_reached("VmPeak") - here, file=lines, flush=True)
         os._exit(0)
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
@@ -152,27 +167,50 @@ def campaign(
         seconds: After so many no new process is begun, and the row says how many cases there were.
     """
     begun, counts, faults = time.monotonic(), Counter[str](), dict[str, int]()
+    grown = 0
     # Good files are read, and what reads them is loaded, once for all processes.
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         reader.read(reader.good(Path(folder)))
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         for start in range(first, first + cases, ROUND):
             if time.monotonic() - begun > seconds:
                 cases = start - first
                 break
             numbers = range(start, min(start + ROUND, first + cases))
-            for number, line in in_a_process(reader, Path(folder), numbers).items():
+            found, more = in_a_process(reader, Path(folder), numbers)
+            grown = max(grown, more)
+            for number, line in found.items():
                 counts["fault" if line not in ("read", "refused") else line] += 1
                 if line not in ("read", "refused"):
                     faults.setdefault(line, number)
     spent = round(time.monotonic() - begun, 1)
     return {"reader": reader.name, "cases": cases, "first": first, **counts, "faults": faults,
-            "seconds": spent}  # fmt: skip
+            "grown_mb": round(grown / 2**20), "seconds": spent,
+            **({"depth": reader.depth} if reader.depth else {})}  # fmt: skip
+
+
+def keep(path: Path, row: dict[str, Any]) -> None:
+    """Keeps a reader's row: added to the one there is, if it goes on from it, or in its place."""
+    rows = kept(path)
+    old = rows.get(row["reader"])
+    if old and row["first"] == old["first"] + old["cases"]:
+        counts = {key: old.get(key, 0) + row.get(key, 0) for key in COUNTS if key in old | row}
+        grown = max(old["grown_mb"], row["grown_mb"])
+        row = row | {"first": old["first"], **counts, "grown_mb": grown}
+        row |= {"faults": row["faults"] | old["faults"], "seconds": round(row["seconds"], 1)}
+    rows[row["reader"]] = row
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows.values()))
+
+
+def kept(path: Path) -> dict[str, dict[str, Any]]:
+    """Returns the rows of a file, reader to row."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["reader"]: row for row in map(json.loads, lines)}
 
 
 def show(reader: Reader, number: int) -> None:
     """Prints a case's file and what is said of it."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=PLACE) as folder:
         file = reader.make(Path(folder), random.Random(f"{reader.name} {number}"))
         print(file, file.read_bytes()[:2000] if file.is_file() else sorted(file.iterdir()))
         reader.read(file)
@@ -186,21 +224,24 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("readers", nargs="*", metavar="READER", help=", ".join(READERS))
     parser.add_argument("--cases", type=int, default=2000, help="of each reader")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of each reader")
-    parser.add_argument("--first", type=int, default=0, help="number of the first case")
-    parser.add_argument("--keep", type=Path, help="file that the counts are appended to")
+    parser.add_argument("--first", type=int, help="number of the first case")
+    parser.add_argument("--keep", type=Path, help="file that has a row a reader; goes on from it")
     parser.add_argument("--show", action="store_true", help="print the first case, and read it")
     args = parser.parse_args(argv)
     broken = False
     for name in args.readers or READERS:
         if args.show:
-            show(READERS[name], args.first)
+            show(READERS[name], args.first or 0)
             continue
-        row = campaign(READERS[name], args.first, args.cases, args.seconds)
+        first = args.first
+        if first is None:
+            old = kept(args.keep).get(name) if args.keep else None
+            first = old["first"] + old["cases"] if old else 0
+        row = campaign(READERS[name], first, args.cases, args.seconds)
         print(json.dumps(row), flush=True)
         broken |= bool(row["faults"])
         if args.keep:
-            with args.keep.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            keep(args.keep, row)
     return int(broken)
 
 

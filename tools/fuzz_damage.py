@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
+import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from copy import deepcopy
+from functools import cache
 from itertools import pairwise
 from typing import Any
 
@@ -27,15 +30,17 @@ EXTREMES = (
     2**64 - 1,
 )
 ODD: tuple[Any, ...] = (
-    None, True, -1, 0, 1, 2, 2**31, 2**63, 10**30, -0.0, 1e308, float("nan"), float("inf"), "", " ",
-    "\0", "a" * 300, "１", "2023-13-45", "../../etc/passwd", [], {}, [[]], [None], {"": {}},
-    ["a", 1], {"a": [1, 2]}, [0] * 40, "nan", "-", "=", "{", "{}", "{x", "{0.a}", "\udc80",
+    None, True, -1, 0, 1, 2, 2**31, 2**63, 10**30, 10**400, -0.0, 1e308, float("nan"), float("inf"),
+    "", " ", "\0", "a" * 300, "１", "2023-13-45", "../../etc/passwd", [], {}, [[]], [None],
+    {"": {}}, ["a", 1], {"a": [1, 2]}, [0] * 40, "nan", "-", "=", "{", "{}", "{x", "{0.a}",
+    "\udc80",
 )  # fmt: skip
 """Values of other kinds, put where a good one was."""
 ODD_YAML = (
     "2023-13-45", "&a [*a]", "!!python/name:os.system", "!!binary x", "!!timestamp 1", "1e999",
     "0x", "0b2", "~", "{", "[", "? a", ": :", "*a", "<<: 1", "!!int ''", "!!float x", "- - - -",
-    "190:20:30:15", "!!set {a}", "|", ">", "@", "%", "\t", "_", "1_0", "=", "!!omap [a]",
+    "190:20:30:15", "0x" + "f" * 300, "{<<: *a}", "&a {<<: [*a, *a]}", "!!set {a}", "!!omap [a]",
+    "|", ">", "@", "%", "\t", "_", "1_0", "=",
 )  # fmt: skip
 
 
@@ -92,7 +97,7 @@ def _once(value: Any, dice: random.Random) -> Any:
             parent[dice.choice(("", "x", "name", "type", "a.b", str(key) + "s"))] = parent.pop(key)
         case 2:
             parent[key] = [parent[key]] if dice.random() < 0.5 else {"x": parent[key]}
-        case 3 if isinstance(parent[key], (int, float)):
+        case 3 if isinstance(parent[key], (int, float)) and abs(parent[key]) < 10**300:
             parent[key] = parent[key] * dice.choice((-1, 2, 1000, 10**18, 0.5))
         case _:
             parent[key] = odd(dice)
@@ -123,6 +128,13 @@ def json_damaged(content: bytes, dice: random.Random) -> bytes:
             return bytes_damaged(content, dice)
 
 
+@cache
+def _yaml_value(text: str) -> Any:
+    import yaml
+
+    return yaml.safe_load(text)
+
+
 def yaml_damaged(content: bytes, dice: random.Random) -> bytes:
     """Damages a YAML text as values, as bytes, or line by line with what YAML reads oddly."""
     import yaml
@@ -138,8 +150,15 @@ def yaml_damaged(content: bytes, dice: random.Random) -> bytes:
             many = [f"a: &a [{', '.join('x' * 9)}]"]
             many += [f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise(names)]
             return "\n".join(many).encode()
+        case 3:
+            times = dice.choice((2, 9, 300))
+            many = [f"a: &a {{{', '.join(f'x{n}: 1' for n in range(times))}}}"]
+            many += [
+                f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 9)}]}}" for a, b in pairwise("abcdef")
+            ]
+            return "\n".join(many).encode()
         case n if n < 9:
-            value = value_damaged(yaml.safe_load(text), dice)
+            value = value_damaged(_yaml_value(text), dice)
             return yaml.safe_dump(value, allow_unicode=True).encode("utf-8", "surrogatepass")
         case n if n < 14:
             lines = text.splitlines()
@@ -180,3 +199,56 @@ def framed(damage: Callable[[bytes, random.Random], bytes], magic: int) -> Any:
         return b"".join(parts)
 
     return damaged
+
+
+def pickle_damaged(content: bytes, dice: random.Random) -> bytes:
+    """Damages the pickle in an archive, whose checksums are made right, or the whole."""
+    if dice.random() < 0.4:
+        return bytes_damaged(content, dice)
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        for entry in old.infolist():
+            data = old.read(entry)
+            new.writestr(
+                entry.filename,
+                bytes_damaged(data, dice) if entry.filename.endswith(".pkl") else data,
+            )
+    return made.getvalue()
+
+
+def lines_damaged(content: bytes, dice: random.Random) -> bytes:
+    """Damages one line of JSON lines."""
+    lines = content.splitlines()
+    at = dice.randrange(len(lines))
+    lines[at] = json_damaged(lines[at], dice)
+    return b"\n".join(lines)
+
+
+def arrays_damaged(content: bytes, dice: random.Random) -> bytes:
+    """Damages one array of an archive of NumPy's, its header or its numbers, or the whole."""
+    if dice.random() < 0.2:
+        return bytes_damaged(content, dice)
+    made = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
+        entries = old.infolist()
+        victim = dice.choice(entries).filename
+        for entry in entries:
+            data = old.read(entry)
+            if entry.filename == victim:
+                data = _array_damaged(data, dice)
+            if entry.filename != victim or dice.random() < 0.9:
+                new.writestr(entry.filename, data)
+    return made.getvalue()
+
+
+def _array_damaged(data: bytes, dice: random.Random) -> bytes:
+    length = 10 + int.from_bytes(data[8:10], "little")
+    if dice.random() < 0.4:
+        return data[:length] + bytes_damaged(data[length:], dice)
+    head = data[:length]
+    shape = dice.choice((b"(1099511627776,)", b"(-1,)", b"(2, 3)", b"()", b"(0,)"))
+    kind = dice.choice((b"<i4", b"<f8", b"|O", b"|S9", b"<U4", b"<i8"))
+    text = head[10:].strip()
+    text = text[: text.index(b"(")] + shape + text[text.index(b")") + 1 :]
+    text = (text if dice.random() < 0.5 else text.replace(b"<i4", kind)) + b"\n"
+    return head[:8] + len(text).to_bytes(2, "little") + text + data[length:]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from http.client import HTTPException
 from typing import Any
 from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
@@ -16,6 +17,10 @@ from urllib.request import Request, urlopen
 from zopeft.errors import InputError, RunError, input_error, run_error
 
 URL = "executor.url"
+LONGEST = 1 << 30
+"""Bytes of the longest answer: the scores of a hundred texts of 100,000 tokens."""
+PIECE = 1 << 20
+"""Bytes that are read at a time."""
 START = "start it: VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve MODEL --enable-lora"
 
 
@@ -51,7 +56,7 @@ class VLLMServer:
         self.url, self.timeout = url.rstrip("/").removesuffix("/v1"), float(timeout)
         cards = self._models()
         bases = [card for card in cards if not card.get("parent")]
-        names = [str(card.get("id")) for card in bases]
+        names = [card["id"] for card in bases]
         if model is not None and model not in names:
             raise input_error("executor.model", "is not served there", model, f"one of {names}")
         if not bases:
@@ -63,7 +68,7 @@ class VLLMServer:
         try:
             found = self._ask("/v1/models")
             cards = found["data"]
-            return [dict(card) for card in cards]
+            return [{**dict(card), "id": str(card["id"])} for card in cards]
         except RunError as error:
             raise InputError(str(error)) from error
         except (AnsweredError, KeyError, TypeError, ValueError) as error:
@@ -80,7 +85,7 @@ class VLLMServer:
     def longest(self) -> int | None:
         """Tokens of the longest text that it takes; None where it does not say."""
         found = self.card.get("max_model_len")
-        return int(found) if found else None
+        return found if isinstance(found, int) and found > 0 else None
 
     def load(self, name: str, folder: str) -> None:
         """Has the server load an adapter.
@@ -136,7 +141,7 @@ class VLLMServer:
                 raise ValueError(f"{len(choices)} answers for {len(prompts)} texts")
             pairs = zip(choices, prompts, strict=True)
             return [_of_text(choice["prompt_logprobs"], prompt) for choice, prompt in pairs]
-        except (KeyError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, OverflowError) as error:
             what = f"its scores cannot be read ({type(error).__name__}: {str(error)[:80]})"
             raise run_error(self.url, what, do="use vLLM 0.9 to 0.33") from error
 
@@ -165,7 +170,7 @@ class VLLMServer:
         request = Request(self.url + route, data, {"Content-Type": "application/json"})
         try:
             with urlopen(request, timeout=self.timeout) as answer:
-                text = answer.read().decode("utf-8", "replace")
+                text = _text(answer)
         except HTTPError as error:
             raise AnsweredError(error.code, _message(error)) from error
         except TimeoutError as error:
@@ -175,9 +180,11 @@ class VLLMServer:
             if isinstance(reason, TimeoutError):
                 raise self._silent(f"no answer within {self.timeout:g} s") from error
             raise self._silent(f"no server answers ({reason})") from error
+        except (HTTPException, ValueError, OverflowError) as error:
+            raise self._silent(f"no server of HTTP answers ({error!r:.80})") from error
         try:
             return json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
 
     def _silent(self, what: str) -> RunError:
@@ -192,13 +199,31 @@ def _of_text(found: Sequence[Any], prompt: Sequence[int]) -> list[float]:
     return [float(table[str(int(token))]["logprob"]) for table, token in pairs]
 
 
+def _text(answer: Any) -> str:
+    """Returns what an answer holds.
+
+    Raises:
+        ValueError: That is more than anybody would ask for.
+    """
+    parts, size = [], 0
+    while part := answer.read(PIECE):
+        parts.append(part)
+        size += len(part)
+        if size > LONGEST:
+            raise ValueError(f"more than {LONGEST} bytes")
+    return b"".join(parts).decode("utf-8", "replace")
+
+
 def _message(error: HTTPError) -> str:
     """Returns what an answer says is wrong, in one line."""
-    text = error.read().decode("utf-8", "replace")
+    try:
+        text = _text(error)
+    except (HTTPException, OSError, ValueError, OverflowError):
+        text = ""
     try:
         found = json.loads(text)
         found = found.get("error", found)
         text = str(found.get("message") or found.get("detail") or text)
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         pass
     return " ".join(text.split())[:160] or f"status {error.code}"

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Self
 
+from zopeft.errors import InputError, input_error
 from zopeft.journal.codec import decode, encode
 from zopeft.optim.record import StepRecord
+
+MOST_ROWS = 1 << 53
+"""Rows of a batch, at most: above it not every whole number is a float."""
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def _loss(value: Any) -> bool:
+    # One that is not finite is a loss as well: who takes it says what becomes of it.
+    return isinstance(value, float) or _whole(value)
+
+
+def _every(fits: Callable[[Any], bool]) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, list | tuple) and all(map(fits, value))
+
+
+FITS: dict[str, Callable[[Any], bool]] = {
+    "step": _whole,
+    "header": lambda value: isinstance(value, bytes),
+    "first": lambda value: _whole(value) and value >= 0,
+    "records": _every(lambda value: isinstance(value, bytes)),
+    "asked": _every(_loss),
+    "checks": lambda value: isinstance(value, bool),
+    "losses": _every(_loss),
+    "rows": lambda value: _whole(value) and 0 <= value <= MOST_ROWS,
+    "fingerprint": lambda value: isinstance(value, str),
+    "problem": lambda value: isinstance(value, str),
+}
+"""What is a value of a message's field."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +69,12 @@ class Question:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Takes what `to_dict` gave; an empty list may be missing."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+        """Takes what `to_dict` gave; an empty list may be missing.
+
+        Raises:
+            InputError: It is no such message.
+        """
+        return cls(**_fields(cls, values))
 
 
 @dataclass(frozen=True)
@@ -66,8 +102,30 @@ class Answer:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """Takes what `to_dict` gave; an empty list may be missing."""
-        return cls(**{name: values[name] for name in cls.__dataclass_fields__ if name in values})
+        """Takes what `to_dict` gave; an empty list may be missing.
+
+        What is no such message becomes an answer that says so: it is no other client's problem.
+        """
+        try:
+            return cls(**_fields(cls, values))
+        except InputError as error:
+            return cls(-1, problem=str(error))
+
+
+def _fields(cls: type[Question | Answer], values: Any) -> dict[str, Any]:
+    """Returns a message's fields.
+
+    Raises:
+        InputError: One is missing, or of another kind.
+    """
+    what = f"a {cls.__name__.lower()} that cannot be read"
+    if not isinstance(values, Mapping) or "step" not in values:
+        raise input_error("federated", f"{what} (it has no step)")
+    found = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
+    for name, value in found.items():
+        if not FITS[name](value):
+            raise input_error("federated", f"{what} ({name})", f"{value!r:.60}")
+    return found
 
 
 def packed(records: Sequence[StepRecord]) -> list[bytes]:
@@ -77,7 +135,11 @@ def packed(records: Sequence[StepRecord]) -> list[bytes]:
 
 
 def unpacked(payloads: Sequence[bytes]) -> list[StepRecord]:
-    """Returns the steps that `packed` gave."""
+    """Returns the steps that `packed` gave.
+
+    Raises:
+        ValueError: One is no step.
+    """
     found: list[StepRecord] = []
     for payload in payloads:
         found.append(decode(payload, found[-1] if found else None))

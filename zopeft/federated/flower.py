@@ -186,8 +186,7 @@ def client_app(make: Callable[[Context], Participant]) -> ClientApp:
         key = (int(context.run_id), int(context.node_id))
         if key not in _HELD:
             _HELD[key] = make(context)
-        asked = Question.from_dict(dict(message.content.config_records[KEY]))
-        answer = _HELD[key].answer(asked).to_dict()
+        answer = _HELD[key].message(dict(message.content.config_records[KEY]))
         content = RecordDict({KEY: ConfigRecord(_sent(answer))})
         return Message(content, reply_to=message)
 

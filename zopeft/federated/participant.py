@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from zopeft.engine.direction import Probe
 from zopeft.errors import ZopeftError, input_error
 from zopeft.federated.asking import Answer, Question, unpacked
 from zopeft.journal.header import JournalHeader, header_of
+from zopeft.journal.replay import UNMADE, begun
 from zopeft.journal.start import fingerprint
 from zopeft.optim.executor import InProcess
 from zopeft.optim.zeroth_order import ZerothOrder
@@ -48,6 +49,8 @@ class _Rounds(InProcess):
         """See `zopeft.optim.executor.Executor.losses`."""
         if self.left:
             own, self.left = self.left[: len(probes)], self.left[len(probes) :]
+            if len(own) < len(probes):
+                raise input_error(WHERE, f"has {len(own)} losses of {len(probes)} points")
             return torch.tensor(own, dtype=torch.float64), 0
         raise _SeenError(super().losses(probes, closure)[0])
 
@@ -88,6 +91,14 @@ class Participant:
         except ZopeftError as error:
             return Answer(self._made, problem=str(error))
 
+    def message(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Answers a message: a question's values by name, for the answer's."""
+        try:
+            question = Question.from_dict(values)
+        except ZopeftError as error:
+            return Answer(self._made, problem=str(error)).to_dict()
+        return self.answer(question).to_dict()
+
     @property
     def _made(self) -> int:
         return -1 if self.header is None else int(self.method.steps)
@@ -98,9 +109,7 @@ class Participant:
         method = self.method
         if self.header is None or method.steps < question.first:
             return Answer(self._made)
-        for record in unpacked(question.records):
-            if record.step == method.steps:
-                method.replay(record)
+        self._make(question.records)
         if method.steps != question.step:
             if method.steps > question.step:
                 do = "have the server go on from its journal (resume=True)"
@@ -112,6 +121,22 @@ class Participant:
         mark = fingerprint(method.blocks) if question.checks else ""
         return Answer(self._made, losses, self.rows(closure), mark)
 
+    def _make(self, payloads: Sequence[bytes]) -> None:
+        """Makes the steps that it lacks.
+
+        Raises:
+            InputError: One cannot be read, or is not a step of this method.
+        """
+        method = self.method
+        try:
+            for record in unpacked(payloads):
+                if record.step == method.steps:
+                    method.replay(record)
+        except UNMADE as error:
+            what = str(error).removeprefix("journal: ")
+            at = f"step {method.steps} cannot be made again"
+            raise input_error(WHERE, f"{at} ({what})") from error
+
     def _begin(self, payload: bytes) -> None:
         """Compares the run with this client's method and weights.
 
@@ -120,9 +145,10 @@ class Participant:
         """
         method = self.method
         header = JournalHeader.from_bytes(payload, WHERE)
-        method.engine.rounding = header.rounding
-        if method.auto:
-            method.begin_rate(header.rate, header.learning_rate)
+        with begun(WHERE):
+            method.engine.rounding = header.rounding
+            if method.auto:
+                method.begin_rate(header.rate, header.learning_rate)
         header.check(header_of(method), WHERE, replays=True)
         found = fingerprint(method.blocks)
         if header.fingerprint not in ("", found):

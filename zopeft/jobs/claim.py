@@ -21,10 +21,14 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.reading import checked
 from zopeft.staging import is_left
 
 CLAIM = ".zopeft-claim"
 MADE = "made"
+HOLDER = {"host": "text", "pid": "count", "born": "text?", "since": "text"}
+"""What a claim tells of its process, and the kinds (`zopeft.reading.fits`)."""
+MOST_PROCESSES = 1 << 31
 _LONGEST = 1 << 16
 _TRIES = 100
 _SETTLED = 10.0
@@ -124,7 +128,7 @@ class Claim:
             return
         self.path.unlink(missing_ok=True)
         # Read after that: what others write from now on, they take away themselves.
-        self._made += [Path(path) for line in _lines(self._file) for path in line.get(MADE, ())]
+        self._made += _told_of(self._file, self.path.parent)
         os.close(self._file)
         self._file = -1
         self._unmake()
@@ -235,7 +239,7 @@ def _lines(file: int) -> list[dict[str, Any]]:
     except OSError:
         return []
     for line in text.splitlines():
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [line for line in found if isinstance(line, dict)]
 
@@ -243,9 +247,24 @@ def _lines(file: int) -> list[dict[str, Any]]:
 def _named(file: int) -> Holder | None:
     """Returns the last process that an open claim names."""
     for line in reversed(_lines(file)):
-        with suppress(TypeError):
-            return Holder(**line)
+        with suppress(InputError):
+            told = checked(line, HOLDER, CLAIM, "holder")
+            if told.keys() == HOLDER.keys() and told["pid"] < MOST_PROCESSES:
+                return Holder(**told)
     return None
+
+
+def _told_of(file: int, folder: Path) -> list[Path]:
+    """Returns the folders that others made on their way to a claim: it, and those above it."""
+    folder = folder.resolve()
+    possible = {folder, *folder.parents}
+    every = [line.get(MADE) for line in _lines(file)]
+    named = [path for paths in every if isinstance(paths, list) for path in paths]
+    found = []
+    for path in named:
+        with suppress(TypeError, ValueError, OSError):
+            found += [Path(path)] if Path(path).resolve() in possible else []
+    return found
 
 
 def _taken(path: Path, holder: Holder | None) -> InputError:

@@ -47,7 +47,8 @@ class Metrics:
     @property
     def seconds(self) -> float:
         """Seconds of training until the last line; 0 without one."""
-        return float(self.entries[-1].get("seconds") or 0.0) if self.entries else 0.0
+        found = self.entries[-1].get("seconds") if self.entries else None
+        return float(found) if fits(found, "number") else 0.0
 
     @property
     def evaluations(self) -> list[dict[str, Any]]:

@@ -82,12 +82,13 @@ def load_served(
     model, tokenizer, source = load_base(recipe, listener, note)
     if adapter is not None:
         from zopeft.models.adapters import load_adapter, needs_task_ids
+        from zopeft.tasks.chat import read_template
 
         model = load_adapter(model, adapter)
         template = Path(adapter).expanduser() / TEMPLATE
         if template.is_file():
             # What it was tuned in; the base may have another, or none.
-            tokenizer.chat_template = template.read_text(encoding="utf-8")
+            tokenizer.chat_template = read_template(str(template))
         if needs_task_ids(model):
             what = "a prompt of several tasks asks for task_ids, which no task here has"
             raise input_error("--adapter", what, adapter, "use it from Python")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from zopeft.blocks import Blocks
@@ -10,6 +12,9 @@ from zopeft.journal.header import header_of
 from zopeft.journal.journal import Journal
 from zopeft.journal.start import fingerprint, load_start
 from zopeft.optim.zeroth_order import ZerothOrder
+
+UNMADE = (ValueError, LookupError, RuntimeError, ArithmeticError)
+"""What a step of other numbers than a run's may raise."""
 
 
 def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | None = None) -> int:
@@ -34,13 +39,15 @@ def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | 
     if not isinstance(journal, Journal):
         journal = Journal.open(journal)
     where = str(journal.path)
-    optimizer.engine.rounding = journal.header.rounding
+    with begun(where):
+        optimizer.engine.rounding = journal.header.rounding
     journal.header.check(header_of(optimizer), where, replays=True)
     goal = journal.next_step if until is None else until
     if optimizer.steps == 0 and journal.first_step == 0:
         to_start(journal, optimizer.blocks)
         if optimizer.auto:
-            optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
+            with begun(where):
+                optimizer.begin_rate(journal.header.rate, journal.header.learning_rate)
     if not journal.first_step <= optimizer.steps <= goal <= journal.next_step:
         raise input_error(
             where,
@@ -56,13 +63,29 @@ def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | 
                 break
             try:
                 optimizer.replay(record)
-            except (ValueError, LookupError, RuntimeError) as error:
+            except UNMADE as error:
                 what = str(error).removeprefix("journal: ")
                 at = f"step {record.step} cannot be made again"
                 raise input_error(where, f"{at} ({what})") from error
     finally:
         optimizer.bad.most = patience
     return int(optimizer.steps)
+
+
+@contextmanager
+def begun(where: str) -> Iterator[None]:
+    """Says of a journal that its run cannot begin as it says.
+
+    Args:
+        where: The journal's name.
+
+    Raises:
+        InputError: In place of what is raised within.
+    """
+    try:
+        yield
+    except (TypeError, *UNMADE) as error:
+        raise input_error(where, f"its run cannot begin as it says ({error})") from error
 
 
 def to_start(journal: Journal, blocks: Blocks) -> None:

@@ -120,7 +120,7 @@ def _problem(setting: Setting, value: Any, metadata: Mapping[str, Any]) -> str |
             if most is not None and part > most:
                 return explain(setting.where, f"must be at most {most:g}", part)
     kind = metadata.get("registry")
-    if kind and value:
+    if kind and value is not None:
         for name in value if isinstance(value, tuple) else (value,):
             wrong = unknown(kind, name)
             if wrong:

@@ -6,7 +6,8 @@ model, task and space, those for its small twin, ``key.sub=value`` overrides, fl
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -113,15 +114,26 @@ def load_recipe(
     Raises:
         InputError: Something is wrong; its one line lists every problem.
     """
+    path = None if recipe is None else recipe_path(recipe, job)
+    layer = {} if path is None else read_yaml(path)
+    return _laid(job, layer, "" if path is None else path.name, overrides, flags, stored, small)
+
+
+def _laid(
+    job: str,
+    layer: Mapping[str, Any],
+    label: str,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, tuple[str, Any]] | None = None,
+    stored: Mapping[str, Any] | None = None,
+    small: bool = False,
+) -> Recipe:
+    """Returns what `load_recipe` does, of a recipe's values and its file's name."""
     problems: list[str] = []
     settings: list[Setting] = []
     if stored is not None:
         settings += flatten(stored, "recipe in run.json", problems)
-    layer: dict[str, Any] = {}
-    label = ""
-    if recipe is not None:
-        path = recipe_path(recipe, job)
-        layer, label = read_yaml(path), path.name
+    if label:
         if layer.get("job", job) != job:
             problems.append(
                 explain(label, f"is a recipe for {layer['job']}", do=f"not for zopeft {job}")
@@ -135,7 +147,20 @@ def load_recipe(
     settings += late
     settings = [s for s in settings if s.key not in ("job", SMALL, *CHOICES)]
     settings.append(Setting("job", job, "job"))
-    return check_settings(settings, problems)
+    # With overrides or flags, what is wrong between settings may as well be theirs.
+    with _named("" if late else label):
+        return check_settings(settings, problems)
+
+
+@contextmanager
+def _named(label: str) -> Iterator[None]:
+    """Puts a file's name before what is wrong in it, where the line does not have it."""
+    try:
+        yield
+    except InputError as error:
+        if label in str(error):
+            raise
+        raise InputError(f"{label}: {error}") from None
 
 
 def _refuse_code(stored: Mapping[str, Any], late: Sequence[Setting]) -> None:
@@ -223,12 +248,15 @@ def check_recipe(recipe: str, job: str | None = None) -> list[Recipe]:
     Raises:
         InputError: Something is wrong in it.
     """
-    layer = read_yaml(recipe_path(recipe, job))
+    path = recipe_path(recipe, job)
+    layer = read_yaml(path)
     job = job or str(layer.get("job", "tune"))
-    made = [load_recipe(job, recipe)]
+    made = [_laid(job, layer, path.name)]
     for top, key in CHOICES.items():
         for name in layer.get(top) or {}:
-            made.append(load_recipe(job, recipe, flags={key: (f"{top}.{name}", name)}))
+            with _named(path.name):
+                flags = {key: (f"{top}.{name}", name)}
+                made.append(_laid(job, layer, path.name, flags=flags))
     if SMALL in layer:
-        made.append(load_recipe(job, recipe, small=True))
+        made.append(_laid(job, layer, path.name, small=True))
     return made

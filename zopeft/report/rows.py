@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
-from zopeft.reading import to_json
+from zopeft.reading import fits, to_json
 from zopeft.staging import staged
 
 FILE = "rows.jsonl"
@@ -18,6 +18,24 @@ a tuning seed, "fresh" a reported run at the learning rate so chosen, "auto" a r
 at lr=auto."""
 
 Row = dict[str, Any]
+KINDS = {
+    **dict.fromkeys(("key", "model", "task", "space", "settings", "entry", "name"), "text"),
+    **dict.fromkeys(("seed", "budget", "steps", "forwards"), "count"),
+    **dict.fromkeys(("train_loss", "val_loss", "metric"), "number?"),
+    **dict.fromkeys(("versions", "hardware"), "object"),
+    "role": "text",
+    "lr": "rate?",
+    "diverged": "flag",
+    "metric_name": "text?",
+    "curve": "curve",
+    "seconds": "number",
+    "peak_bytes": "count?",
+    "commit": "text?",
+}
+"""What a report is made of, and the kinds (`zopeft.reading.fits`; a curve is pairs of numbers, a
+rate above 0)."""
+MOST = 1e100
+"""Numbers in rows are smaller."""
 
 
 def finite(value: float) -> float | None:
@@ -47,6 +65,45 @@ def read_rows(folder: str | Path) -> list[Row]:
             if number < len(lines):
                 raise input_error(f"{file}, line {number}", "is no row of a bench") from None
     return list(rows.values())
+
+
+def check_rows(rows: list[Row], file: Path) -> None:
+    """Refuses rows that no bench has written.
+
+    Raises:
+        InputError: What a report is made of is missing in one, or of another kind.
+    """
+    for row in rows:
+        wrong = [name for name, kind in KINDS.items() if not _fits(row, name, kind)]
+        wrong += ["lr"] if row.get("role") == "grid" and row.get("lr") is None else []
+        if wrong:
+            where, got = f"{file}, the row {row['key']!r:.80}", f"{row.get(wrong[0])!r:.60}"
+            raise input_error(where, f"is no row of a bench: {wrong[0]}", got)
+
+
+def _fits(row: Row, name: str, kind: str) -> bool:
+    value = row.get(name)
+    if kind.endswith("?") and value is None:
+        return name in row
+    kind = kind.rstrip("?")
+    if kind == "rate":
+        return _number(value) and value > 0
+    if kind == "curve":
+        return isinstance(value, list) and all(
+            isinstance(point, list)
+            and len(point) == 2
+            and _number(point[0])
+            and (point[1] is None or _number(point[1]))
+            for point in value
+        )
+    if kind in ("count", "number"):
+        return fits(value, kind) and _number(value)
+    return fits(value, kind)
+
+
+def _number(value: Any) -> bool:
+    # Sums of squares are to be numbers, too.
+    return fits(value, "number") and abs(value) < MOST
 
 
 class RowFile:

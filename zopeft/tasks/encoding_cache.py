@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from itertools import chain
@@ -34,7 +35,12 @@ ROOM = 2 << 30
 VARIABLE = "ZOPEFT_CACHE"
 SOURCES = ("chat", "encoding", "fitting", "marking", "own_encoding", "template")
 """This package's files that say how text becomes tokens."""
-UNREADABLE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+# What a file says of its arrays' sizes may be more than there is memory for.
+UNREADABLE = (
+    *(OSError, ValueError, KeyError, EOFError, MemoryError),
+    # An archive may ask for a password, or for a way of packing that is not known.
+    *(RuntimeError, zipfile.BadZipFile, zlib.error),
+)
 Found = tuple[list[Encoded], list[int]]
 Numbers = npt.NDArray[np.int32]
 

@@ -62,6 +62,12 @@ def seal(folder: str | Path, step: int, run: str) -> None:
         os.fsync(text.fileno())
 
 
+def _is_within(folder: Path, name: str) -> bool:
+    """Whether a name is that of a plain file in a folder: a device has no end."""
+    path = folder / name
+    return path.is_relative_to(folder) and ".." not in path.parts and path.is_file()
+
+
 def _checksum(path: Path) -> int:
     return zlib.crc32(path.read_bytes())
 
@@ -94,6 +100,8 @@ def read_seal(folder: str | Path, summed: bool = False) -> dict[str, Any] | None
     try:
         found = checked(told, KINDS, SEAL, "mark of a checkpoint")
         files, sums = found["files"], found.get("sums", {}) if summed else {}
+        if not sums.keys() <= files.keys() or not all(_is_within(folder, name) for name in files):
+            return None
         whole = all((folder / name).stat().st_size == size for name, size in files.items())
         whole = whole and all(_checksum(folder / name) == own for name, own in sums.items())
     except (OSError, ValueError, KeyError):

@@ -23,7 +23,7 @@ from zopeft.models.source import EMBEDDED
 from zopeft.reading import to_json
 from zopeft.recipe.schema import Recipe
 from zopeft.report.curves import draw_curves, draw_rates
-from zopeft.report.rows import FILE, Row, RowFile, read_rows
+from zopeft.report.rows import FILE, Row, RowFile, check_rows, read_rows
 from zopeft.report.standings import CellReport, plain, report, totals
 from zopeft.report.summary import commit, hardware, versions
 from zopeft.report.tables import markdown
@@ -220,6 +220,7 @@ def render(folder: str | Path) -> dict[str, Any]:
     rows = read_rows(path)
     if not rows:
         raise input_error("--report", "no rows in this folder", str(folder))
+    check_rows(rows, path / FILE)
     cells = report(rows)
     draw_curves(cells, rows, path / PICTURES[0])
     draw_rates(cells, rows, path / PICTURES[1])

@@ -1,0 +1,168 @@
+"""A small model, and the files that there are of one: weights, adapters, tokenizers."""
+
+from __future__ import annotations
+
+import tempfile
+from copy import deepcopy
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from fuzz_damage import json_damaged, pickle_damaged, tensors_damaged
+from fuzz_reader import Reader
+
+from zopeft.embedded import MODEL_DIR
+
+
+def model(width: int = 16, vocabulary: int = 97) -> Any:
+    """Returns a small model, always the same."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return LlamaForCausalLM(
+            LlamaConfig(
+                vocab_size=vocabulary,
+                hidden_size=width,
+                intermediate_size=2 * width,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                num_key_value_heads=1,
+            )
+        ).eval()
+
+
+@cache
+def _base() -> Any:
+    return model()
+
+
+def fresh() -> Any:
+    """Returns a model of one's own; to build one takes longer."""
+    return deepcopy(_base())
+
+
+def read_from(folder: Path) -> dict[str, bytes]:
+    """Returns the files of a folder, name to content."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+@cache
+def adapter() -> dict[str, bytes]:
+    """A LoRA as PEFT saves it."""
+    from zopeft.models import attach
+
+    with tempfile.TemporaryDirectory() as place:
+        attach(model(), "lora").save_pretrained(place)
+        found = read_from(Path(place))
+    return {name: found[name] for name in ("adapter_config.json", "adapter_model.safetensors")}
+
+
+@cache
+def pickled_adapter() -> dict[str, bytes]:
+    """A LoRA as PEFT saved it before there was safetensors."""
+    import io
+
+    from safetensors.torch import load
+
+    files, file = adapter(), io.BytesIO()
+    torch.save(load(files["adapter_model.safetensors"]), file)
+    return {
+        "adapter_config.json": files["adapter_config.json"],
+        "adapter_model.bin": file.getvalue(),
+    }
+
+
+def read_adapter(folder: Path) -> None:
+    """Loads an adapter onto a small model."""
+    from zopeft.models import load_adapter
+
+    load_adapter(fresh(), folder)
+
+
+@cache
+def model_folder() -> dict[str, bytes]:
+    """A small model with a tokenizer."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    with tempfile.TemporaryDirectory() as place:
+        model(8, len(tokenizer)).save_pretrained(place)
+        tokenizer.save_pretrained(place)
+        return read_from(Path(place))
+
+
+@cache
+def shards() -> dict[str, bytes]:
+    """A small model in two files."""
+    with tempfile.TemporaryDirectory() as place:
+        model(8, 60).save_pretrained(place, max_shard_size="4KB")
+        found = read_from(Path(place))
+    return {name: content for name, content in found.items() if not name.startswith("generation")}
+
+
+def read_model(folder: Path) -> None:
+    """Loads model and tokenizer."""
+    from zopeft.models import load_model
+
+    load_model(str(folder), "float32", device="cpu")
+
+
+def read_tokenizer(folder: Path) -> None:
+    """Loads a tokenizer and reads a text with it."""
+    from zopeft.models import resolve
+    from zopeft.models.loading import load_tokenizer
+
+    load_tokenizer(resolve(str(folder)))("Tom has a ball.")
+
+
+def read_shards(folder: Path) -> None:
+    """Checks a model's folder before it is loaded: its config, its index, its files."""
+    from zopeft.models.checkpoint import check_folder
+
+    check_folder(folder)
+
+
+def _json(*names: str) -> dict[str, Any]:
+    return dict.fromkeys(names, json_damaged)
+
+
+READERS = (
+    Reader(
+        "adapter",
+        adapter,
+        {"adapter_config.json": json_damaged, "adapter_model.safetensors": tensors_damaged},
+        read_adapter,
+        folder=True,
+    ),
+    Reader(
+        "pickled",
+        pickled_adapter,
+        {"adapter_model.bin": pickle_damaged},
+        read_adapter,
+        folder=True,
+    ),
+    Reader(
+        "model",
+        model_folder,
+        {"config.json": json_damaged, "model.safetensors": tensors_damaged},
+        read_model,
+        folder=True,
+    ),
+    Reader(
+        "shards",
+        shards,
+        _json("model.safetensors.index.json", "config.json"),
+        read_shards,
+        folder=True,
+        depth="weights are not loaded",
+    ),
+    Reader(
+        "tokenizer",
+        model_folder,
+        _json("tokenizer.json", "tokenizer_config.json"),
+        read_tokenizer,
+        folder=True,
+    ),
+)
