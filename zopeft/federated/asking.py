@@ -118,7 +118,7 @@ def _fields(cls: type[Question | Answer], values: Any) -> dict[str, Any]:
     Raises:
         InputError: One is missing, or of another kind.
     """
-    what = f"a {cls.__name__.lower()} that cannot be read"
+    what = f"no {cls.__name__.lower()} that can be read"
     if not isinstance(values, Mapping) or "step" not in values:
         raise input_error("federated", f"{what} (it has no step)")
     found = {name: values[name] for name in cls.__dataclass_fields__ if name in values}
