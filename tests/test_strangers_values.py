@@ -19,6 +19,8 @@ from zopeft.jobs.claim import CLAIM, Claim
 from zopeft.jobs.metrics import Metrics
 from zopeft.journal import Journal, rebuild
 from zopeft.journal.header import header_of
+from zopeft.models import adapters
+from zopeft.models.checkpoint import weight_files
 from zopeft.recipe.load import check_recipe, load_recipe
 from zopeft.tasks.encoding import Encoded
 from zopeft.tasks.encoding_cache import EncodingCache
@@ -321,3 +323,23 @@ def test_a_template_that_is_no_text_is_named(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match=r"data.template: cannot be read"):
         served.load_served(recipe, str(tmp_path), lambda *_: None)
+
+
+LONG = "a" * 300
+
+
+def test_names_that_no_file_system_takes(tmp_path):
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"w": LONG}}))
+    with pytest.raises(InputError, match="1 of 1 weight files are missing"):
+        weight_files(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": LONG}))
+    assert served.base_of(str(tmp_path)) == LONG
+    file = tmp_path / "own.yaml"
+    file.write_text(f"task: {{name: {LONG}.yaml}}")
+    with pytest.raises(InputError, match=r"own.yaml: task.name: no such task file"):
+        check_recipe(str(file), "tune")
+    model = tiny_model()
+    model.config._name_or_path = "somebody/tiny"
+    with pytest.raises(InputError, match="was made for somebody"):
+        adapters._check_base(model, {"base_model_name_or_path": f"somebody/{LONG}"}, "x")

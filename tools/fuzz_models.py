@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from copy import deepcopy
 from functools import cache
@@ -13,6 +14,9 @@ from fuzz_damage import json_damaged, pickle_damaged, tensors_damaged
 from fuzz_reader import Reader
 
 from zopeft.embedded import MODEL_DIR
+
+BASE = "somebody/tiny"
+"""What the small model is called where an adapter names its base."""
 
 
 def model(width: int = 16, vocabulary: int = 97) -> Any:
@@ -56,7 +60,11 @@ def adapter() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as place:
         attach(model(), "lora").save_pretrained(place)
         found = read_from(Path(place))
-    return {name: found[name] for name in ("adapter_config.json", "adapter_model.safetensors")}
+    told = json.loads(found["adapter_config.json"]) | {"base_model_name_or_path": BASE}
+    return {
+        "adapter_config.json": json.dumps(told).encode(),
+        "adapter_model.safetensors": found["adapter_model.safetensors"],
+    }
 
 
 @cache
@@ -78,7 +86,9 @@ def read_adapter(folder: Path) -> None:
     """Loads an adapter onto a small model."""
     from zopeft.models import load_adapter
 
-    load_adapter(fresh(), folder)
+    base = fresh()
+    base.config._name_or_path = BASE
+    load_adapter(base, folder)
 
 
 @cache
@@ -124,7 +134,7 @@ def read_shards(folder: Path) -> None:
     check_folder(folder)
 
 
-def _json(*names: str) -> dict[str, Any]:
+def _damaged(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, json_damaged)
 
 
@@ -153,7 +163,7 @@ READERS = (
     Reader(
         "shards",
         shards,
-        _json("model.safetensors.index.json", "config.json"),
+        _damaged("model.safetensors.index.json", "config.json"),
         read_shards,
         folder=True,
         depth="weights are not loaded",
@@ -161,7 +171,7 @@ READERS = (
     Reader(
         "tokenizer",
         model_folder,
-        _json("tokenizer.json", "tokenizer_config.json"),
+        _damaged("tokenizer.json", "tokenizer_config.json"),
         read_tokenizer,
         folder=True,
     ),

@@ -18,6 +18,14 @@ LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
 
 
+def is_there(path: Path) -> bool:
+    """Whether there is a file or folder; of a name that no file system takes there is none."""
+    try:
+        return path.exists()
+    except OSError:
+        return False
+
+
 def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
     """Returns the value of a JSON text.
 

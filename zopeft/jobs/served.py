@@ -11,6 +11,7 @@ from zopeft import hub
 from zopeft.errors import input_error
 from zopeft.jobs.build import EMBEDDED_NOTE, load_base
 from zopeft.jobs.progress import Listener
+from zopeft.reading import is_there
 from zopeft.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def base_of(adapter: str) -> str | None:
     from zopeft.models import resolve
 
     embedded = resolve(None)
-    if base == embedded.path or (not Path(base).exists() and "/zopeft/embedded/" in base):
+    if base == embedded.path or (not is_there(Path(base)) and "/zopeft/embedded/" in base):
         return None
     return base
 

@@ -15,6 +15,7 @@ from zopeft.models.peft_types import PEFT
 from zopeft.models.quiet import quiet
 from zopeft.models.tied import warn_tied
 from zopeft.models.whole_start import start_whole
+from zopeft.reading import is_there
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -177,9 +178,10 @@ def _check_base(model: Any, config: Mapping[str, Any], name: str) -> None:
     here = str(getattr(model.config, "_name_or_path", "") or "")
     if not base or not here or base == here or Path(base).name.lower() == Path(here).name.lower():
         return
-    folders = Path(base).is_dir() and Path(here).is_dir()
+    there = is_there(Path(base))
+    folders = there and Path(base).is_dir() and Path(here).is_dir()
     ids = hub.is_repository(base) and hub.is_repository(here)
-    ids = ids and not Path(base).exists() and not Path(here).exists()
+    ids = ids and not there and not Path(here).exists()
     if ids or (folders and Path(base).resolve() != Path(here).resolve()):
         raise _other_base(model, config, name)
 

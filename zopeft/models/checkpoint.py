@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
-from zopeft.reading import fits, read_object
+from zopeft.reading import fits, is_there, read_object
 
 _POINTER = b"version https://git-lfs"
 
@@ -82,7 +82,7 @@ def weight_files(folder: Path) -> list[Path]:
             if not fits(table, "texts"):
                 raise input_error(str(folder / index), "its weight_map does not name files")
             files = [folder / name for name in sorted(set(table.values()))]
-            missing = [path.name for path in files if not path.is_file()]
+            missing = [path.name for path in files if not (is_there(path) and path.is_file())]
             if missing:
                 raise input_error(
                     str(folder),

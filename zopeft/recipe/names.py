@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import close_matches
+from zopeft.reading import is_there
 from zopeft.recipe.schema import BARE
 
 _REGISTRIES = {
@@ -45,7 +46,7 @@ def unknown(kind: str, name: str) -> str | None:
 
         return unknown_metric(name)
     if kind == "task" and name.endswith((".yaml", ".yml")):
-        if Path(name).is_file():
+        if is_there(Path(name)) and Path(name).is_file():
             return None
         return f"no such task file, got {name!r}; give an existing YAML file or a task's name"
     word = getattr(registry(kind), "kind", kind)
