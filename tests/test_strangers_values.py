@@ -1,15 +1,20 @@
 """Values of other kinds than ours, where a file or a message is whole: refused in one line."""
 
+import gzip
 import json
 import zipfile
 from http.client import HTTPException
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 import torch
+from pyarrow import parquet
 from training_run import tiny_model
+from transformers import AutoTokenizer
 
 import zopeft
+from zopeft.embedded import MODEL_DIR
 from zopeft.errors import InputError, RunError
 from zopeft.executors import vllm_server
 from zopeft.federated import Answer, Federation, Participant
@@ -22,8 +27,10 @@ from zopeft.journal.header import header_of
 from zopeft.models import adapters
 from zopeft.models.checkpoint import weight_files
 from zopeft.recipe.load import check_recipe, load_recipe
+from zopeft.tasks import unpacking
 from zopeft.tasks.encoding import Encoded
 from zopeft.tasks.encoding_cache import EncodingCache
+from zopeft.tasks.files import read_file
 from zopeft.training.checkpoints import read_seal, seal
 
 
@@ -343,3 +350,36 @@ def test_names_that_no_file_system_takes(tmp_path):
     model.config._name_or_path = "somebody/tiny"
     with pytest.raises(InputError, match="was made for somebody"):
         adapters._check_base(model, {"base_model_name_or_path": f"somebody/{LONG}"}, "x")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.json.gz", "a.csv.gz"])
+def test_some_kilobytes_that_unpack_to_gigabytes(name, streaming, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "FREE", 1 << 16)
+    row, end = b'{"text": "a film", "label": "yes"}', b""
+    if name == "a.json.gz":
+        row, end = b"[" + row, b"]"
+    if name == "a.csv.gz":
+        row = b"text,label\na film,yes"
+    file = tmp_path / name
+    file.write_bytes(gzip.compress(row + b" " * (1 << 24) + end))
+    tokenizer = AutoTokenizer.from_pretrained(MODEL_DIR)
+    assert file.stat().st_size * unpacking.FACTOR < 1 << 24
+    with pytest.raises(InputError, match=f"{name}: unpacks to more than [0-9]+ bytes"):
+        data = zopeft.load_data(file, tokenizer, max_length=32, streaming=streaming)
+        list(data.train)
+    file.write_bytes(gzip.compress(row + end))
+    with unpacking.unpacked(file) as opened:
+        assert opened.read() == row + end
+        opened.seek(3)
+        assert opened.read(4) == (row + end)[3:7]
+
+
+def test_a_parquet_file_of_a_few_bytes_and_millions_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr(unpacking, "ROWS", 1000)
+    file = tmp_path / "a.parquet"
+    parquet.write_table(pa.table({"text": pa.nulls(500_000, pa.string())}), file)
+    with pytest.raises(InputError, match=r"a.parquet: holds 500000 rows in [0-9]+ bytes"):
+        read_file(file)
+    parquet.write_table(pa.table({"text": ["a", "b"]}), file)
+    assert read_file(file).rows == [{"text": "a"}, {"text": "b"}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
 import random
@@ -222,6 +223,20 @@ def lines_damaged(content: bytes, dice: random.Random) -> bytes:
     at = dice.randrange(len(lines))
     lines[at] = json_damaged(lines[at], dice)
     return b"\n".join(lines)
+
+
+@cache
+def _bomb(letter: bytes) -> bytes:
+    return gzip.compress(letter * (1 << 27), mtime=0)
+
+
+def packed_damaged(content: bytes, dice: random.Random) -> bytes:
+    """Damages a gzip file of JSON lines: a line of it, or the whole; some unpack without an end."""
+    if dice.random() < 0.02:
+        return _bomb(dice.choice((b"[", b" ", b"\n", b"\0")))
+    if dice.random() < 0.4:
+        return gzip.compress(lines_damaged(gzip.decompress(content), dice), 1, mtime=0)
+    return bytes_damaged(content, dice)
 
 
 def arrays_damaged(content: bytes, dice: random.Random) -> bytes:

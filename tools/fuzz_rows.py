@@ -10,7 +10,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from fuzz_damage import arrays_damaged, bytes_damaged, json_damaged, lines_damaged, yaml_damaged
+from fuzz_damage import (
+    arrays_damaged,
+    bytes_damaged,
+    json_damaged,
+    lines_damaged,
+    packed_damaged,
+    yaml_damaged,
+)
 from fuzz_reader import Reader
 
 import zopeft
@@ -172,7 +179,8 @@ def read_encoded(path: Path) -> None:
 TABLES: dict[str, Any] = {
     "rows.jsonl": lines_damaged,
     "rows.json": json_damaged,
-    **dict.fromkeys(["rows.csv", "rows.tsv", "rows.jsonl.gz", "rows.parquet"], bytes_damaged),
+    "rows.jsonl.gz": packed_damaged,
+    **dict.fromkeys(["rows.csv", "rows.tsv", "rows.parquet"], bytes_damaged),
 }
 READERS = (
     Reader("recipe", lambda: {"own.yaml": RECIPE}, {"own.yaml": yaml_damaged}, read_recipe),

@@ -47,7 +47,7 @@ class Metrics:
     @property
     def seconds(self) -> float:
         """Seconds of training until the last line; 0 without one."""
-        found = self.entries[-1].get("seconds") if self.entries else None
+        found: Any = self.entries[-1].get("seconds") if self.entries else None
         return float(found) if fits(found, "number") else 0.0
 
     @property

@@ -82,7 +82,7 @@ def check_rows(rows: list[Row], file: Path) -> None:
 
 
 def _fits(row: Row, name: str, kind: str) -> bool:
-    value = row.get(name)
+    value: Any = row.get(name)
     if kind.endswith("?") and value is None:
         return name in row
     kind = kind.rstrip("?")

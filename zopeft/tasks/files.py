@@ -23,6 +23,7 @@ from zopeft.tasks.row_files import (
     text_lines,
     whole,
 )
+from zopeft.tasks.unpacking import check_rows
 
 if TYPE_CHECKING:
     from zopeft.tasks.streamed import Streams
@@ -150,8 +151,12 @@ def _parquet(path: Path) -> Source:
     reader = parquet(path)
     try:
         with opened(path) as file:
-            table = reader.read_table(io.BytesIO(file.read()))
+            content = reader.ParquetFile(io.BytesIO(file.read()))
+        check_rows(path, content.metadata.num_rows)
+        table = content.read()
         rows = table.to_pylist()
+    except InputError:
+        raise
     except Exception as error:
         raise input_error(str(path), f"unreadable parquet ({str(error)[:120]})") from error
     labels = class_names((table.schema.metadata or {}).get(b"huggingface"))

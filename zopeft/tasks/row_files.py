@@ -7,7 +7,6 @@ Nothing but the row in hand is held: files that do not fit in memory are read so
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 from zopeft.errors import InputError, input_error
 from zopeft.reading import parse_json
+from zopeft.tasks.unpacking import unpacked
 
 GZIP = ".gz"
 PORTION = 64
@@ -30,9 +30,9 @@ class Placed(NamedTuple):
     place: str
 
 
-def opened(path: Path) -> gzip.GzipFile | io.BufferedReader:
+def opened(path: Path) -> io.BufferedReader:
     """Returns a file open for reading, unpacked."""
-    return gzip.open(path) if path.suffix.lower() == GZIP else path.open("rb")
+    return unpacked(path) if path.suffix.lower() == GZIP else path.open("rb")
 
 
 def text_lines(path: Path) -> Iterator[tuple[int, str]]:
