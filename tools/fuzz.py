@@ -144,6 +144,8 @@ def _work(reader: Reader, folder: Path, numbers: range, sink: int) -> None:
         here = _reached("VmSize")
         resource.setrlimit(resource.RLIMIT_AS, (here + MEMORY, here + MEMORY))
         with os.fdopen(sink, "w") as lines, open(os.devnull, "w") as nowhere:
+            # What libraries print is nobody's business here.
+            os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
             for number in numbers:
                 print(tried(reader, folder, number), file=lines, flush=True)
