@@ -10,6 +10,7 @@ FLOORS = {
     "registry": 0,
     "embedded": 0,
     "staging": 0,
+    "plain_yaml": 0,
     "reading": 1,
     "hub": 1,
     "noise": 1,
