@@ -88,6 +88,24 @@ def test_the_campaign_sees_faults(fuzz, tmp_path):
     assert "emory" in found["grow"]
 
 
+def test_rows_go_on_or_are_replaced(fuzz, tmp_path):
+    file = tmp_path / "rows.jsonl"
+
+    def row(first, cases, **more):
+        return {"reader": "own", "first": first, "cases": cases, "faults": {}, "grown_mb": first,
+                "seconds": 1.5, **more}  # fmt: skip
+
+    fuzz.keep(file, row(0, 10, read=4, refused=6))
+    fuzz.keep(file, row(0, 3, read=3) | {"reader": "other"})
+    fuzz.keep(file, row(10, 5, refused=4, fault=1) | {"faults": {"KeyError": 12}})
+    whole = {"faults": {"KeyError": 12}, "grown_mb": 10, "seconds": 3.0}
+    found = fuzz.kept(file)
+    assert found["own"] == row(0, 15, read=4, refused=10, fault=1) | whole
+    assert found["other"]["cases"] == 3
+    fuzz.keep(file, row(0, 2, read=2))
+    assert fuzz.kept(file)["own"] == row(0, 2, read=2)
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -27,7 +27,7 @@ from zopeft.journal.header import header_of
 from zopeft.models import adapters
 from zopeft.models.checkpoint import weight_files
 from zopeft.recipe.load import check_recipe, load_recipe
-from zopeft.tasks import unpacking
+from zopeft.tasks import row_files, unpacking
 from zopeft.tasks.encoding import Encoded
 from zopeft.tasks.encoding_cache import EncodingCache
 from zopeft.tasks.files import read_file
@@ -383,3 +383,12 @@ def test_a_parquet_file_of_a_few_bytes_and_millions_of_rows(tmp_path, monkeypatc
         read_file(file)
     parquet.write_table(pa.table({"text": ["a", "b"]}), file)
     assert read_file(file).rows == [{"text": "a"}, {"text": "b"}]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv", "a.json"])
+def test_lines_without_anything_come_to_an_end(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(row_files, "BLANK", 1000)
+    file = tmp_path / name
+    file.write_bytes(b"\n\r\n" * 501)
+    with pytest.raises(InputError, match=rf"{name}: has more than 1,000 blank lines"):
+        read_file(file)

@@ -8,7 +8,7 @@ zopeft's own errors with one line that names the file. Another exception, a cras
 the same number makes the same file again.
 
     python tools/fuzz.py                      # 2,000 cases a reader
-    python tools/fuzz.py --cases 100000 --keep rows.jsonl
+    python tools/fuzz.py --cases 5000 --keep rows.jsonl   # again and again: it goes on
     python tools/fuzz.py journal --first 4711 --cases 1 --show
 """
 
@@ -199,8 +199,8 @@ def keep(path: Path, row: dict[str, Any]) -> None:
         counts = {key: old.get(key, 0) + row.get(key, 0) for key in COUNTS if key in old | row}
         grown = max(old["grown_mb"], row["grown_mb"])
         row = row | {"first": old["first"], **counts, "grown_mb": grown}
-        row |= {"faults": row["faults"] | old["faults"], "seconds": round(row["seconds"], 1)}
-    rows[row["reader"]] = row
+        row |= {"faults": row["faults"] | old["faults"]}
+    rows[row["reader"]] = row | {"seconds": round(row["seconds"], 1)}
     path.write_text("".join(json.dumps(one) + "\n" for one in rows.values()))
 
 

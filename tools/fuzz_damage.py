@@ -227,7 +227,8 @@ def lines_damaged(content: bytes, dice: random.Random) -> bytes:
 
 @cache
 def _bomb(letter: bytes) -> bytes:
-    return gzip.compress(letter * (1 << 27), mtime=0)
+    # A file may be several of them, one after the other.
+    return gzip.compress(letter * (1 << 20), mtime=0) * (1 << 7)
 
 
 def packed_damaged(content: bytes, dice: random.Random) -> bytes:

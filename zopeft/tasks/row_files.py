@@ -19,6 +19,8 @@ from zopeft.reading import parse_json
 from zopeft.tasks.unpacking import unpacked
 
 GZIP = ".gz"
+SHORT, BLANK = 2, 1_000_000
+"""Bytes of a line that is looked at for being blank, and how many such lines there may be."""
 PORTION = 64
 """Rows that are read of a parquet file at a time."""
 
@@ -39,10 +41,15 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Yields the lines of a UTF-8 file with their numbers, without a byte-order mark.
 
     Raises:
-        InputError: A line is no UTF-8.
+        InputError: A line is no UTF-8, or more than `BLANK` of them are blank.
     """
+    blank = 0
     with opened(path) as file:
         for number, raw in enumerate(file, start=1):
+            if len(raw) <= SHORT and not raw.strip():
+                blank += 1
+                if blank > BLANK:
+                    raise input_error(str(path), f"has more than {BLANK:,} blank lines")
             if number == 1:
                 if raw.startswith((b"\xff\xfe", b"\xfe\xff")) or b"\0" in raw[:4]:
                     do = "save it as UTF-8"
