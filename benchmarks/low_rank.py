@@ -22,7 +22,7 @@ from rows import about, keep
 from step_time import CLOCKS, measure
 from torch import nn
 
-from zopeft.engine.side_path import add_product
+from zopeft.engine.side_path import add_product, sides_of
 from zopeft.kernels.choice import kernels_for
 from zopeft.kernels.form import Form
 from zopeft.noise import Noise
@@ -76,7 +76,7 @@ def parts(rows: int, columns: int, args: argparse.Namespace) -> dict[str, Callab
 
     @torch.no_grad()
     def beside() -> None:
-        add_product(layers[0], output, inputs, factors, 1e-9)
+        add_product(output, inputs, sides_of(layers[0], factors, inputs.dtype), 1e-9)
 
     return {
         "forward": lambda: nn.functional.linear(inputs, weight()),

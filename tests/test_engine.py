@@ -313,8 +313,9 @@ def test_a_scratch_is_used_again_but_never_while_somebody_reads_it():
     for seen, block in ((one, engine.blocks[0]), (two, engine.blocks[1])):
         noise = Noise().at_elements(2, block.address, 0, 64).view(8, 8)
         assert torch.equal(seen, noise)
-    arena = engine.carriers[0]._twins.arena
-    assert [len(free) for free in arena._free.values()] == [1]
+    twins = engine.carriers[0]._twins
+    assert [len(free) for free in twins.arena._free.values()] == [0]
+    assert [len(memory) for memory in twins._memory.values()] == [64]
 
 
 def test_backends_agree_bit_for_bit_in_the_engine():

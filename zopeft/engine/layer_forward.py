@@ -15,8 +15,10 @@ from zopeft.engine.exact import ExactVectors
 from zopeft.engine.flip_path import add_biases, add_flips, own_flips
 from zopeft.engine.flips import flips_of
 from zopeft.engine.scratch import remade
-from zopeft.engine.side_path import add_product, has_side_path
+from zopeft.engine.side_path import add_product, has_side_path, sides_of
+from zopeft.engine.standing import StandingLayer, standing_layer
 from zopeft.engine.swaps import Swaps
+from zopeft.kernels.form import Factors
 
 
 class LayerForward:
@@ -48,6 +50,7 @@ class LayerForward:
             and self.twins.has_product(main.number)
             and has_side_path(module, forward)
         )
+        self.mixed = self.twins.mixed
         self._changed = [
             place
             for place in places
@@ -58,9 +61,28 @@ class LayerForward:
         self._flips_beside = known and straight and has_side_path(module, forward)
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
         self._by_chunks = wide and alone and bool(self._changed)
+        isotropic = not any(self.twins.shaped(place.number) for place in places)
+        beside = self._by_rows or self._by_chunks or not straight
+        self._stands = isotropic and not beside and not self.mixed
+        self._standing: StandingLayer | None = None
+        self._sides: tuple[Any, Factors] | None = None
+
+    def fits(self, forward: Callable[..., Any], numbers: Sequence[int]) -> bool:
+        """Whether it is the forward of a layer still.
+
+        Args:
+            forward: The layer's forward as it stands.
+            numbers: The numbers of the blocks that the probe moves in it.
+        """
+        own = self.forward == forward and self.mixed == self.twins.mixed
+        return own and [place.number for place in self.places] == numbers
 
     def one(self, inputs: Tensor) -> Any:
         """Runs it on its input under the twins' own probe."""
+        standing = self._standing
+        apart = torch.is_grad_enabled() or self.twins.mixed
+        if standing is not None and not apart and standing.here():
+            return standing(inputs)
         module, main, product = self.module, self.main, not self._product_beside
         if self._by_rows and main is not None:
             return layers.embedding(
@@ -69,7 +91,7 @@ class LayerForward:
         if self._by_chunks and main is not None:
             output = layers.wide_linear(self.twins, module, main.number, inputs, product)
         else:
-            output = self._swapped(inputs, product)
+            output = self._swapped(inputs, product) if self._changed else self.forward(inputs)
         return output if product else self._beside(output, inputs)
 
     def copied(self, inputs: Tensor, probes: Sequence[Probe], copies: CopiedBatch) -> Tensor:
@@ -94,7 +116,7 @@ class LayerForward:
         parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
         pieces = []
         for probe, part, output in zip(probes, parts, own, strict=True):
-            twins.vector, twins.step = probe
+            twins.show(*probe)
             pieces.append(self._beside(output, part) if once else self.one(part))
         written = once and all(a is b for a, b in zip(pieces, own, strict=True))
         return whole if written else torch.cat(pieces, dim)
@@ -113,11 +135,19 @@ class LayerForward:
         exact = dtype is not None
         with self.swaps.swapped(places, product, exact=exact) as made, remade(made):
             output = self.forward(inputs)
+        if self._stands and not torch.is_grad_enabled():
+            given = (self.module, self.forward, self.twins, places, dtype)
+            self._standing = standing_layer(*given)
+            self._stands = self._standing is not None
         return output if dtype is None else output.to(dtype)
 
     def _beside(self, output: Tensor, inputs: Tensor) -> Tensor:
         """Adds the product of factors to what the layer gave without it."""
         assert self.main is not None
-        factors = self.twins.form(self.main.number, inputs.device).factors
-        assert factors is not None
-        return add_product(self.module, output, inputs, factors, self.twins.step)
+        key = (self.twins.direction, inputs.dtype, inputs.device)
+        if self._sides is None or self._sides[0] != key:
+            factors = self.twins.form(self.main.number, inputs.device).factors
+            assert factors is not None
+            # Both probes of a direction take them.
+            self._sides = key, sides_of(self.module, factors, inputs.dtype)
+        return add_product(output, inputs, self._sides[1], self.twins.step)

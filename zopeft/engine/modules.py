@@ -34,7 +34,7 @@ from zopeft.engine.own_weights import OwnWeights
 from zopeft.engine.reads import Reads
 from zopeft.engine.residents import Residents
 from zopeft.engine.side_path import has_side_path
-from zopeft.engine.swaps import Swaps
+from zopeft.engine.swaps import Place, Swaps
 from zopeft.engine.twins import Twins
 from zopeft.engine.vector import Vector
 from zopeft.errors import input_error
@@ -71,18 +71,19 @@ class ModuleWeights(Carrier):
         self._swaps = Swaps(self.blocks, self._twins, offload)
         self._exact = ExactVectors()
         self._residents = Residents(self.indices, self.blocks, self._swaps, offload, reads)
+        self._layers: dict[nn.Module, LayerForward] = {}
         self._stack: tuple[Sequence[Probe], CopiedBatch] | None = None
 
     @contextmanager
     def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
-        self._twins.vector, self._twins.step = direction, step
+        self._twins.show(direction, step)
         self._residents.reached.clear()
         try:
             with self._swaps.everywhere() if self.whole else self._wrapped():
                 yield
         finally:
-            self._twins.vector = None
+            self._twins.show(None)
         self._residents.note()
 
     @contextmanager
@@ -97,19 +98,19 @@ class ModuleWeights(Carrier):
             try:
                 for module in self._swaps.places:
                     # The first probe looks at which modules run, moved or not.
-                    idle = self._residents.settled and not self._swaps.moved(module)
-                    if idle or module in self._residents.modules:
+                    moved = self._swaps.moved(module)
+                    if (self._residents.settled and not moved) or module in self._residents.modules:
                         continue
                     slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
                     wrapped.append((module, slot, module.__dict__.get(slot)))
-                    setattr(module, slot, self._wrap(module, getattr(module, slot)))
+                    module.__dict__[slot] = self._wrap(module, moved, getattr(module, slot))
                 yield
             finally:
                 for module, slot, before in wrapped:
                     if before is None:
-                        delattr(module, slot)
+                        del module.__dict__[slot]
                     else:
-                        setattr(module, slot, before)
+                        module.__dict__[slot] = before
 
     def show_whole(self) -> None:
         """From now on shows a twin of all weights at once: for a compiled model.
@@ -194,8 +195,13 @@ class ModuleWeights(Carrier):
         """See `Residents.settle`; where all weights are shown at once none is missed."""
         return not self.whole and self._residents.settle()
 
-    def _wrap(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        layer = LayerForward(module, forward, self._swaps, self._exact)
+    def _wrap(
+        self, module: nn.Module, moved: Sequence[Place], forward: Callable[..., Any]
+    ) -> Callable[..., Any]:
+        layer = self._layers.get(module)
+        if layer is None or not layer.fits(forward, [place.number for place in moved]):
+            layer = LayerForward(module, forward, self._swaps, self._exact)
+            self._layers[module] = layer
 
         def run(*args: Any, **kwargs: Any) -> Any:
             single = len(args) == 1 and not kwargs

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from zopeft.engine.layers import runs_apart
@@ -29,24 +30,32 @@ def has_side_path(module: nn.Module, forward: Callable[..., Any]) -> bool:
     return own and (type(module) is nn.Linear or _is_conv1d(module))
 
 
-def add_product(
-    module: nn.Module, output: Tensor, inputs: Tensor, factors: Factors, step: float
-) -> Tensor:
-    """Adds what ``step * left right`` in the weight would add to a layer's output.
+def sides_of(module: nn.Module, factors: Factors, dtype: torch.dtype) -> Factors:
+    """Returns what a layer's input is multiplied by, [I, r], and then [r, O], in its dtype.
 
     Args:
         module: The layer.
+        factors: left and right, fp32; their product has the shape of the weight.
+        dtype: The input's.
+    """
+    left, right = factors[0].to(dtype), factors[1].to(dtype)
+    # A linear layer holds [O, I] and a Conv1D [I, O].
+    return (left, right) if _is_conv1d(module) else (right.t(), left.t())
+
+
+def add_product(output: Tensor, inputs: Tensor, sides: Factors, step: float) -> Tensor:
+    """Adds what ``step * left right`` in the weight would add to a layer's output.
+
+    Args:
         output: What it gave without, [..., O]; may be written.
         inputs: [..., I].
-        factors: left and right, fp32; their product has the shape of the weight.
+        sides: See `sides_of`.
         step: Finite-difference step with its sign.
 
     Returns:
         [..., O].
     """
-    left, right = factors[0].to(inputs.dtype), factors[1].to(inputs.dtype)
-    # A linear layer holds [O, I] and a Conv1D [I, O].
-    into, out = (left, right) if _is_conv1d(module) else (right.t(), left.t())
+    into, out = sides
     if runs_apart(inputs) or not output.is_contiguous():
         return output + ((inputs @ into) * step) @ out
     thin = inputs.reshape(-1, inputs.shape[-1]) @ into

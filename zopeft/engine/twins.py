@@ -15,6 +15,10 @@ from zopeft.engine.scratch import Scratch, Shift
 from zopeft.engine.vector import Vector
 from zopeft.kernels.form import Form
 
+LARGEST = 1 << 22
+"""Elements of the largest weight whose twin's memory is kept for it: others have a part of theirs
+made at a time."""
+
 
 class Twins:
     """Makes ``w + step * u`` of the blocks' weights, whole or some rows of them.
@@ -36,12 +40,46 @@ class Twins:
         self.kernels, self.forms = elements.kernels, elements.forms
         self.arena = Arena()
         self.vector: Vector | None = None
-        self.step = 0.0
+        self.step, self.seed = 0.0, 0
+        self._scales: tuple[Direction | None, list[float] | None] = None, None
+        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+
+    def show(self, vector: Vector | None, step: float = 0.0) -> None:
+        """From now on the twins are those of a probe; None for no probe."""
+        self.vector, self.step = vector, step
+        direction = self.direction
+        self.seed = 0 if direction is None else direction.seed
 
     @property
     def direction(self) -> Direction | None:
         """The direction of the probe, where its vector is nothing else."""
         return None if self.vector is None else self.vector.plain
+
+    @property
+    def scales(self) -> list[float] | None:
+        """The scales of the probe's direction, one of each block of the engine; None for ones."""
+        direction = self.direction
+        if direction is None or direction.scales is None:
+            return None
+        if self._scales[0] is not direction:
+            self._scales = direction, direction.scales.tolist()
+        return self._scales[1]
+
+    def memory_for(self, weight: Tensor, at: int) -> Tensor:
+        """Returns memory of the shape of a weight, which layers use one after another.
+
+        Args:
+            weight: The weight.
+            at: Elements of it that the layer's other weights take.
+        """
+        kind, count = (weight.device, weight.dtype), weight.numel()
+        memory = self._memory.get(kind)
+        if memory is None or len(memory) < at + count:
+            sizes = (block.numel for block in self.blocks if block.numel <= LARGEST)
+            memory = weight.new_empty(max(at + count, max(sizes, default=0)))
+            self._memory[kind] = memory
+            self.arena.forget(*kind)
+        return memory[at : at + count].view(weight.shape)
 
     @property
     def mixed(self) -> bool:
@@ -64,6 +102,10 @@ class Twins:
     def noisy(self, number: int) -> bool:
         """Whether isotropic noise is part of a block's direction."""
         return self.mixed or self.forms.noisy(self.indices[number])
+
+    def shaped(self, number: int) -> bool:
+        """Whether a block's direction has a shape of its own."""
+        return self.indices[number] in self.forms
 
     def has_product(self, number: int) -> bool:
         """Whether a product of factors is part of a block's direction, beside the weight."""

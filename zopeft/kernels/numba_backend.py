@@ -16,7 +16,7 @@ from zopeft.kernels import runs
 from zopeft.kernels.form import Form
 from zopeft.kernels.formula import Constants, Formula, Target
 from zopeft.kernels.numba_formula import address_of
-from zopeft.kernels.plain_backend import PlainKernels, Statistics
+from zopeft.kernels.plain_backend import PlainKernels, Standing, Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 from zopeft.kernels.threads import share_out
 
@@ -65,6 +65,25 @@ class NumbaKernels(PlainKernels):
         places = (*arrays.stored(weight), *arrays.stored(out), int(self.dithers(out)))
         arguments = (*self._key(seed), scales, np.float32(step), *places)
         self._run(table, compiled.shift, None, *arguments)
+
+    def standing(self, address: int, weight: Tensor, out: Tensor | None) -> Standing | None:
+        """See `PlainKernels.standing`."""
+        if not arrays.taken(weight) or not (out is None or arrays.taken(out)):
+            return None
+        table, scales = runs.whole(address, 0, weight.numel()), np.ones(1, np.float32)
+        source, target = arrays.stored(weight), None if out is None else arrays.stored(out)
+        family = FAMILIES[self.noise.family]
+
+        def shift(seed: int, step: float, scale: float, out: Tensor) -> None:
+            scales[0] = scale
+            places = (*source, *(target or arrays.stored(out)), int(self.dithers(out)))
+            arguments = (np.uint64(seed), family, scales, np.float32(step), *places)
+            if len(table) == 1:
+                compiled.shift(table, *arguments)
+            else:
+                self._run(table, compiled.shift, None, *arguments)
+
+        return shift
 
     def shift_rows(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -20,7 +20,10 @@ from zopeft.noise.address import rounding_words
 from zopeft.noise.dither import dither_run, dither_words
 from zopeft.noise.philox import MASK
 
-__all__ = ["PlainKernels", "Statistics"]
+__all__ = ["PlainKernels", "Standing", "Statistics"]
+
+Standing = Callable[[int, float, float, Tensor], None]
+"""Writes ``weight + step * u`` from seed, step, scale and where it goes, see `standing`."""
 
 CHUNK = 1 << 22
 """Elements that are worked on at a time (16 MB of fp32)."""
@@ -138,6 +141,19 @@ class PlainKernels:
             u = u.mul_(scale.to(u.device))
         words = self.row_words(seed, address, rows, weight, weight)
         return plain.perturb(weight[rows], u, step, words)
+
+    def standing(self, address: int, weight: Tensor, out: Tensor | None) -> Standing | None:
+        """Returns `shift` of a tensor that stays where it is, with all looked up once.
+
+        Args:
+            address: 32-bit address of the tensor.
+            weight: The whole tensor, contiguous.
+            out: Where it goes to each time, contiguous; None if that is another place each time.
+
+        Returns:
+            Takes seed, step, scale and where it goes; None where that would save nothing.
+        """
+        return None
 
     def update(
         self,

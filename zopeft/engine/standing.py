@@ -1,0 +1,132 @@
+"""Layers that make the same twins at every probe: what does not change is looked up once.
+
+A small layer's noise takes less time than finding out where it goes. A layer that has run once
+keeps, for each of its weights, the kernel with its memory and its twin's in hand; a probe then
+gives seed, step and scale alone. The twins of linear layers all lie in one memory, which one
+layer uses after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from zopeft.engine.arena import returns_new_memory
+from zopeft.engine.swaps import Place
+from zopeft.engine.twins import Twins
+from zopeft.kernels.plain_backend import Standing
+
+ALIGNED = 64
+"""Elements that the twins of a layer begin at multiples of."""
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A weight of a layer and what makes its twin.
+
+    Args:
+        leaf: The weight's name in its module.
+        index: Where the block stands among all blocks of the engine.
+        own: The parameter.
+        address: Where its memory lies.
+        write: The kernel.
+        memory: Where the twin goes; None for new memory each time.
+        dtype: What the twin is made of.
+    """
+
+    leaf: str
+    index: int
+    own: Tensor
+    address: int
+    write: Standing
+    memory: Tensor | None
+    dtype: torch.dtype
+
+    def here(self, parameters: Mapping[str, Tensor | None]) -> bool:
+        """Whether the layer still holds the weight that the kernel has in hand."""
+        return parameters.get(self.leaf) is self.own and self.own.data_ptr() == self.address
+
+
+class StandingLayer:
+    """A layer's forward under a probe along one direction of isotropic noise.
+
+    Args:
+        module: The layer.
+        forward: Its forward as it stands.
+        twins: What says the probe.
+        weights: Its weights' twins.
+        dtype: What its output is rounded to; None for nothing.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        forward: Callable[..., Any],
+        twins: Twins,
+        weights: Sequence[Twin],
+        dtype: torch.dtype | None,
+    ) -> None:
+        self._module, self._forward, self._twins = module, forward, twins
+        self._weights, self._dtype = weights, dtype
+
+    def here(self) -> bool:
+        """Whether the layer's weights are where they were."""
+        own = self._module._parameters
+        return all(twin.here(own) for twin in self._weights)
+
+    def __call__(self, inputs: Tensor) -> Any:
+        """Runs it."""
+        own: dict[str, Any] = self._module._parameters
+        twins = self._twins
+        seed, step, scales = twins.seed, twins.step, twins.scales
+        try:
+            for twin in self._weights:
+                memory = twin.memory
+                if memory is None:
+                    memory = torch.empty_like(twin.own, dtype=twin.dtype, requires_grad=False)
+                scale = 1.0 if scales is None else scales[twin.index]
+                twin.write(seed, step, scale, memory)
+                own[twin.leaf] = memory
+            output = self._forward(inputs)
+        finally:
+            for twin in self._weights:
+                own[twin.leaf] = twin.own
+        return output if self._dtype is None else output.to(self._dtype)
+
+
+def standing_layer(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    twins: Twins,
+    places: Sequence[Place],
+    dtype: torch.dtype | None,
+) -> StandingLayer | None:
+    """Returns what runs a layer from now on; None where nothing would be saved.
+
+    Args:
+        module: The layer, with its own weights in place.
+        forward: Its forward as it stands.
+        twins: What makes its twins otherwise.
+        places: Its weights that probes move, none of them in another layout than its block's.
+        dtype: What its output is rounded to where its twins are fp32; else None.
+    """
+    reuse, weights, at = returns_new_memory(module), [], 0
+    for place in places:
+        own = module._parameters[place.leaf]
+        assert own is not None
+        weight, memory = own.detach(), None
+        if reuse:
+            memory = twins.memory_for(weight, at)
+            at += -(-weight.numel() // ALIGNED) * ALIGNED
+        index, address = twins.indices[place.number], twins.blocks[place.number].address
+        write = twins.kernels.standing(address, weight, memory)
+        if write is None:
+            return None
+        made = weight.dtype if dtype is None else torch.float32
+        given = (place.leaf, index, own, weight.data_ptr(), write, memory, made)
+        weights.append(Twin(*given))
+    return StandingLayer(module, forward, twins, weights, dtype)
