@@ -1,4 +1,4 @@
-"""Layers that keep what makes their twins: the same numbers, and no longer than they are the same."""
+"""Layers that keep what makes their twins: the same numbers, while it is the same layer."""
 
 import pytest
 import torch

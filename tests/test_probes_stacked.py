@@ -237,7 +237,7 @@ def test_full_weights_and_other_carriers_run_apart():
     )
     blocks = zopeft.discover(adapted())
     assert (
-        Stacking(Engine(blocks, carrier="modules")).unstackable
+        Stacking(Engine(blocks, carrier="modules", backend="plain")).unstackable
         == "the directions are not of low rank"
     )
     with pytest.raises(InputError, match="probes: unknown way of probing, got 'twice'"):
@@ -351,7 +351,12 @@ def test_a_trainer_resumed_from_its_journal_probes_as_it_began(tmp_path):
     first.train()
     settings = first.method.probing.state_dict()
     most = MOST_TOKENS["cpu"]
-    assert settings == {"probes": "auto", "most_tokens": most, "layout": first.layout.way}
+    assert settings == {
+        "probes": "auto",
+        "most_tokens": most,
+        "layout": first.layout.way,
+        "twins_together": True,
+    }
     again = trainer(with_lora(tiny_model()), tmp_path, max_steps=3, probes="separate")
     with pytest.raises(InputError, match="probes 'separate' instead of 'auto'"):
         again.train(resume_from_checkpoint=True)

@@ -1,4 +1,4 @@
-"""Both probes in one forward for full weights, where directions of low rank run beside them."""
+"""Both probes in one forward for full weights: low rank beside them, or twins of one draw."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from test_probes_stacked import bits, dressed, forwards, padded, same_bits
 from tiny_families import CONFIGS, build
 
 import zopeft
-from zopeft.engine import Direction, Engine
+from zopeft.engine import Direction, Engine, layers
 from zopeft.engine.carrier import UnstackableError
+from zopeft.engine.standing import StandingLayer
 from zopeft.errors import InputError
 from zopeft.optim.directions import directions_of
 from zopeft.probing.stacking import Stacking
@@ -19,14 +20,17 @@ APART = {"gpt2", "opt"}
 """Positions are looked up once for all rows, so no copy has its own."""
 
 
-def mezo(model, probes, **options):
+NOISES = ["low_rank", "gaussian", "rademacher"]
+
+
+def mezo(model, probes, noise="low_rank", **options):
     blocks = zopeft.discover(model)
     return zopeft.MeZO(
         blocks,
         lr=1e-3,
         eps=0.02,
         seed=5,
-        noise="low_rank",
+        noise=noise,
         rank=2,
         carrier="modules",
         probes=probes,
@@ -51,14 +55,15 @@ def test_every_family_is_there():
     assert len(CONFIGS) == 4 and set(CONFIGS) > APART
 
 
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("loss", [None, task_loss], ids=["model", "task"])
 @pytest.mark.parametrize("family", CONFIGS)
-def test_one_forward_gives_the_losses_of_two(family, loss):
+def test_one_forward_gives_the_losses_of_two(family, loss, noise):
     model, batch = build(family), padded()
-    apart = estimated(model, batch, "separate", loss)
+    apart = estimated(model, batch, "separate", loss, noise=noise)
     before, dress = bits(model), dressed(model)
     rows = forwards(model)
-    stacked = estimated(model, batch, "stacked", loss)
+    stacked = estimated(model, batch, "stacked", loss, noise=noise)
     assert rows == ([6, 3, 3] if family in APART else [6])
     assert abs(apart[0] - apart[1]) > 1e-4
     torch.testing.assert_close(stacked, apart, rtol=1e-5, atol=0)
@@ -68,12 +73,13 @@ def test_one_forward_gives_the_losses_of_two(family, loss):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("noise", NOISES)
 @pytest.mark.parametrize("sides", ["two", "one"])
-def test_many_directions_in_one_forward(sides, dtype):
+def test_many_directions_in_one_forward(sides, noise, dtype):
     model, batch = build("llama").to(dtype), padded()
     losses = []
     for probes in ("separate", "stacked"):
-        method = mezo(model, probes, directions=3, sides=sides)
+        method = mezo(model, probes, noise, directions=3, sides=sides)
         rows = forwards(model)
         method.estimate(zopeft.BatchLoss(model, batch))
         model._forward_pre_hooks.clear()
@@ -83,11 +89,52 @@ def test_many_directions_in_one_forward(sides, dtype):
     torch.testing.assert_close(losses[1], losses[0], **tolerance)
 
 
-def test_many_steps_are_those_of_two_forwards():
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rounding", ["stochastic", "nearest"])
+@pytest.mark.parametrize("width", [None, 256], ids=["whole", "in parts"])
+def test_one_draw_shows_both_probes_what_each_is_shown_alone(dtype, rounding, width, monkeypatch):
+    if width is not None:
+        monkeypatch.setattr(layers, "CHUNK", width)
+    model = build("llama").to(dtype)
+    layer, inputs = model.model.layers[1].mlp.up_proj, torch.randn(4, 8, 32, dtype=dtype)
+    engine = engine_of(model, "gaussian")
+    engine.rounding = rounding
+    drawn, kernels = [], engine.kernels
+    both, shift_both = StandingLayer.both, kernels.shift_both
+    monkeypatch.setattr(StandingLayer, "both", lambda *a: drawn.append("stands") or both(*a))
+    monkeypatch.setattr(kernels, "shift_both", lambda *a: drawn.append("parts") or shift_both(*a))
+    scales = torch.linspace(0.5, 2.0, len(engine.blocks))
+    for seed in (1, 2):
+        probes = [(direction := Direction(seed, scales), 0.02), (direction, -0.02)]
+        alone = []
+        for probe, part in zip(probes, inputs.chunk(2), strict=True):
+            with torch.no_grad(), engine.perturbed(*probe):
+                alone.append(layer(part))
+        with torch.no_grad(), Stacking(engine).shown(probes):
+            model(input_ids=torch.zeros(4, 8, dtype=torch.long))
+            found = layer(inputs)
+        assert torch.equal(found, torch.cat(alone)) and not torch.equal(*alone)
+    assert set(drawn) == {"stands" if width is None else "parts"}
+
+
+def test_runs_of_before_go_on_apart():
+    model = build("llama")
+    method = mezo(model, "auto", "gaussian")
+    rows = forwards(model)
+    method.step(zopeft.BatchLoss(model, padded()))
+    state = method.state_dict()
+    del state["zopeft"]["probing"]["twins_together"]
+    method.load_state_dict(state)
+    method.step(zopeft.BatchLoss(model, padded()))
+    assert rows == [6, 3, 3]
+
+
+@pytest.mark.parametrize("noise", NOISES)
+def test_many_steps_are_those_of_two_forwards(noise):
     runs = []
     for probes in ("separate", "stacked"):
         model = build("llama")
-        method = mezo(model, probes)
+        method = mezo(model, probes, noise)
         runs.append([float(method.step(zopeft.BatchLoss(model, padded()))) for _ in range(12)])
         assert not same_bits(model, bits(build("llama")))
     assert runs[0][0] != runs[0][-1]
@@ -117,13 +164,21 @@ def test_a_layer_that_does_not_see_the_rows_is_refused():
             model(input_ids=ids[:1])
 
 
-def test_noise_in_the_weights_runs_apart():
+def test_noise_in_the_weights_runs_apart_where_each_probe_draws_its_own():
     model = build("llama")
     assert Stacking(engine_of(model)).unstackable == ""
-    assert (
-        Stacking(engine_of(model, "gaussian")).unstackable == "the directions are not of low rank"
-    )
-    with pytest.raises(InputError, match="probes: cannot be stacked: the directions are not"):
+    assert Stacking(engine_of(model, "gaussian")).unstackable == ""
+    plain = Engine(zopeft.discover(model), carrier="modules", backend="plain")
+    assert Stacking(plain).unstackable == "the directions are not of low rank"
+
+
+def test_a_matrix_of_another_layer_runs_apart():
+    model = build("llama")
+    layer = model.model.layers[0].mlp.up_proj
+    layer.forward = lambda x: torch.nn.functional.linear(x, layer.weight)
+    reason = "a trained matrix is not that of a linear layer"
+    assert Stacking(engine_of(model, "gaussian")).unstackable == reason
+    with pytest.raises(InputError, match=f"probes: cannot be stacked: {reason}"):
         zopeft.MeZO(zopeft.discover(model), carrier="modules", probes="stacked")
 
 

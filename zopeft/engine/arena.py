@@ -30,10 +30,6 @@ class Arena:
         """Takes a buffer that nothing reads any more."""
         self._free[(buffer.device, buffer.dtype)].append(buffer)
 
-    def forget(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Lets go of the buffers of a kind that nothing reads."""
-        self._free.get((device, dtype), []).clear()
-
 
 def returns_new_memory(module: nn.Module) -> bool:
     """Whether a module's output never shares memory with its weight."""

@@ -97,6 +97,11 @@ class Carrier(Protocol):
         ...
 
     @property
+    def twinned(self) -> bool:
+        """Whether layers have weights of their own for each probe of a shared forward."""
+        return False
+
+    @property
     def ungroupable(self) -> str:
         """Why patterns of one direction (`Flips`) cannot share a forward; "" if they can."""
         ...

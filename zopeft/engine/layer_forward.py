@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from zopeft.engine import layers
+from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.carrier import CopiedBatch
 from zopeft.engine.direction import Probe
 from zopeft.engine.exact import ExactVectors
@@ -61,9 +62,13 @@ class LayerForward:
         self._flips_beside = known and straight and has_side_path(module, forward)
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
         self._by_chunks = wide and alone and bool(self._changed)
-        isotropic = not any(self.twins.shaped(place.number) for place in places)
-        beside = self._by_rows or self._by_chunks or not straight
-        self._stands = isotropic and not beside and not self.mixed
+        self._alike = not (self.mixed or any(self.twins.shaped(p.number) for p in places))
+        self._stands = self._alike and straight and not (self._by_rows or self._by_chunks)
+        if returns_new_memory(module) and (self._stands or self._by_chunks):
+            own = (module._parameters[place.leaf] for place in self._changed)
+            weights = [weight for weight in own if weight is not None]
+            parts = (weight[: layers.chunk_rows(weight)] for weight in weights)
+            self.twins.reserve(weights if self._stands else parts)
         self._standing: StandingLayer | None = None
         self._sides: tuple[Any, Factors] | None = None
 
@@ -114,12 +119,35 @@ class LayerForward:
         once = self._product_beside and not self._changed
         whole = self.forward(inputs) if once else inputs
         parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
-        pieces = []
-        for probe, part, output in zip(probes, parts, own, strict=True):
-            twins.show(*probe)
-            pieces.append(self._beside(output, part) if once else self.one(part))
+        pieces: list[Tensor] = []
+        while (place := len(pieces)) < len(probes):
+            pair = slice(place, place + 2)
+            twins.show(*probes[place])
+            both = None if once else self._both(probes[pair], parts[pair])
+            if both is not None:
+                pieces += both
+            elif once:
+                pieces.append(self._beside(own[place], parts[place]))
+            else:
+                pieces.append(self.one(parts[place]))
         written = once and all(a is b for a, b in zip(pieces, own, strict=True))
         return whole if written else torch.cat(pieces, dim)
+
+    def _both(self, probes: Sequence[Probe], parts: Sequence[Tensor]) -> list[Tensor] | None:
+        """Runs it under a pair of probes with one draw of noise; None where that cannot be.
+
+        Args:
+            probes: The next two; the first is what the twins show.
+            parts: Their copies of the batch.
+        """
+        if len(probes) < 2 or torch.is_grad_enabled() or not self.twins.pairs(*probes):
+            return None
+        if self._by_chunks and self.main is not None and self._alike:
+            return layers.wide_pair(self.twins, self.module, self.main.number, parts)
+        standing = self._standing
+        if standing is None or not (standing.pairs and standing.here()):
+            return None
+        return standing.both(*parts)
 
     def anyhow(self, *args: Any, **kwargs: Any) -> Any:
         """Runs it on whatever it takes, with scratch weights for all that is moved."""
@@ -133,7 +161,8 @@ class LayerForward:
             leaves = [place.leaf for place in places]
             dtype = self.exact.output(self.module, leaves, self.forward, inputs)
         exact = dtype is not None
-        with self.swaps.swapped(places, product, exact=exact) as made, remade(made):
+        alone = self._stands and not exact and not torch.is_grad_enabled()
+        with self.swaps.swapped(places, product, exact, alone) as made, remade(made):
             output = self.forward(inputs)
         if self._stands and not torch.is_grad_enabled():
             given = (self.module, self.forward, self.twins, places, dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,11 @@ from zopeft.engine.twins import Twins
 
 CHUNK = 1 << 22
 """Elements of a matrix that are perturbed at a time (16 MB of fp32)."""
+
+
+def chunk_rows(weight: Tensor) -> int:
+    """Returns the rows of a matrix that are perturbed at a time."""
+    return max(1, CHUNK // weight.shape[1])
 
 
 def takes_ids(forward: Callable[..., Any]) -> bool:
@@ -58,6 +63,39 @@ def runs_apart(inputs: Tensor) -> bool:
     return torch.is_grad_enabled() or torch.is_autocast_enabled(inputs.device.type)
 
 
+def wide_pair(
+    twins: Twins, module: nn.Module, number: int, parts: Sequence[Tensor]
+) -> list[Tensor] | None:
+    """Runs a wide linear layer under both probes of a pair; one draw serves both.
+
+    Args:
+        twins: What makes the chunks; they show the first probe.
+        module: The layer, without a bias that is trained.
+        number: The number of its weight's block.
+        parts: What each probe gives it, [..., I].
+
+    Returns:
+        [..., O] of each; None where outputs must not be written in place.
+    """
+    weight, bias = module.weight, module.bias
+    assert isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
+    if any(map(runs_apart, parts)):
+        return None
+    rows = chunk_rows(weight)
+    flat = [part.reshape(-1, weight.shape[1]) for part in parts]
+    outputs = [part.new_empty((len(part), weight.shape[0])) for part in flat]
+    for first in range(0, weight.shape[0], rows):
+        own = slice(first, min(first + rows, weight.shape[0]))
+        shown = twins.both(number, weight, own)
+        for part, output, twin in zip(flat, outputs, shown, strict=True):
+            if bias is None:
+                torch.mm(part, twin.t(), out=output[:, own])
+            else:
+                torch.addmm(bias[own], part, twin.t(), out=output[:, own])
+    pairs = zip(outputs, parts, strict=True)
+    return [output.view(*part.shape[:-1], -1) for output, part in pairs]
+
+
 def wide_linear(
     twins: Twins, module: nn.Module, number: int, inputs: Tensor, product: bool
 ) -> Tensor:
@@ -75,14 +113,15 @@ def wide_linear(
     """
     weight, bias = module.weight, module.bias
     assert isinstance(weight, Tensor) and isinstance(bias, Tensor | None)
-    rows = max(1, CHUNK // weight.shape[1])
+    rows = chunk_rows(weight)
     apart = runs_apart(inputs)
     flat = inputs.reshape(-1, weight.shape[1])
     parts: list[Tensor] = []
     outputs = flat.new_empty((0 if apart else len(flat), weight.shape[0]))
     for first in range(0, weight.shape[0], rows):
         own = slice(first, min(first + rows, weight.shape[0]))
-        scratch = twins.make(number, weight, own, reuse=True, product=product)
+        memory = twins.memory_for(weight[own], 0)
+        scratch = twins.make(number, weight, own, product=product, memory=memory)
         piece = None if bias is None else bias[own]
         try:
             with remade([scratch]):

@@ -147,17 +147,30 @@ class ModuleWeights(Carrier):
     def unstackable(self) -> str:
         """Why the probes of several directions cannot share a forward; "" if they can.
 
-        They can where each reads the weights of linear layers as they are: low rank.
+        They can where each reads the weights of linear layers as they are, low rank, and where
+        one draw of noise serves both probes of a pair.
         """
         if self.ungroupable:
             return self.ungroupable
+        if self.twinned and not self._twins.kernels.pairs:
+            return "the directions are not of low rank"
         for module, places in self._swaps.places.items():
-            beside = has_side_path(module, module.forward)
-            for number in (p.number for p in places if not isinstance(module, nn.Embedding)):
-                product = self._twins.has_product(number) and not self._twins.noisy(number)
-                if len(self.blocks[number].shape) > 1 and not (beside and product):
-                    return "the directions are not of low rank"
+            matrices = any(len(self.blocks[place.number].shape) > 1 for place in places)
+            known = isinstance(module, nn.Embedding) or has_side_path(module, module.forward)
+            if matrices and not known:
+                return "a trained matrix is not that of a linear layer"
         return ""
+
+    @property
+    def twinned(self) -> bool:
+        """Whether layers have weights of their own for each probe of a forward."""
+        return any(
+            len(self.blocks[place.number].shape) > 1
+            and not isinstance(module, nn.Embedding)
+            and not (self._twins.has_product(place.number) and not self._twins.noisy(place.number))
+            for module, places in self._swaps.places.items()
+            for place in places
+        )
 
     @contextmanager
     def stacked(

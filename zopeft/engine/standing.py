@@ -17,11 +17,8 @@ from torch import Tensor, nn
 
 from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.swaps import Place
-from zopeft.engine.twins import Twins
+from zopeft.engine.twins import Twins, room
 from zopeft.kernels.plain_backend import Standing
-
-ALIGNED = 64
-"""Elements that the twins of a layer begin at multiples of."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +27,7 @@ class Twin:
 
     Args:
         leaf: The weight's name in its module.
+        number: The block's number among those of the carrier.
         index: Where the block stands among all blocks of the engine.
         own: The parameter.
         address: Where its memory lies.
@@ -39,6 +37,7 @@ class Twin:
     """
 
     leaf: str
+    number: int
     index: int
     own: Tensor
     address: int
@@ -72,6 +71,7 @@ class StandingLayer:
     ) -> None:
         self._module, self._forward, self._twins = module, forward, twins
         self._weights, self._dtype = weights, dtype
+        self._both: list[tuple[Standing, Tensor]] | None = None
 
     def here(self) -> bool:
         """Whether the layer's weights are where they were."""
@@ -97,6 +97,50 @@ class StandingLayer:
                 own[twin.leaf] = twin.own
         return output if self._dtype is None else output.to(self._dtype)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether two probes' twins are made of one draw."""
+        return self._twins.kernels.pairs and all(twin.memory is not None for twin in self._weights)
+
+    def both(self, ahead: Tensor, behind: Tensor) -> list[Tensor]:
+        """Runs it under two probes, of the twins' own step and of minus that step.
+
+        Args:
+            ahead: The input under the step.
+            behind: The input under minus the step.
+        """
+        if self._both is None:
+            self._both = self._made_for_both()
+        own: dict[str, Any] = self._module._parameters
+        twins = self._twins
+        seed, step, scales = twins.seed, twins.step, twins.scales
+        outputs = []
+        try:
+            for twin, (write, _) in zip(self._weights, self._both, strict=True):
+                assert twin.memory is not None
+                write(seed, step, 1.0 if scales is None else scales[twin.index], twin.memory)
+                own[twin.leaf] = twin.memory
+            outputs.append(self._forward(ahead))
+            for twin, (_, back) in zip(self._weights, self._both, strict=True):
+                own[twin.leaf] = back
+            outputs.append(self._forward(behind))
+        finally:
+            for twin in self._weights:
+                own[twin.leaf] = twin.own
+        return outputs
+
+    def _made_for_both(self) -> list[tuple[Standing, Tensor]]:
+        found, at = [], 0
+        for twin in self._weights:
+            weight = twin.own.detach()
+            back = self._twins.memory_for(weight, at, second=True)
+            at += room(weight)
+            address = self._twins.blocks[twin.number].address
+            write = self._twins.kernels.standing(address, weight, twin.memory, back)
+            assert write is not None
+            found.append((write, back))
+        return found
+
 
 def standing_layer(
     module: nn.Module,
@@ -118,15 +162,14 @@ def standing_layer(
     for place in places:
         own = module._parameters[place.leaf]
         assert own is not None
-        weight, memory = own.detach(), None
-        if reuse:
-            memory = twins.memory_for(weight, at)
-            at += -(-weight.numel() // ALIGNED) * ALIGNED
-        index, address = twins.indices[place.number], twins.blocks[place.number].address
-        write = twins.kernels.standing(address, weight, memory)
+        weight = own.detach()
+        memory = twins.memory_for(weight, at) if reuse else None
+        at += room(weight)
+        write = twins.kernels.standing(twins.blocks[place.number].address, weight, memory)
         if write is None:
             return None
         made = weight.dtype if dtype is None else torch.float32
-        given = (place.leaf, index, own, weight.data_ptr(), write, memory, made)
+        index = twins.indices[place.number]
+        given = (place.leaf, place.number, index, own, weight.data_ptr(), write, memory, made)
         weights.append(Twin(*given))
     return StandingLayer(module, forward, twins, weights, dtype)

@@ -14,7 +14,7 @@ from zopeft.blocks.offloaded import Offload
 from zopeft.engine.arena import returns_new_memory
 from zopeft.engine.scratch import Scratch
 from zopeft.engine.tied import View, turned, views_of
-from zopeft.engine.twins import Twins
+from zopeft.engine.twins import Twins, room
 
 
 @dataclass
@@ -65,19 +65,40 @@ class Swaps:
 
     @contextmanager
     def swapped(
-        self, places: Iterable[Place], product: bool = True, exact: bool = False
+        self,
+        places: Iterable[Place],
+        product: bool = True,
+        exact: bool = False,
+        alone: bool = False,
     ) -> Iterator[list[Scratch]]:
-        """Puts scratch weights in place of the modules' own, or fp32 ones (`exact`)."""
+        """Puts scratch weights in place of the modules' own.
+
+        Args:
+            places: The places.
+            product: Whether products of factors are part of them.
+            exact: Whether they are fp32 ones.
+            alone: Whether it is for one layer's forward, inside which no other's runs.
+        """
         kept: list[tuple[Place, Tensor]] = []
         made: list[Scratch] = []
+        at = 0
         try:
             for place in places:
                 weight = place.module._parameters.get(place.leaf)
                 assert weight is not None
                 reuse, view = returns_new_memory(place.module), place.view
                 source = weight if view is None else self._sources[place.number]
+                memory = None
+                if reuse and alone:
+                    memory = self.twins.memory_for(source.detach(), at)
+                    at += room(source)
                 scratch = self.twins.make(
-                    place.number, source, reuse=reuse, product=product, exact=exact
+                    place.number,
+                    source,
+                    reuse=reuse,
+                    product=product,
+                    exact=exact,
+                    memory=memory,
                 )
                 kept.append((place, weight))
                 made.append(scratch)

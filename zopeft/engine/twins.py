@@ -9,15 +9,19 @@ from torch import Tensor
 
 from zopeft.blocks import Block
 from zopeft.engine.arena import Arena
-from zopeft.engine.direction import Direction
+from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.elements import Elements, as_matrix
 from zopeft.engine.scratch import Scratch, Shift
 from zopeft.engine.vector import Vector
 from zopeft.kernels.form import Form
 
-LARGEST = 1 << 22
-"""Elements of the largest weight whose twin's memory is kept for it: others have a part of theirs
-made at a time."""
+ALIGNED = 64
+"""Elements that the twins of a layer begin at multiples of."""
+
+
+def room(weight: Tensor) -> int:
+    """Returns the elements that a weight's twin takes beside others of its layer."""
+    return -(-weight.numel() // ALIGNED) * ALIGNED
 
 
 class Twins:
@@ -42,7 +46,8 @@ class Twins:
         self.vector: Vector | None = None
         self.step, self.seed = 0.0, 0
         self._scales: tuple[Direction | None, list[float] | None] = None, None
-        self._memory: dict[tuple[torch.device, torch.dtype], Tensor] = {}
+        self._wanted: dict[tuple[torch.device, torch.dtype], int] = {}
+        self._memory: dict[tuple[torch.device, torch.dtype, bool], Tensor] = {}
 
     def show(self, vector: Vector | None, step: float = 0.0) -> None:
         """From now on the twins are those of a probe; None for no probe."""
@@ -65,20 +70,27 @@ class Twins:
             self._scales = direction, direction.scales.tolist()
         return self._scales[1]
 
-    def memory_for(self, weight: Tensor, at: int) -> Tensor:
+    def reserve(self, weights: Iterable[Tensor]) -> None:
+        """Says that a layer will ask for memory for all of its weights' twins at once."""
+        total = 0
+        for weight in weights:
+            total += room(weight)
+            kind = weight.device, weight.dtype
+            self._wanted[kind] = max(total, self._wanted.get(kind, 0))
+
+    def memory_for(self, weight: Tensor, at: int, second: bool = False) -> Tensor:
         """Returns memory of the shape of a weight, which layers use one after another.
 
         Args:
             weight: The weight.
             at: Elements of it that the layer's other weights take.
+            second: Whether it is for the second probe of a pair.
         """
         kind, count = (weight.device, weight.dtype), weight.numel()
-        memory = self._memory.get(kind)
+        memory = self._memory.get((*kind, second))
         if memory is None or len(memory) < at + count:
-            sizes = (block.numel for block in self.blocks if block.numel <= LARGEST)
-            memory = weight.new_empty(max(at + count, max(sizes, default=0)))
-            self._memory[kind] = memory
-            self.arena.forget(*kind)
+            memory = weight.new_empty(max(at + count, self._wanted.get(kind, 0)))
+            self._memory[*kind, second] = memory
         return memory[at : at + count].view(weight.shape)
 
     @property
@@ -103,6 +115,11 @@ class Twins:
         """Whether isotropic noise is part of a block's direction."""
         return self.mixed or self.forms.noisy(self.indices[number])
 
+    def pairs(self, ahead: Probe, behind: Probe) -> bool:
+        """Whether two probes lie on both sides of the weights, along one direction."""
+        same = ahead[0] is behind[0] and ahead[0].plain is not None
+        return self.kernels.pairs and same and ahead[1] == -behind[1]
+
     def shaped(self, number: int) -> bool:
         """Whether a block's direction has a shape of its own."""
         return self.indices[number] in self.forms
@@ -119,6 +136,7 @@ class Twins:
         reuse: bool = False,
         product: bool = True,
         exact: bool = False,
+        memory: Tensor | None = None,
     ) -> Scratch:
         """Makes the twin of a weight, or of some rows of it.
 
@@ -129,13 +147,15 @@ class Twins:
             reuse: Whether nothing reads the twin any more once it is freed.
             product: False leaves out the product of factors, which runs beside.
             exact: Whether the twin is fp32, not rounded to the weight's dtype.
+            memory: Where it goes, see `memory_for`; None for memory of its own.
         """
         vector, step = self.vector, self.step
         assert vector is not None
         some = weight if rows is None else weight[rows]
         # A graph may hold on to a scratch, so only a forward alone can use one again.
         differentiable = torch.is_grad_enabled()
-        buffer = self.arena.take(some) if reuse and not differentiable else None
+        own = memory is None and reuse and not differentiable
+        buffer = self.arena.take(some) if own else None
 
         def fill(memory: Tensor) -> Tensor:
             self._fill(number, weight.detach(), rows, vector, step, product, memory)
@@ -146,7 +166,9 @@ class Twins:
                 dtype = torch.float32 if exact else some.dtype
                 return fill(torch.empty(some.shape, dtype=dtype, device=some.device))
 
-        if buffer is None:
+        if memory is not None and not differentiable:
+            shifted = fill(memory)
+        elif buffer is None:
             shifted = remake()
         else:
             shifted = fill(buffer[: some.numel()].view(some.shape))
@@ -154,6 +176,22 @@ class Twins:
         if differentiable:
             shifted = Shift.apply(some, shifted)  # type: ignore[no-untyped-call]
         return Scratch(shifted, address, remake, buffer)
+
+    def both(self, number: int, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
+        """Makes the twins of some rows under the probe, and under the one with minus its step.
+
+        Args:
+            number: The number of a block along isotropic noise.
+            weight: The whole matrix.
+            rows: Which rows.
+        """
+        direction, some = self.direction, weight.detach()[rows]
+        assert direction is not None
+        shown = self.memory_for(some, 0), self.memory_for(some, 0, second=True)
+        start, scale = rows.start * weight.shape[1], self.scale(number, direction)
+        given = (direction.seed, self.blocks[number].address, start, some.reshape(-1))
+        self.kernels.shift_both(*given, self.step, scale, *(each.view(-1) for each in shown))
+        return shown
 
     def _fill(
         self,

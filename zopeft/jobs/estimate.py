@@ -46,10 +46,10 @@ def estimate(recipe: Recipe, memory: float | None = None) -> dict[str, Any]:
     size = (recipe.training.batch_size, recipe.task.max_length)
     adapter = "lora" if recipe.peft.name in (None, FULL) else str(recipe.peft.name)
     rank = recipe.method.rank if NOISES[recipe.method.noise].low_rank else 0
-    stacked = _stacked_tokens(recipe)
+    stacked, twinned = _stacked_tokens(recipe)
     method = recipe.method.name, recipe.method.options
     way = (*size, dtype, bits, rank, stacked, *method)
-    needs = needs_of(source, adapter, recipe.peft.options, *way)
+    needs = needs_of(source, adapter, recipe.peft.options, *way, twinned_tokens=twinned)
     device, room = (None, memory * GB) if memory is not None else _gpu()
     return {
         "model": model_label(source),
@@ -107,15 +107,20 @@ def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
     return found
 
 
-def _stacked_tokens(recipe: Recipe) -> int:
-    """Returns the tokens of a batch up to which a recipe's probes are stacked, here."""
+def _stacked_tokens(recipe: Recipe) -> tuple[int, int]:
+    """Returns the tokens of a batch up to which a recipe's probes are stacked, here.
+
+    The second number is for full weights that have a twin for each probe.
+    """
     import torch
 
-    from zopeft.probing.probing import MOST_TOKENS
+    from zopeft.probing.probing import MOST_TOKENS, TWINNED_TOKENS
 
+    gpu = torch.cuda.is_available()
     if recipe.method.probes == "auto":
-        return MOST_TOKENS["cuda" if torch.cuda.is_available() else "cpu"]
-    return sys.maxsize if recipe.method.probes == "stacked" else 0
+        return MOST_TOKENS["cuda" if gpu else "cpu"], 0 if gpu else TWINNED_TOKENS
+    most = sys.maxsize if recipe.method.probes == "stacked" else 0
+    return most, 0 if gpu else most
 
 
 def _gpu() -> tuple[str | None, float | None]:

@@ -81,6 +81,7 @@ def estimate(
     stacked_tokens: int = 0,
     method: str | None = None,
     own: Mapping[str, Any] | None = None,
+    twinned_tokens: int = 0,
 ) -> list[Need]:
     """Estimates what inference, zeroth-order and first-order training of a model need.
 
@@ -98,6 +99,7 @@ def estimate(
         stacked_tokens: Tokens B T up to which both probes run in one forward, where they can.
         method: Name of the zeroth-order method; None for MeZO or the ZO fine-tuner.
         own: The method's own options.
+        twinned_tokens: The same as `stacked_tokens` for full weights along isotropic noise.
 
     Returns:
         Inference, zeroth-order with an adapter and on full weights, adapter with Adam,
@@ -128,7 +130,8 @@ def estimate(
     for plan, space in ((tuned, adapter), (plain, "full")):
         serves = kind is None or ("full" if plan is plain else "adapter") in kind.spaces
         if serves and (bits is None or plan is tuned):
-            need = plan.zeroth_order(space, rank, stacked_tokens, kind, own or {})
+            tokens = (stacked_tokens, twinned_tokens)
+            need = plan.zeroth_order(space, rank, tokens, kind, own or {})
             needs.append(need if method is None else replace(need, name=f"{method}, {space}"))
     needs += tuned.adam(adapter)
     if bits is None:
@@ -193,7 +196,7 @@ class Plan:
         self,
         adapter: str,
         rank: int,
-        stacked_tokens: int,
+        tokens: tuple[int, int],
         kind: type[ZerothOrder] | None,
         own: Mapping[str, Any],
     ) -> Need:
@@ -207,11 +210,13 @@ class Plan:
         scratch = 0 if held_flat else self.scratch[rank > 0]
         scratch += noise_bytes(self.trained) + factor_bytes(self.parameters, rank)
         batch_size, length = self.size
-        can_stack = self.stackable or (rank > 0 and not held_flat)
-        if can_stack and batch_size * length <= stacked_tokens:
+        twinned = not held_flat and rank == 0
+        stacks = self.stackable or not held_flat
+        if stacks and batch_size * length <= tokens[twinned]:
             batch_size *= 2
-            # The factors of each probe, or its adapter.
+            # What each probe has of its own: its adapter, or the twin of a layer.
             scratch += 2 * self.trained_bytes if held_flat else 0
+            scratch += self.scratch[False] if twinned else 0
         return Need(
             f"zeroth-order, {adapter}",
             self.weights,

@@ -31,6 +31,7 @@ class NumbaKernels(PlainKernels):
     """Compiled kernels for fp32, bf16 and fp16 on the CPU; the same bits as plain."""
 
     name = "numba"
+    pairs = True
 
     def _run(self, table: Table, kernel: Any, moments: Any, *arguments: Any) -> None:
         def call(part: slice) -> None:
@@ -66,22 +67,46 @@ class NumbaKernels(PlainKernels):
         arguments = (*self._key(seed), scales, np.float32(step), *places)
         self._run(table, compiled.shift, None, *arguments)
 
-    def standing(self, address: int, weight: Tensor, out: Tensor | None) -> Standing | None:
+    def shift_both(
+        self,
+        seed: int,
+        address: int,
+        start: int,
+        weight: Tensor,
+        step: float,
+        scale: Tensor | None,
+        out: Tensor,
+        back: Tensor,
+    ) -> None:
+        """See `PlainKernels.shift_both`."""
+        if not all(map(arrays.taken, (weight, out, back))):
+            super().shift_both(seed, address, start, weight, step, scale, out, back)
+            return
+        table = runs.whole(address, start, weight.numel())
+        places = (*arrays.stored(weight), arrays.stored(out)[0], *arrays.stored(back))
+        given = (*self._key(seed), arrays.one_scale(scale), np.float32(step), *places)
+        self._run(table, compiled.shift_both, None, *given, int(self.dithers(out)))
+
+    def standing(
+        self, address: int, weight: Tensor, out: Tensor | None, back: Tensor | None = None
+    ) -> Standing | None:
         """See `PlainKernels.standing`."""
-        if not arrays.taken(weight) or not (out is None or arrays.taken(out)):
+        if not all(arrays.taken(each) for each in (weight, out, back) if each is not None):
             return None
         table, scales = runs.whole(address, 0, weight.numel()), np.ones(1, np.float32)
-        source, target = arrays.stored(weight), None if out is None else arrays.stored(out)
-        family = FAMILIES[self.noise.family]
+        source, family, kernel = arrays.stored(weight), FAMILIES[self.noise.family], compiled.shift
+        target: Any = None if out is None else arrays.stored(out)
+        if target is not None and back is not None:
+            kernel, target = compiled.shift_both, (target[0], *arrays.stored(back))
 
         def shift(seed: int, step: float, scale: float, out: Tensor) -> None:
             scales[0] = scale
             places = (*source, *(target or arrays.stored(out)), int(self.dithers(out)))
             arguments = (np.uint64(seed), family, scales, np.float32(step), *places)
             if len(table) == 1:
-                compiled.shift(table, *arguments)
+                kernel(table, *arguments)
             else:
-                self._run(table, compiled.shift, None, *arguments)
+                self._run(table, kernel, None, *arguments)
 
         return shift
 

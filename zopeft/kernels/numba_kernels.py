@@ -278,6 +278,16 @@ def _dither(low, high, element):
 
 
 @_inline
+def _dithered_bfloat16(x, word):
+    """The bits of a number, rounded by a word of its own."""
+    bits = _bits(x)
+    size = U(bits & _MAGNITUDE)
+    up = U(min(U(size + U(word >> U(16))), U(0x7F7FFFFF)))
+    up = up if size < _INFINITE else U(size | U(U(0x400000) if size > _INFINITE else U(0)))
+    return np.uint16(U(U(up | U(bits & U(0x80000000))) >> U(16)))
+
+
+@_inline
 def _store_dithered(x, count, target, kind, at, key, address, start):
     """Does `_store`, rounded stochastically as a probe is: elements from `start` on."""
     stored = target.view(np.uint16)[at : at + count]
@@ -285,11 +295,7 @@ def _store_dithered(x, count, target, kind, at, key, address, start):
     first = U(start)
     if kind == BFLOAT16:
         for i in range(count):
-            bits, word = _bits(x[i]), _dither(low, high, U(first + U(i)))
-            size = U(bits & _MAGNITUDE)
-            up = U(min(U(size + U(word >> U(16))), U(0x7F7FFFFF)))
-            up = up if size < _INFINITE else U(size | U(U(0x400000) if size > _INFINITE else U(0)))
-            stored[i] = np.uint16(U(U(up | U(bits & U(0x80000000))) >> U(16)))
+            stored[i] = _dithered_bfloat16(x[i], _dither(low, high, U(first + U(i))))
     else:
         for i in range(count):
             stored[i] = _to_half(_to_float16(x[i], _dither(low, high, U(first + U(i)))))
@@ -343,6 +349,17 @@ def _decay(decay, coefficient, scale, z, y):
         y[i] = y[i] * decay + (scale * z[i]) * coefficient
 
 
+@_inline
+def _add_dithered(step, scale, z, source, target, key, address, start):
+    """Does `_add_to` for bfloat16 in both, rounded stochastically as a probe is."""
+    low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
+    first = U(start)
+    for i in range(target.size):
+        word = _dither(low, high, U(first + U(i)))
+        x = _float(U(U(source[i]) << U(16))) + step * (scale * z[i])
+        target[i] = _dithered_bfloat16(x, word)
+
+
 @_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8, i8)")
 def shift(table, key, family, scales, step, weight, kind, out, out_kind, dithered):
     """``out = round(weight + step * (scale * z))``; without weights, ``out = scale * z``."""
@@ -356,9 +373,15 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind, dithere
             skip = _draw(key, family, address, start, n, words, z)
             if kind == FLOAT32 and out_kind == FLOAT32:
                 first, to = table[row, WEIGHT] + at, table[row, OUT] + at
-                source = weight.view(np.float32)[first : first + n]
-                target = out.view(np.float32)[to : to + n]
-                _add_to(step, scale, z[skip : skip + n], source, target)
+                exact = weight.view(np.float32)[first : first + n]
+                to_exact = out.view(np.float32)[to : to + n]
+                _add_to(step, scale, z[skip : skip + n], exact, to_exact)
+                continue
+            if kind == BFLOAT16 and out_kind == BFLOAT16 and dithered:
+                first, to = table[row, WEIGHT] + at, table[row, OUT] + at
+                source = weight.view(np.uint16)[first : first + n]
+                target = out.view(np.uint16)[to : to + n]
+                _add_dithered(step, scale, z[skip : skip + n], source, target, key, address, start)
                 continue
             if kind == NOTHING:
                 _scale(scale, z[skip : skip + n], x[:n])
@@ -369,6 +392,58 @@ def shift(table, key, family, scales, step, weight, kind, out, out_kind, dithere
                 _store_dithered(x, n, out, out_kind, table[row, OUT] + at, key, address, start)
             else:
                 _store(x, n, out, out_kind, table[row, OUT] + at)
+
+
+@_inline
+def _add_both(step, scale, z, source, one, two):
+    """Does `_add_to` for a step and for minus the step."""
+    for i in range(z.size):
+        d = step * (scale * z[i])
+        one[i] = source[i] + d
+        two[i] = source[i] - d
+
+
+@_inline
+def _add_both_dithered(step, scale, z, source, one, two, key, address, start):
+    """Does `_add_dithered` for both steps, which are rounded by the same words."""
+    low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
+    first = U(start)
+    for i in range(z.size):
+        word = _dither(low, high, U(first + U(i)))
+        x, d = _float(U(U(source[i]) << U(16))), step * (scale * z[i])
+        one[i] = _dithered_bfloat16(x + d, word)
+        two[i] = _dithered_bfloat16(x - d, word)
+
+
+@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], u1[::1], i8, i8)")
+def shift_both(table, key, family, scales, step, weight, kind, out, back, out_kind, dithered):
+    """``out = round(weight + step * (scale * z))`` and ``back`` with minus the step: one z."""
+    words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
+    x = np.empty(TILE, np.float32)
+    for row in range(table.shape[0]):
+        scale, length = scales[table[row, BLOCK]], table[row, LENGTH]
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            address, start = table[row, ADDRESS], table[row, START] + at
+            skip = _draw(key, family, address, start, n, words, z)
+            own, first, to = z[skip : skip + n], table[row, WEIGHT] + at, table[row, OUT] + at
+            if kind == FLOAT32 and out_kind == FLOAT32:
+                exact = weight.view(np.float32)[first : first + n]
+                one, two = out.view(np.float32)[to : to + n], back.view(np.float32)[to : to + n]
+                _add_both(step, scale, own, exact, one, two)
+                continue
+            if kind == BFLOAT16 and out_kind == BFLOAT16 and dithered:
+                source = weight.view(np.uint16)[first : first + n]
+                up, down = out.view(np.uint16)[to : to + n], back.view(np.uint16)[to : to + n]
+                _add_both_dithered(step, scale, own, source, up, down, key, address, start)
+                continue
+            for sign, target in ((_ONE, out), (-_ONE, back)):
+                _load(weight, kind, first, n, x)
+                _add(sign * step, scale, own, x[:n])
+                if dithered:
+                    _store_dithered(x, n, target, out_kind, to, key, address, start)
+                else:
+                    _store(x, n, target, out_kind, to)
 
 
 @_kernel("void(i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, f8[:,::1])")

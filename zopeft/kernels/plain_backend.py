@@ -37,11 +37,13 @@ class PlainKernels:
 
     Attributes:
         rounding: How probes are rounded to 16 bits, one of `plain.ROUNDINGS`.
+        pairs: Whether `shift_both` draws the noise of two probes once.
         formulas: Whether `map` is the way to do a map that has a formula; it is not where
             PyTorch's own operations on tensors are the faster ones.
     """
 
     name = "plain"
+    pairs = False
     formulas = True
 
     def __init__(self, noise: Noise) -> None:
@@ -142,13 +144,42 @@ class PlainKernels:
         words = self.row_words(seed, address, rows, weight, weight)
         return plain.perturb(weight[rows], u, step, words)
 
-    def standing(self, address: int, weight: Tensor, out: Tensor | None) -> Standing | None:
+    def shift_both(
+        self,
+        seed: int,
+        address: int,
+        start: int,
+        weight: Tensor,
+        step: float,
+        scale: Tensor | None,
+        out: Tensor,
+        back: Tensor,
+    ) -> None:
+        """Does `shift` for a step and for minus the step.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the tensor.
+            start: Index of the first element in the whole tensor.
+            weight: [n], contiguous.
+            step: Finite-difference step with its sign.
+            scale: 0-dim fp32; None for one.
+            out: [n], contiguous: ``weight + step * u``.
+            back: [n], contiguous: ``weight - step * u``.
+        """
+        self.shift(seed, address, start, weight, step, scale, out)
+        self.shift(seed, address, start, weight, -step, scale, back)
+
+    def standing(
+        self, address: int, weight: Tensor, out: Tensor | None, back: Tensor | None = None
+    ) -> Standing | None:
         """Returns `shift` of a tensor that stays where it is, with all looked up once.
 
         Args:
             address: 32-bit address of the tensor.
             weight: The whole tensor, contiguous.
             out: Where it goes to each time, contiguous; None if that is another place each time.
+            back: Where the weight with minus the step goes to; None for nowhere.
 
         Returns:
             Takes seed, step, scale and where it goes; None where that would save nothing.

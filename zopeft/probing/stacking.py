@@ -15,7 +15,7 @@ from zopeft.probing.stacked import StackedModules
 
 
 class Stacking:
-    """Shows probe p to copy p of a batch: in LoRA, prompts, prefixes and along low rank.
+    """Shows probe p to copy p of a batch: in LoRA, prompts, prefixes and full weights.
 
     Args:
         engine: The engine over the blocks to train.
@@ -29,6 +29,11 @@ class Stacking:
     def unstackable(self) -> str:
         """Why `shown` cannot be used for these blocks; "" if it can."""
         return self._first_reason(lambda carrier: carrier.unstackable)
+
+    @property
+    def twinned(self) -> bool:
+        """Whether layers have weights of their own for each probe, see `Carrier.twinned`."""
+        return any(carrier.twinned for carrier in self.engine.carriers)
 
     @property
     def ungroupable(self) -> str:
@@ -48,7 +53,7 @@ class Stacking:
 
         The batch must be repeated once a probe along its rows: copy p sees probe p. Only for
         blocks for which `unstackable` is empty: LoRA, prompts and prefixes (`StackedModules`),
-        and full weights along directions of low rank (`ModuleWeights.stacked`). Probes that are
+        and full weights (`ModuleWeights.stacked`). Probes that are
         patterns of one direction (`zopeft.engine.flips`) can where `ungroupable` is empty; then
         part p of a batch sees probe p.
 

@@ -54,6 +54,7 @@ def settings_of(
     settings["clip"] = method.clip.factor
     settings["probes"] = args.probes
     settings["stacked_tokens"] = method.probing.most_tokens
+    settings["twins_together"] = method.probing.twins_together
     settings["layout"] = PADDED if args.layout == PADDED else method.probing.layout
     digest = "" if journal is None else str(journal.header.settings.get("finetuner", ""))
     settings["finetuner"] = digest_like(getattr(method, "finetuner", None), digest)

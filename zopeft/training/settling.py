@@ -35,7 +35,9 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
     if trainer.args.order == 0:
         share_out(trainer, method)
         if journal is not None:
-            method.probing.most_tokens = journal.header.settings.get("stacked_tokens", 0)
+            settings = journal.header.settings
+            method.probing.most_tokens = settings.get("stacked_tokens", 0)
+            method.probing.twins_together = settings.get("twins_together", False)
         trainer.layout = _layout(trainer, method)
         method.probing.layout = trainer.layout.way
         method.probing.steps_planned = trainer.steps_planned
