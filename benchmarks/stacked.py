@@ -1,8 +1,8 @@
 """Time of a step whose two probes share work, as a ratio to two bare forward passes.
 
-LoRA, and full weights along directions of low rank, with both probes in one forward and in two;
-and the top quarter of the layers trained with the layers below run once and twice. The loss is
-that of ``zopeft tune``. All cases of a batch run interleaved.
+LoRA, and full weights (along low rank, and along noise that is drawn once for both probes), with
+both probes in one forward and in two; and the top quarter of the layers trained with the layers
+below run once and twice. The loss is that of ``zopeft tune``. All cases of a batch run interleaved.
 
     OMP_NUM_THREADS=1 python benchmarks/stacked.py --clock cpu
     OMP_NUM_THREADS=1 python benchmarks/stacked.py --clock cpu --hidden 768 --layers 12 --keep
@@ -27,6 +27,7 @@ import zopeft
 from zopeft.blocks import keep_trainable
 from zopeft.tasks import task_loss
 
+NOISES = ("low_rank", "gaussian", "rademacher")
 ANSWER = 4
 """Tokens at the end of each row that a loss is taken on."""
 
@@ -38,7 +39,7 @@ def build(args: argparse.Namespace) -> Any:
 
 
 def spaces(args: argparse.Namespace) -> dict[str, Any]:
-    """Returns what is measured: LoRA, the top quarter of both, full weights along low rank."""
+    """Returns what is measured: LoRA, the top quarter of both, and full weights."""
     top = list(range(args.layers - args.layers // 4, args.layers))
     lora = {"r": 8, "target_modules": ["q_proj", "v_proj"], "task_type": "CAUSAL_LM"}
     upper = LoraConfig(**lora, layers_to_transform=top)
@@ -48,7 +49,7 @@ def spaces(args: argparse.Namespace) -> dict[str, Any]:
         "lora": get_peft_model(build(args), LoraConfig(**lora)).eval(),
         "lora, top quarter": get_peft_model(build(args), upper).eval(),
         "full, top quarter": full,
-        "full, low rank": build(args),
+        **{f"full, {noise}": build(args) for noise in NOISES},
     }
 
 
@@ -73,7 +74,8 @@ def cases_of(
         float(both())
 
     blocks = zopeft.discover(model)
-    noise = {"noise": "low_rank"} if "low rank" in space else {}
+    found = next((name for name in NOISES if name in space), None)
+    noise = {} if found is None else {"noise": found}
 
     def steps(probes: str, sharing: bool, **options: Any) -> Callable[[], Any]:
         method = zopeft.MeZO(blocks, lr=1e-9, eps=1e-3, probes=probes, **noise, **options)

@@ -114,11 +114,11 @@ def _stacked_tokens(recipe: Recipe) -> tuple[int, int]:
     """
     import torch
 
-    from zopeft.probing.probing import MOST_TOKENS, TWINNED_TOKENS
+    from zopeft.probing.probing import MOST_TOKENS
 
     gpu = torch.cuda.is_available()
     if recipe.method.probes == "auto":
-        return MOST_TOKENS["cuda" if gpu else "cpu"], 0 if gpu else TWINNED_TOKENS
+        return (MOST_TOKENS["cuda"], 0) if gpu else (MOST_TOKENS["cpu"], MOST_TOKENS["cpu"])
     most = sys.maxsize if recipe.method.probes == "stacked" else 0
     return most, 0 if gpu else most
 

@@ -72,9 +72,11 @@ def read_models_once(reader: Any) -> None:
     if not hasattr(read, "cache_info"):
         return
 
-    def read_folder(place: Any) -> Any:
+    def read_folder(*args: Any, **kwargs: Any) -> Any:
+        if len(args) != 1 or kwargs:
+            return read(*args, **kwargs)
         # At first it is given the folder, as a path, and then a file in it, as text.
-        path = Path(place)
+        path = Path(args[0])
         return read(path.parent if path.is_file() else path)
 
     reader.create_import_structure_from_path = read_folder

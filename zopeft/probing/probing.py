@@ -31,14 +31,9 @@ MOST_TOKENS = {"cpu": 128, "cuda": 512}
 """Tokens of a batch up to which "auto" stacks two probes, by type of device; none on others.
 
 cpu: measured on one core, LoRA on Llamas of 256 and 512 units: a stacked step took 0.6 to 0.9
-of the time of one apart up to here, and 1.0 to 1.3 of it from twice as many tokens on. cuda:
+of the time of one apart up to here, and 1.0 to 1.3 of it from twice as many tokens on; full weights
+in bf16, Gaussian noise drawn once for both: 0.86 and 0.96. cuda:
 a guess, not measured: about where reading bf16 weights takes as long as multiplying by them."""
-TWINNED_TOKENS = 256
-"""The same for full weights on a CPU, whose noise is drawn once for both probes.
-
-Measured on one core (a Llama of 576 units): the forwards of a stacked step with Gaussian noise took
-0.96 of the time of two apart at this many tokens in fp32 and 0.87 in bf16; with twice as many 0.99
-and 0.92, for twice the memory of activations."""
 ENOUGH_SHARED = 0.5
 """Share of common layers from which on "auto" prefers sharing them to stacking."""
 LONG = 400
@@ -88,8 +83,7 @@ class Probing:
         if probes == "stacked" and reason:
             raise input_error("probes", f"cannot be stacked: {reason}", probes, "use auto")
         device = engine.blocks[0].parameter.device
-        twinned = device.type == "cpu" and self.stacking.twinned
-        self.most_tokens = TWINNED_TOKENS if twinned else MOST_TOKENS.get(device.type, 0)
+        self.most_tokens = MOST_TOKENS.get(device.type, 0)
         self.sharing = shared_layers(engine.blocks)
         self._sharings: dict[frozenset[int], SharedLayers | None] = {}
         self.layout = PADDED
