@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import tempfile
 import time
@@ -30,10 +28,11 @@ import torch
 from rows import about, keep
 from step_time import in_space, random_llama
 from torch import Tensor
+from two_processes import together
 
 import zopeft
 from zopeft.optim.executor import InProcess
-from zopeft.ranks import Ranks, begin
+from zopeft.ranks import Ranks
 from zopeft.training import ZOTrainer, ZOTrainingArguments
 from zopeft.training.grid import Grid
 from zopeft.training.parallel import Parallel
@@ -191,21 +190,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    child = os.fork()
-    rank = 0 if child else 1
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {k: str(v) for k, v in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    ranks = begin()
-    row = raced(args, ranks)
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
-    torch.distributed.destroy_process_group()
-    for name in own:
-        del os.environ[name]
+    row = together(lambda ranks: raced(args, ranks))
     row |= {"rejoining": rejoined(args, row["step_two_s"])}
     shape = {name: getattr(args, name) for name in ("hidden", "layers", "batch", "length")}
     row = {"benchmark": "ranks", **shape, "directions": args.directions, **row, **about()}

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import socket
 import statistics
 import time
 from typing import Any
@@ -22,6 +20,7 @@ from typing import Any
 import torch
 from rows import about, keep
 from step_time import in_space, random_llama
+from two_processes import together
 
 import zopeft
 from zopeft.finetuner import FineTuner
@@ -30,7 +29,7 @@ from zopeft.meta.parts import Parting, part_labels, part_loss
 from zopeft.meta.settings import MetaSettings
 from zopeft.meta.signal_trainer import SignalTrainer
 from zopeft.meta.summing import bytes_sent
-from zopeft.ranks import ALONE, Ranks, begin
+from zopeft.ranks import ALONE, Ranks
 
 
 def rows(args: argparse.Namespace) -> list[torch.Tensor]:
@@ -116,18 +115,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    child = os.fork()
-    rank = 0 if child else 1
-    own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ |= {k: str(v) for k, v in own.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    row = raced(args, begin())
-    if not child:
-        os._exit(0)
-    os.waitpid(child, 0)
-    torch.distributed.destroy_process_group()
+    row = together(lambda ranks: raced(args, ranks))
     shape = {name: getattr(args, name) for name in ("space", "hidden", "layers", "batch", "length")}
     row = {"benchmark": "ranks_meta", **shape, "steps": args.steps, **row, **about()}
     print(json.dumps(row))
