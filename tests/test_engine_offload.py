@@ -362,3 +362,15 @@ def test_a_saved_adapter_loads_over_an_offloaded_base(tmp_path):
     model = load_adapter(from_pretrained("tied", torch.float32, tmp_path), tmp_path / "adapter")
     assert steps(model)[0] == expected
     assert set(model.hf_device_map.values()) == {"cpu", "disk"}
+
+
+@pytest.mark.parametrize("offloaded", [False, True])
+def test_nothing_that_a_forward_fetched_is_held_for_later_ones(offloaded, tmp_path):
+    pytest.importorskip("numba")
+    model = on_disk("tied", torch.float32, tmp_path) if offloaded else made("tied")
+    engine = Engine(zopeft.discover(model), carrier="modules", backend="numba")
+    for seed in (1, 2):
+        with torch.no_grad(), engine.perturbed(Direction(seed), 1e-3):
+            model(input_ids=ids())
+    held = [layer._standing for layer in engine.carriers[0]._layers.values()]
+    assert held and any(held) != offloaded

@@ -109,6 +109,18 @@ def test_another_forward_is_run(made):
     assert torch.equal(seen(engine, model, Direction(2)), expected(model, Direction(2)))
 
 
+def test_another_rounding_is_taken_up():
+    model = Small(torch.bfloat16)
+    engine, fresh = engine_of(model), engine_of(model)
+    found = []
+    for rounding in ("stochastic", "nearest"):
+        engine.rounding = rounding
+        found.append(seen(engine, model, Direction(2)))
+    fresh.rounding = "nearest"
+    assert torch.equal(found[1], seen(fresh, model, Direction(2)))
+    assert not torch.equal(*found)
+
+
 def test_other_vectors_and_some_blocks_go_their_own_way():
     model = Small()
     engine = engine_of(model)

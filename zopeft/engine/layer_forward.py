@@ -64,6 +64,9 @@ class LayerForward:
         self._by_chunks = wide and alone and bool(self._changed)
         self._alike = not (self.mixed or any(self.twins.shaped(p.number) for p in places))
         self._stands = self._alike and straight and not (self._by_rows or self._by_chunks)
+        # What comes from CPU or disk for a forward must not be held beyond it.
+        self._stands = self._stands and not swaps.offload
+        self._rounding = self.twins.kernels.rounding
         if returns_new_memory(module) and (self._stands or self._by_chunks):
             own = (module._parameters[place.leaf] for place in self._changed)
             weights = [weight for weight in own if weight is not None]
@@ -80,6 +83,7 @@ class LayerForward:
             numbers: The numbers of the blocks that the probe moves in it.
         """
         own = self.forward == forward and self.mixed == self.twins.mixed
+        own = own and self._rounding == self.twins.kernels.rounding
         return own and [place.number for place in self.places] == numbers
 
     def one(self, inputs: Tensor) -> Any:

@@ -44,7 +44,7 @@ class Swaps:
     """
 
     def __init__(self, blocks: Sequence[Block], twins: Twins, offload: Offload) -> None:
-        self.blocks, self.twins = blocks, twins
+        self.blocks, self.twins, self.offload = blocks, twins, offload
         self.places: dict[nn.Module, list[Place]] = {}
         for number, block in enumerate(blocks):
             for owner in block.owners:
