@@ -64,7 +64,7 @@ def expected(model, vector, step=0.02):
 
 
 def scaled(seed, count=4):
-    return Direction(seed, torch.linspace(0.5, 2, count))
+    return Direction(seed, torch.linspace(0.5, 1.0 + seed, count))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,5 +1,7 @@
 """Estimates of zeroth-order steps, against the tensors that real ones hold."""
 
+import copy
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -50,6 +52,11 @@ def large(monkeypatch):
         monkeypatch.setattr(module, "CHUNK", CHUNK)
 
 
+def made(config, **given):
+    """A model whose configuration stays as it is: a dtype is written into it."""
+    return AutoModelForCausalLM.from_config(copy.deepcopy(config), **given)
+
+
 @torch.no_grad()
 def beyond(model, **options):
     """Returns the bytes that making a run and its steps hold beyond a forward pass."""
@@ -90,20 +97,20 @@ CASES = [
 
 @pytest.mark.parametrize(("config", "dtype", "options"), CASES)
 def test_full_weights(config, dtype, options, large, tmp_path):
-    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    model = made(config, dtype=dtype).eval()
     expected = counted(config, model, tmp_path, "full", options)
     assert beyond(model, **options) == pytest.approx(expected, rel=0.1)
 
 
 def test_small_weights_are_held_flat(tmp_path):
-    model = AutoModelForCausalLM.from_config(LLAMA).eval()
+    model = made(LLAMA).eval()
     expected = counted(LLAMA, model, tmp_path, "full", {})
     assert beyond(model) == pytest.approx(expected, rel=0.02)
 
 
 @pytest.mark.parametrize(("dtype", "options"), [(torch.bfloat16, {}), (torch.float32, LOW_RANK)])
 def test_a_lora(dtype, options, tmp_path):
-    model = AutoModelForCausalLM.from_config(LLAMA, dtype=dtype)
+    model = made(LLAMA, dtype=dtype)
     config = LoraConfig(r=8, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     wrapped = get_peft_model(model, config).eval()
     expected = counted(LLAMA, wrapped, tmp_path, "lora", options)
