@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import typer
 
 from zopeft.ranks import leads, several
+from zopeft.tasks.threads import hold_threads
 
 from .bench import bench
 from .blocks import blocks
@@ -160,7 +161,7 @@ def _fail(line: str, code: int, second_hand: bool = False) -> int:
 def _calm_libraries() -> None:
     """Keeps the libraries' chatter off the terminal; set before they are imported."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hold_threads()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")

@@ -16,6 +16,7 @@ from typing import Any
 from zopeft.errors import input_error
 from zopeft.tasks.task import Example
 from zopeft.tasks.template import Ids, Template
+from zopeft.tasks.threads import threads_for
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special tokens."""
     if not texts:
         return []
-    return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
+    with threads_for(len(texts)):
+        return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
 
 
 def by_number(index: int) -> str:
