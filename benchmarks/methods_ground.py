@@ -127,11 +127,7 @@ class Ground:
         self.model.eval()
         self.blocks = zopeft.discover(self.model)
         self.task, self.folder = load_task(task), f"{data}/{task}"
-        train = self._encoded("train")
-        self.train, held = train[:-TUNED_ON], train[-TUNED_ON:]
-        self.tuned_on = self._groups(held)
-        reported = self._encoded("validation")[:REPORTED_ON]
-        self.reported_on, self.validation = self._groups(reported), len(reported)
+        self._read()
         self._starts: dict[int, list[Tensor]] = {}
         self._plain = self.decoder.forward
         self._fast = torch.compile(self._plain, dynamic=False) if compiled else self._plain
@@ -148,6 +144,13 @@ class Ground:
     def size(self) -> int:
         """Trained weights."""
         return int(self.blocks.numel)
+
+    def _read(self) -> None:
+        train = self._encoded("train")
+        self.train, held = train[:-TUNED_ON], train[-TUNED_ON:]
+        self.tuned_on = self._groups(held)
+        reported = self._encoded("validation")[:REPORTED_ON]
+        self.reported_on, self.validation = self._groups(reported), len(reported)
 
     def _encoded(self, split: str) -> list[Any]:
         found: list[Any] = []
@@ -166,14 +169,16 @@ class Ground:
 
     def reset(self, seed: int, entry: Entry) -> None:
         """Puts the weights to the start of a seed, and the forward pass to what an entry needs."""
-        if seed not in self._starts:
+        # Only an adapter begins elsewhere with another seed.
+        place = seed if self.space == "lora" else 0
+        if place not in self._starts:
             if self.space == "lora":
                 torch.manual_seed(seed)
                 for module in self.model.modules():
                     if hasattr(module, "reset_lora_parameters"):
                         module.reset_lora_parameters("default", True)
-            self._starts[seed] = [b.parameter.detach().clone() for b in self.blocks]
-        for block, start in zip(self.blocks, self._starts[seed], strict=True):
+            self._starts[place] = [b.parameter.detach().clone() for b in self.blocks]
+        for block, start in zip(self.blocks, self._starts[place], strict=True):
             # A tensor of its own: an earlier run's method may hold views of the old one.
             block.parameter.data = start.clone()
         self.decoder.forward = self._plain if entry.method in AS_IT_IS else self._fast
@@ -196,7 +201,8 @@ class Ground:
 
     def moved(self, seed: int) -> float:
         """Returns how far the weights are from their start."""
-        pairs = zip(self.blocks, self._starts[seed], strict=True)
+        place = seed if self.space == "lora" else 0
+        pairs = zip(self.blocks, self._starts[place], strict=True)
         changes = (block.parameter.detach() - start for block, start in pairs)
         return math.sqrt(sum(float(change.double().square().sum()) for change in changes))
 

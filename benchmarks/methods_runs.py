@@ -6,6 +6,7 @@ import json
 import math
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,19 @@ class Field:
         path: The rows' file; a run whose row is there is not made again.
         told: What is the same in all rows.
         forwards: Forward passes of a run.
+        searched: Seeds that rates are chosen on, by the mean.
     """
 
-    def __init__(self, ground: Ground, path: Path, told: Row, forwards: int) -> None:
+    def __init__(
+        self,
+        ground: Ground,
+        path: Path,
+        told: Row,
+        forwards: int,
+        searched: Sequence[int] = (SEARCHED,),
+    ) -> None:
         self.ground, self.path, self.told = ground, path, told
-        self.forwards = forwards
+        self.forwards, self.searched = forwards, searched
         lines = path.read_text().splitlines() if path.exists() else []
         self.rows: list[Row] = [json.loads(line) for line in lines]
         self._wanted: float | None = None
@@ -117,12 +126,15 @@ class Field:
             self.run("run", entry, lr, seed)
 
     def best(self, entry: Entry, baseline: Entry) -> float | None:
-        """Returns the rate that does best on `SEARCHED`: downhill from the first, rate by rate."""
+        """Returns the rate that does best where it is chosen: downhill, rate by rate."""
+        if self._find("refused", entry.name, **entry.identity) is not None:
+            return None
         try:
             first = self.first(entry, baseline)
         except InputError as error:
             # It does not serve these weights.
-            self._keep({"kind": "refused", "entry": entry.name, "why": str(error)})
+            told = {"kind": "refused", "entry": entry.name, "why": str(error)}
+            self._keep(told | entry.identity)
             return None
         if first is None:
             return None
@@ -131,8 +143,9 @@ class Field:
         def score(place: int) -> float:
             if place not in tried:
                 lr = float(f"{first * RATIO**place:.4g}")
-                row = self.run("rate", entry, lr, SEARCHED)
-                tried[place] = math.inf if row["loss_after"] is None else row["loss_after"]
+                rows = [self.run("rate", entry, lr, seed) for seed in self.searched]
+                losses = [math.inf if row["diverged"] else row["loss_after"] for row in rows]
+                tried[place] = statistics.fmean(losses)
             return tried[place]
 
         for place in (0, 1, -1):

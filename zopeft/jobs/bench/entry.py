@@ -2,10 +2,10 @@
 
 An entry is a method, or a fine-tuner, with options: ``mezo``, ``mezo clip=1``,
 ``noise=binomial`` (a method's name left out is mezo), ``fo_adam``, ``finetuner FOLDER``,
-``finetuner FOLDER shuffled`` (or ``untrained``, or ``random``: its subspaces in random
-directions). ``KEY=VALUE`` is an argument of the method; ``label=TEXT``
-names the entry in tables and ``shuffle=N`` chooses another shuffle. ``rows=frequency`` is
-the recipe's ``method.rows``.
+``finetuner FOLDER shuffled`` (or ``untrained``; or ``random``: its subspaces in random
+directions; or ``scales``: without its subspaces). ``KEY=VALUE`` is an argument of the method;
+``label=TEXT`` names the entry in tables and ``shuffle=N`` chooses another shuffle.
+``rows=frequency`` is the recipe's ``method.rows``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ BASELINE = "mezo"
 LEARNED = "zo_finetuner"
 AUTOMATIC = ("shuffled", "untrained")
 """Controls that always come along."""
-CONTROLS = (*AUTOMATIC, "random")
+OF_SUBSPACES = ("random", "scales")
+"""Controls of a fine-tuner that holds subspaces."""
+CONTROLS = (*AUTOMATIC, *OF_SUBSPACES)
 _RESERVED = ("self", "blocks", "lr", "seed", "finetuner", "carrier")
 
 
@@ -111,7 +113,7 @@ def parse_entry(text: str) -> Entry:
     return checked(Entry(method or (LEARNED if given.get("finetuner") else BASELINE), **given))
 
 
-_HINT = "write METHOD key=value, or finetuner FOLDER [shuffled|untrained|random] key=value"
+_HINT = f"write METHOD key=value, or finetuner FOLDER [{'|'.join(CONTROLS)}] key=value"
 
 
 def _take_option(given: dict[str, Any], key: str, value: str, text: str) -> None:

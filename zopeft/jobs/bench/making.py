@@ -6,7 +6,7 @@ from typing import Any
 
 from zopeft.errors import input_error
 from zopeft.jobs.bench.body import Body
-from zopeft.jobs.bench.entry import Entry
+from zopeft.jobs.bench.entry import OF_SUBSPACES, Entry
 from zopeft.methods import METHODS
 from zopeft.optim.options import options_from
 from zopeft.recipe.schema import Recipe
@@ -46,8 +46,8 @@ def trained_of(entry: Entry) -> Any:
     from zopeft.finetuner import FineTuner
 
     trained = FineTuner.from_pretrained(str(entry.finetuner))
-    if entry.control == "random" and not trained.bases:
-        do = "leave random out"
+    if entry.control in OF_SUBSPACES and not trained.bases:
+        do = f"leave {entry.control} out"
         raise input_error("--method", "the fine-tuner holds no subspace", entry.line, do)
     return trained
 
@@ -59,6 +59,8 @@ def finetuner_of(entry: Entry) -> Any:
         return trained.shuffled(entry.shuffle)
     if entry.control == "random":
         return trained.with_random_bases(entry.shuffle)
+    if entry.control == "scales":
+        return trained.without_bases()
     if entry.control == "untrained":
         return trained.untrained(entry.shuffle)
     return trained
