@@ -138,7 +138,7 @@ class Sitting(Field):
         known = self._find(kind, one.name, **asked, **self.setting)
         if known is not None:
             return known
-        before = self.start()
+        before = self.start(one)
         out = go(self.ground, one, lr, seed, self.forwards)
         after = self._looked(kind, out)
         chosen = "held" if kind == "rate" else "validation"
@@ -160,11 +160,12 @@ class Sitting(Field):
         }
         return self._keep(row)
 
-    def start(self) -> Row:
+    def start(self, one: Competitor) -> Row:
         """Returns the scores of the untrained model, which are those of every start."""
         known = self._find("start", "", **self.setting)
         if known is None:
             # A new adapter does nothing, so that no start differs from another.
+            self.ground.reset(SEARCHED[0], one)
             held = {"loss": _rounded(self.ground.loss(self.ground.held))}
             found = {"held": held, "validation": _all_rounded(self.ground.scores())}
             known = self._keep({"kind": "start", "entry": "", **found})

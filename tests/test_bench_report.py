@@ -32,6 +32,7 @@ from zopeft.report.tables import cells_of_row, columns, markdown
         ),
         ("zo_finetuner finetuner F untrained", "zo_finetuner", "F", "untrained", {}),
         ("finetuner F random", "zo_finetuner", "F", "random", {}),
+        ("finetuner F scales", "zo_finetuner", "F", "scales", {}),
         ("fo_sgd momentum=0.9", "fo_sgd", None, "", {"momentum": 0.9}),
     ],
 )

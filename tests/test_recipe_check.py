@@ -12,6 +12,8 @@ from zopeft.jobs.bench.bench import entries_of
 from zopeft.jobs.bench.cells import Request, cells_of
 from zopeft.meta import MetaSettings
 from zopeft.meta.options import MetaOptions
+from zopeft.meta.stopping import FIRST, RARER
+from zopeft.models.source import resolve
 from zopeft.recipe.load import check_recipe, load_recipe, recipe_path, shipped_recipes
 from zopeft.recipe.meta_schema import MetaSection
 from zopeft.recipe.schema import Recipe
@@ -48,11 +50,24 @@ def test_shipped_recipes_are_right(name):
     assert "How to run" in recipe_path(name).read_text()
 
 
-def test_there_are_recipes_for_five_models():
+def test_there_are_recipes_for_six_models():
     names = [name for name in shipped_recipes() if not name.startswith("bench/")]
     folders = {name.partition("/")[0] for name in names}
-    assert folders == {*("embedded", "llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "opt-30b")}
-    assert len(names) == 10
+    paper = ("llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "opt-30b")
+    assert folders == {"embedded", "smollm2-135m", *paper}
+    assert len(names) == 12
+
+
+def test_one_command_learns_for_a_small_real_model_by_name_or_folder(tmp_path):
+    made = load_recipe("meta-train", "smollm2-135m")
+    assert resolve(made.model.name).path == "HuggingFaceTB/SmolLM2-135M"
+    assert made.meta.tasks == ("cb", "wsc", "drop") and made.meta.objective == "signal"
+    # Below so many steps, of which half are for the subspaces, the rule could stop nothing.
+    assert made.meta.stop > 0 and made.meta.steps > 2 * FIRST * RARER
+    flags = {"model.name": ("MODEL", str(tmp_path))}
+    assert load_recipe("meta-train", "smollm2-135m", flags=flags).model.name == str(tmp_path)
+    tuned = load_recipe("tune", "smollm2-135m")
+    assert (tuned.model.name, tuned.method.lr) == ("smollm2-135m", "auto")
 
 
 BENCHES = [
