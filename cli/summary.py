@@ -28,6 +28,7 @@ def tune_table(summary: Mapping[str, Any]) -> Table:
         "lr": _rates(summary),
         "directions": summary.get("shapes") or None,
         "skipped steps": summary["skipped"] or None,
+        "spikes": summary["spikes"] or None,
         "forward passes": summary["forward_passes"],
         "seconds": summary["seconds"],
         "peak memory": f"{summary['peak_bytes'] / 2**20:.0f} MiB",

@@ -51,6 +51,7 @@ class Run:
         stopped: The step that it was stopped at before its end; None where it was not.
         differing: What was found of the finite-difference step of a score; None where nothing was
             looked for.
+        spikes: Projected gradients far larger than those before (`zopeft.optim.clipping.SPIKE`).
     """
 
     steps: int
@@ -66,6 +67,7 @@ class Run:
     best: int | None
     stopped: int | None
     differing: dict[str, float] | None = None
+    spikes: int = 0
 
 
 class FollowedTrainer(ZOTrainer):
@@ -218,6 +220,7 @@ def _told(
         best=best,
         stopped=stopped,
         differing=None if trainer.differing is None else trainer.differing.to_dict(),
+        spikes=method.clip.spikes if trainer.args.order == 0 else 0,
     )
 
 

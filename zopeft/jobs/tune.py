@@ -121,6 +121,7 @@ def _tuned(
         "stopped": run.stopped,
         "best": run.best,
         "skipped": run.skipped,
+        "spikes": run.spikes,
         "forward_passes": run.forward_passes,
         "seconds": round(time.monotonic() - started, 3),
         "seconds_training": round(run.seconds, 3),

@@ -87,6 +87,7 @@ class Pace:
         eps: float,
         steps: int,
         look: FirstLook | None = None,
+        taming: bool = False,
     ) -> float:
         """Settles where the rate begins; returns what schedules multiply.
 
@@ -98,10 +99,13 @@ class Pace:
             eps: Finite-difference step.
             steps: Steps that are planned; 0 where nobody knows.
             look: What the loss does along random directions; None without a look ahead.
+            taming: Whether spikes are told from other steps.
         """
         part, origin = share
         ahead = (0.0, 0.0, 0) if look is None else (look.curvature, look.energy, look.directions)
-        self.running = ThriftyRate(reach, part, fallback, eps, steps, *ahead, self.estimator)
+        self.running = ThriftyRate(
+            reach, part, fallback, eps, steps, *ahead, self.estimator, float(taming)
+        )
         self.set(groups, self.running.first)
         self.auto = False
         told = f"signal share {part:.2g}{origin}"

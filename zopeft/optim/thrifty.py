@@ -16,6 +16,10 @@ G))``. What differs is where h and G come from, and what they cost. There is no 
 A mean over n looks is a noisy measure of h, and too long a step costs more than one too short,
 so that ``h = (1 + CAUTION / sqrt(n)) max(slow, fast)``, n the bends that were seen, of all
 directions. The running means begin as plain ones.
+
+A step with a spike (`zopeft.optim.clipping.SPIKE`), as a broken batch makes it, is no measure of
+those to come: it enters G `tamed`, and h and the fall of the loss not at all. How far it goes is
+for clipping to say, so that without clipping it counts in full.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ import math
 from dataclasses import asdict
 from typing import Any
 
+from zopeft.optim.clipping import ENTERS, KNOWN, tamed
 from zopeft.optim.estimator import PAIR, Estimator
 from zopeft.optim.falls import Falls
 from zopeft.optim.measured import Measured
@@ -54,6 +59,7 @@ class ThriftyRate:
         energy: ``projected_grad^2`` of it.
         bends: Directions of it.
         estimator: How a step's directions are probed.
+        taming: Whether spikes are told from other steps, 1 or 0.
 
     Attributes:
         lr: Learning rate of the last step, K r, or what is known before the first one; if
@@ -73,6 +79,7 @@ class ThriftyRate:
         energy: float = 0.0,
         bends: int = 0,
         estimator: Estimator = PAIR,
+        taming: float = 0.0,
     ) -> None:
         self.start = {
             "reach": reach,
@@ -83,6 +90,7 @@ class ThriftyRate:
             "curvature": curvature,
             "energy": energy,
             "bends": bends,
+            "taming": taming,
         }
         self.estimator = estimator
         self.share, self.fallback = share, fallback
@@ -111,7 +119,7 @@ class ThriftyRate:
 
     def factor_of(self, seen: Seen) -> float:
         """Returns the learning rate of a step with these losses over the first one."""
-        measured, spread = self._with(seen)
+        measured, spread, _ = self._with(seen)
         return self._over_first(self._bounded(measured), measured, spread)
 
     def _over_first(self, lr: float, measured: Measured, spread: float) -> float:
@@ -129,24 +137,39 @@ class ThriftyRate:
             self._steps + 1, int(self.start["steps"]), self.estimator.forwards
         )
 
-    def _with(self, seen: Seen) -> tuple[Measured, float]:
-        """Returns what is known with a step's losses, and what its differences are divided by."""
+    def _with(self, seen: Seen) -> tuple[Measured, float, bool]:
+        """Takes in a step's losses.
+
+        Returns:
+            What is known with them, what the step's differences are divided by, and whether one of
+            them is a spike.
+        """
         estimator, measured = self.estimator, self.measured
         needed = seen.losses if seen.centre is None else (*seen.losses, seen.centre)
         if not needed or not all(map(math.isfinite, seen.losses)):
-            return measured, measured.spread
+            return measured, measured.spread, False
         if estimator.one_sided and (seen.centre is None or not math.isfinite(seen.centre)):
-            return measured, measured.spread
+            return measured, measured.spread, False
         grads = estimator.differences(seen.losses, seen.centre, seen.eps)
         spread = estimator.spread(grads)
+        counts = self._tamed(grads)
+        if counts != grads:
+            return measured.after(counts, min(spread, ENTERS * measured.spread)), spread, True
         # A method may take the loss that tells the bend in other steps too, for its own ends.
         bend = estimator.bend(seen) if self.due() else None
         count = 1 if estimator.one_sided else estimator.directions
-        return measured.after(grads, spread).looked(bend, count), spread
+        return measured.after(grads, spread).looked(bend, count), spread, False
+
+    def _tamed(self, grads: list[float]) -> list[float]:
+        """Returns what differences enter the running means as, [K]."""
+        if not self.start["taming"] or self.measured.steps < KNOWN:
+            return grads
+        size = math.sqrt(self.measured.energy)
+        return [tamed(grad, size) for grad in grads]
 
     def note(self, record: StepRecord) -> None:
         """Takes note of a step that has been applied, or skipped for its loss."""
-        due, (measured, spread) = self.due(), self._with(record)
+        due, (measured, spread, spike) = self.due(), self._with(record)
         if not self.measured.steps or not self._steps:
             self.began = self.first * self.factor_of(record)
         self._looked += due
@@ -157,6 +180,8 @@ class ThriftyRate:
             return
         self.lr = self._bounded(measured)
         self.measured = measured
+        if spike:
+            return
         self._falls.note(record, spread)
         if self._falls.count >= LEAST_FALL:
             seen = self._falls.share(

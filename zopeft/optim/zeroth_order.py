@@ -246,7 +246,9 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         reach, fallback = self.eps * default_reach(self.blocks), fallback_lr(self.blocks)
         if self.flat:
             reach *= min(1.0, FLAT_REACH * math.sqrt(self.estimator.directions))
-        return self.pace.start(self.param_groups, reach, share, fallback, self.eps, planned, look)
+        taming = self.clip.taming and self.clip.factor > 0.0
+        known = (reach, share, fallback, self.eps, planned, look, taming)
+        return self.pace.start(self.param_groups, *known)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
         """Takes up the learning rate of a run that began elsewhere.

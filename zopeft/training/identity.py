@@ -52,6 +52,7 @@ def settings_of(
     settings["eps"] = method.eps
     settings["rows"] = args.rows
     settings["clip"] = method.clip.factor
+    settings["taming"] = method.clip.taming
     settings["probes"] = args.probes
     settings["stacked_tokens"] = method.probing.most_tokens
     settings["twins_together"] = method.probing.twins_together

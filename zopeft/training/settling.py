@@ -38,6 +38,7 @@ def settle(trainer: ZOTrainerMixin, method: Any) -> None:
             settings = journal.header.settings
             method.probing.most_tokens = settings.get("stacked_tokens", 0)
             method.probing.twins_together = settings.get("twins_together", False)
+            method.clip.taming = settings.get("taming", False)
         trainer.layout = _layout(trainer, method)
         method.probing.layout = trainer.layout.way
         method.probing.steps_planned = trainer.steps_planned
