@@ -34,19 +34,20 @@ def test_a_chat_file_is_tuned_resumed_and_scored(folder, tiny_model, zopeft_comm
 
     jsonl(folder / "chat.jsonl", CHATS)
     words = ("tune", tiny_model, "--data", "chat.jsonl", *SHORT, "data.template=plain")
+    words = (*words, "data.held_out=0.2")
     code, _, err = zopeft_command(*words, "--out", "out")
     assert code == 0, err
     for line in (
         "data: chat.jsonl: conversations, of which the assistant's turns are taught "
         "(data.kind=messages), in the chat template; scored by perplexity",
-        "rows: 18 to train and 2 to score on, held out by a draw (--validation FILE: others)",
+        "rows: 16 to train and 4 to score on, held out by a draw (--validation FILE: others)",
     ):
         assert line in err.splitlines()
     run = json.loads((folder / "out" / "run.json").read_text())
     assert set(run["metrics"]["after"]) == {"loss", "perplexity", "examples"}
     assert (run["task"], run["data"]["kind"]) == ("chat", "messages")
     counts = run["data"]["train"]
-    assert (counts["rows"], counts["available"], counts["cut"]) == (18, 18, 0)
+    assert (counts["rows"], counts["available"], counts["cut"]) == (16, 16, 0)
     assert f"tokens: {counts['taught']:,} of {counts['tokens']:,} taught" in err
     assert run["recipe"]["data"]["template"] == "plain"
     assert run["recipe"]["task"]["train_examples"] is None
@@ -65,7 +66,10 @@ def test_a_chat_file_is_tuned_resumed_and_scored(folder, tiny_model, zopeft_comm
     assert model.generate(**asked, max_new_tokens=2).shape[1] > asked["input_ids"].shape[1]
 
     held = ("eval", tiny_model, "--adapter", "out", "--data", "chat.jsonl")
+    # Of the rows that the tuning has held out, not of the usual share.
     scores = zopeft_command.json(*held, "--split", "validation")
+    assert scores["metrics"]["examples"] == 4
+    assert zopeft_command.json(*held, "--split", "train")["metrics"]["examples"] == 16
     assert scores["metrics"]["loss"] == pytest.approx(again["metrics"]["after"]["loss"], rel=1e-5)
     assert zopeft_command.json(*held)["metrics"]["examples"] == 20
     from zopeft.jobs.served import load_served

@@ -81,13 +81,14 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
         known = {name: tuned.settings[name] for name in names if name in tuned.settings}
         before = Wishes(**{**known, "labels": tuned.labels})
         columns = tuned.settings.get("columns") or {}
+    held_out = _held_out(recipe, scored, tuned)
     if section.mixture:
-        task = _mixed(recipe, scored, wishes, before, columns, how)
+        task = _mixed(recipe, scored, wishes, before, columns, how, held_out)
     else:
         data = (
-            open_scored(place, section.split, section.held_out, how)
+            open_scored(place, section.split, held_out, how)
             if scored
-            else open_data(place, section.split, section.validation, section.held_out, how)
+            else open_data(place, section.split, section.validation, held_out, how)
         )
         task = own_task(data, section.kind, section.columns, wishes, columns, before)
     if section.template and not task.own.kind.chats:  # type: ignore[union-attr]
@@ -96,6 +97,15 @@ def make_task(recipe: Recipe, scored: bool = False, tuned: Tuned | None = None) 
     if wished == "choice" and task.kind != "choice":
         raise input_error("task.loss", f"{task.name} has no choices", "choice", "use answer")
     return task if wished is None else replace(task, loss=wished)
+
+
+def _held_out(recipe: Recipe, scored: bool, tuned: Tuned | None) -> float:
+    """Returns which share of the rows is held out: to score on, what a tuning did not train on."""
+    usual, asked = type(recipe.data)().held_out, recipe.data.held_out
+    known = None if tuned is None else tuned.settings.get("held_out")
+    if not scored or asked != usual or not isinstance(known, float):
+        return asked
+    return known if 0.0 < known < 1.0 else asked
 
 
 def streaming_of(recipe: Recipe, scored: bool, tuned: Tuned | None) -> Streaming | None:
@@ -129,13 +139,14 @@ def _mixed(
     before: Any,
     columns: Mapping[str, str],
     how: Streaming | None,
+    held_out: float,
 ) -> Task:
     """The task of a mixture; what an earlier tuning said goes where nothing else is asked for."""
     from zopeft.tasks.mixture import mixed_scored, mixed_task
 
     section = recipe.data
     named: Any = {
-        "held_out": section.held_out,
+        "held_out": held_out,
         "kind": section.kind,
         "columns": section.columns,
         "wishes": wishes,
