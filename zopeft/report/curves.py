@@ -18,7 +18,12 @@ COLUMNS = 4
 """Panels in a row."""
 # Okabe and Ito's colours, told apart by the colour-blind; MeZO is black.
 PALETTE = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8B6F00")
-CONTROL_LINES: dict[str, Any] = {"shuffled": "--", "untrained": ":", "random": "-.", "scales": (0, (5, 1))}
+CONTROL_LINES: dict[str, Any] = {
+    "shuffled": "--",
+    "untrained": ":",
+    "random": "-.",
+    "scales": (0, (5, 1)),
+}
 
 Panel = Callable[[Any, "Lines"], None]
 Lines = Sequence[tuple[dict[str, Any], list[Row]]]
