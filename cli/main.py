@@ -7,6 +7,7 @@ interrupted: by Ctrl-C, SIGTERM or SIGHUP. Each failure is one line on standard 
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import sys
@@ -37,6 +38,9 @@ from .recipes import recipe_app
 from .run_options import with_auto
 from .spared import Process
 from .tune import tune
+
+SHOWN = 40
+"""Characters that are shown of a name that is too long."""
 
 app = typer.Typer(
     name="zopeft",
@@ -142,9 +146,19 @@ def _told(error: Exception) -> int:
         return _fail(usage() or "wrong usage", int(getattr(error, "exit_code", 2)))
     if type(error).__name__ == "Abort":
         return _fail("interrupted", 1)
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return _told(_too_long(str(error.filename)))
     if type(error).__name__ == "OutOfMemoryError":
         return _fail("out of memory: lower --batch-size, or use --load-in-4bit", 1)
     return _fail(f"{type(error).__name__}: {error}; --debug shows where", 1)
+
+
+def _too_long(name: str) -> Exception:
+    """Returns what to say of a name that no file can have, wherever it was looked for."""
+    from zopeft.errors import input_error
+
+    got = f"{name[:SHOWN]}... ({len(name)} characters)"
+    return input_error("a file's name", "is too long", got, "check the arguments for a shorter one")
 
 
 def _fail(line: str, code: int, second_hand: bool = False) -> int:

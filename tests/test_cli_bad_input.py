@@ -33,6 +33,28 @@ def test_unknown_model(zopeft_command):
     assert "no such folder" in zopeft_command.refused("blocks", "./nowhere/at/all")
 
 
+LONG = "long" * 75
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("tune", LONG, "--task", "sst2"),
+        ("tune", "--task", "sst2", "--data", LONG),
+        ("tune", "--task", "sst2", "--out", LONG),
+        ("tune", "--recipe", LONG),
+        ("tune", "--task", "sst2", "--finetuner", LONG),
+        ("eval", "--task", "sst2", "--adapter", LONG),
+        ("finetuner", "show", LONG),
+    ],
+)
+def test_a_name_too_long_for_a_file(zopeft_command, words):
+    line = zopeft_command.refused(*words)
+    assert "a file's name: is too long, got 'longlong" in line
+    assert "(300 characters)'; check the arguments for a shorter one" in line
+    assert len(line) < 200
+
+
 def test_unknown_method(tune):
     assert "unknown method, got 'mezzo'; did you mean 'mezo'" in tune("--method", "mezzo")
 
