@@ -150,7 +150,7 @@ class Sitting(Field):
             "loss_after": after.get(chosen, {}).get("loss"),
             "before": before,
             "after": after,
-            "train_loss": _rounded(out._end()) if out.losses else None,
+            "train_loss": _rounded(_last(out.losses)) if out.losses else None,
             "diverged": out.diverged or not after,
             "began": out.lr,
             "steps": out.steps,
@@ -185,6 +185,11 @@ class Sitting(Field):
         if self._find("refused", one.name, **one.identity) is None:
             told = {"kind": "refused", "entry": one.name, "why": str(error)}
             self._keep(told | one.identity)
+
+
+def _last(losses: Sequence[float]) -> float:
+    """Returns the mean of the last tenth."""
+    return statistics.fmean(losses[-max(1, round(0.1 * len(losses))) :])
 
 
 def _rounded(value: float) -> float:
