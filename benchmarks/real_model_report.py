@@ -121,6 +121,7 @@ def markdown(rows: Sequence[Row]) -> str:
     text: list[str] = []
     for claim, names in claims.items():
         text += [f"## {claim}", ""]
+        empty = len(text)
         for (model, space, budget, batch), own in keys.items():
             first = {
                 task: one
@@ -132,6 +133,8 @@ def markdown(rows: Sequence[Row]) -> str:
                 if lines:
                     head = f"**{model}, {space}, {budget} forward passes of {batch} rows, {rate}**"
                     text += [head, "", *lines, ""]
+        if len(text) == empty:
+            text += ["No two of these entries have runs of one kind.", ""]
     return "\n".join(text)
 
 
