@@ -1,10 +1,11 @@
 """Where a step on one short row of a 16-bit model spends its time on a CPU.
 
 Of all matrices of a random Llama of the given shape: the products of two forward passes over one
-row; the perturbed twins of both probes; the update. Beside each part what its bytes take at the
-rate of a copy, and what its random words take, drawn and thrown away: one a number for the update's
-rounding, and those of the noise. What is left is arithmetic on the numbers: to fp32 and back, noise
-from words, sums.
+row; the perturbed twins of both probes, or where directions are of low rank, which no twin is made
+of, the thin products beside those of the weight; the update. Beside each part what its bytes take
+at the rate of a copy, and what its random words take, drawn and thrown away: one a number for the
+update's rounding, and those of the noise. What is left is arithmetic on the numbers: to fp32 and
+back, noise from words, sums.
 
     OMP_NUM_THREADS=1 python benchmarks/short_rows.py --clock cpu
 """
@@ -26,13 +27,18 @@ from rows import about, keep
 from step_time import CLOCKS, measure
 from torch import nn
 
+from zopeft.engine.side_path import add_product, sides_of
 from zopeft.kernels import numba_kernels as compiled
 from zopeft.kernels.choice import kernels_for
+from zopeft.kernels.form import Form
 from zopeft.noise import Noise
 
 BYTES = 2
-WORDS = {"gaussian": 1.0, "binomial": 1.0, "rademacher": 1 / 32}
+WORDS = {"gaussian": 1.0, "binomial": 1.0, "rademacher": 1 / 32, "low_rank": 0.0}
 """Random words a number of noise takes."""
+PROBES = ("twins of two probes", "products beside the weight")
+RANK = 4
+"""That of directions of low rank."""
 
 
 @numba.njit("u4(u8, i8)", nogil=True)
@@ -55,7 +61,10 @@ def parts(args: argparse.Namespace, family: str) -> dict[str, Callable[[], Any]]
     layers = [nn.Linear(columns, rows, bias=False, dtype=dtype) for _ in range(many)]
     inputs = torch.randn(args.tokens, columns).to(dtype)
     twin = torch.empty(rows, columns, dtype=dtype)
-    kernels = kernels_for("auto", Noise(family), [twin.device])
+    thin = family == "low_rank"
+    kernels = kernels_for("auto", Noise("gaussian" if thin else family), [twin.device])
+    factors = torch.randn(rows, RANK), torch.randn(RANK, columns)
+    sides, output = sides_of(layers[0], factors, dtype), torch.zeros(args.tokens, rows, dtype=dtype)
     turn = {"at": 0}
 
     def weight() -> Any:
@@ -65,10 +74,16 @@ def parts(args: argparse.Namespace, family: str) -> dict[str, Callable[[], Any]]
     def shift() -> None:
         kernels.shift(1, 2, 0, weight().view(-1), 1e-3, None, twin.view(-1))
 
+    def update() -> None:
+        if thin:
+            kernels.update_matrix(1, 2, weight(), 1e-9, 1.0, Form(None, factors), False)
+        else:
+            kernels.update(1, 2, weight().view(-1), 1e-9, 1.0, None, False)
+
     return {
         "products": lambda: nn.functional.linear(inputs, weight()),
-        "probe": shift,
-        "update": lambda: kernels.update(1, 2, weight().view(-1), 1e-9, 1.0, None, False),
+        "probe": (lambda: add_product(output, inputs, sides, 1e-3)) if thin else shift,
+        "update": update,
         "copy": lambda: twin.copy_(weight()),
         "words": lambda: draw(np.uint64(1), rows * columns // 4),
     }
@@ -96,7 +111,7 @@ def main() -> None:
         forwards = 2 * numbers * each["products"]
         own = {
             "products, twice": (2, each["products"], 0.0),
-            "twins of two probes": (2, each["probe"], words),
+            PROBES[family == "low_rank"]: (2, each["probe"], words),
             "update": (1, each["update"], words + 1),
         }
         for part, (times, seconds, drawn) in own.items():
