@@ -135,7 +135,8 @@ def _facts(finetuner: FineTuner) -> dict[str, Any]:
         + (f", moves a fixed scale by exp({config.bound:.3g})" if _moves(finetuner) else ""),
         "capacity": config.capacity,
         "subspaces": f"{len(finetuner.bases)} of rank {config.rank} at most, "
-        f"mixed with {config.mix:.0%} of isotropic noise"
+        + ("" if config.sides == "both" else "of the inputs alone, ")
+        + f"mixed with {config.mix:.0%} of isotropic noise"
         if subspace
         else None,
         "embedding rows": "by token frequency" if config.rows == "frequency" else None,

@@ -23,6 +23,7 @@ OTHER = {
     "embed_rows": 17,
     "capacity": "subspace",
     "rank": 3,
+    "sides": "inputs",
     "mix": 0.5,
     "rows": "frequency",
     "power": 0.25,

@@ -15,7 +15,7 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import controlled, storage
-from zopeft.finetuner.bases import Basis
+from zopeft.finetuner.bases import Basis, Pair, sides_of
 from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
 from zopeft.finetuner.controls import distance, make_constant
@@ -217,21 +217,26 @@ class FineTuner:
         group, numels = match.on(self.nets.b2.device)
         make_constant(self.nets, group, numels, scales)
 
-    def set_bases(self, match: Match, bases: Mapping[int, tuple[Tensor, Tensor]]) -> None:
+    def set_bases(self, match: Match, bases: Mapping[int, Pair]) -> None:
         """Gives groups the subspaces of the blocks they serve, and drops those they had.
 
         Args:
             match: From `match`, on the blocks that the fine-tuner is learned on.
-            bases: Block to its left [O, r] and right [I, r] directions, orthonormal columns.
+            bases: Block to its left [O, r] and right [I, r] directions, orthonormal columns; of
+                both sides, or for all blocks of the side of their inputs, None for the other.
+
+        Raises:
+            InputError: They are of other sides.
         """
         groups = [replace(group, shape=None, kind="") for group in self.config.groups]
-        self.bases = {}
+        found: dict[int, Basis] = {}
         for index, (left, right) in sorted(bases.items()):
             block, group = match.blocks[index], int(match.group[index])
             rows, columns = block.shape
             groups[group] = replace(groups[group], shape=(rows, columns), kind=block.kind)
-            self.bases[group] = Basis.of(left, right)
-        self.config.groups = groups
+            found[group] = Basis.of(left, right)
+        self.config.sides = sides_of((groups[group].kind, own) for group, own in found.items())
+        self.config.groups, self.bases = groups, found
 
     def fitted(
         self, match: Match, token_counts: Tensor | None = None, adapters: bool = False

@@ -90,7 +90,8 @@ def _subspaces(config: FineTunerConfig) -> str:
     if config.capacity != "subspace":
         return ""
     count = sum(group.shape is not None for group in config.groups)
-    return f"{count}, rank {config.rank} at most, {config.mix:.0%} isotropic noise"
+    sides = "" if config.sides == "both" else " of the inputs alone"
+    return f"{count}, rank {config.rank} at most{sides}, {config.mix:.0%} isotropic noise"
 
 
 def _normalised(config: FineTunerConfig) -> str:

@@ -14,15 +14,18 @@ from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import INPUTS, check_features
 from zopeft.reading import refuse_newer
 
-FORMAT_VERSION = 3
-READABLE = (1, 2, 3)
+FORMAT_VERSION = 4
+READABLE = (1, 2, 3, 4)
 """Formats that can be read; the first knew no subspaces and no token frequency, the second read
-all features as they are."""
+all features as they are, the third knew bases of both sides alone. What it could hold is still
+written as the third."""
+TWO_SIDED = 3
 SHARINGS = ("block", "layer", "role")
 OUTPUTS = ("absolute", "bounded")
 NORMALISATIONS = ("all", "authors")
 CAPACITIES = ("scales", "subspace")
 ROWS = ("none", "frequency")
+SIDES = ("both", "inputs")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,7 @@ class FineTunerConfig:
         capacity: What was learned: ``scales``, a number a block, or ``subspace``, also a
             left and a right basis for each matrix.
         rank: Directions of a basis, at most; a small matrix has as many as fit.
+        sides: ``both``, or ``inputs`` where the bases hold directions of the layers' inputs alone.
         mix: Share in [0, 1] of a subspace's power that is isotropic noise.
         rows: ``frequency`` where rows of token embeddings are scaled by how often their
             tokens occur in the training data, ``none`` where all alike.
@@ -104,6 +108,7 @@ class FineTunerConfig:
     embed_rows: int = 15 * 16
     capacity: str = "scales"
     rank: int = 16
+    sides: str = "both"
     mix: float = 0.1
     rows: str = "none"
     power: float = 0.5
@@ -120,6 +125,7 @@ class FineTunerConfig:
             ("output", OUTPUTS),
             ("normalisation", NORMALISATIONS),
             ("capacity", CAPACITIES),
+            ("sides", SIDES),
             ("rows", ROWS),
         ):
             value = getattr(self, name)
@@ -152,6 +158,9 @@ class FineTunerConfig:
         """Returns plain values that JSON can hold; a number that is not finite becomes null."""
         plain = _plain(asdict(self))
         assert isinstance(plain, dict)
+        if self.sides == "both":
+            del plain["sides"]
+            plain["format_version"] = TWO_SIDED
         for group in plain["groups"]:
             if group["shape"] is None:
                 del group["shape"], group["kind"]

@@ -46,7 +46,7 @@ def digest_of(finetuner: FineTuner | None, version: int = VERSION) -> str:
         found.update(f"rows {config.rows} {config.power}".encode())
     for index, basis in sorted(finetuner.bases.items()):
         found.update(f"basis {index} {config.mix}".encode())
-        for side in (basis.left, basis.right):
+        for side in basis.sides.values():
             found.update(side.view(torch.int16).numpy().tobytes())
     return found.hexdigest() if version == 1 else f"v{version}_{found.hexdigest()}"
 

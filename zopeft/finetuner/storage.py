@@ -52,8 +52,7 @@ def save(
         tensors = {n: t.detach().float().cpu().contiguous() for n, t in nets.state_dict().items()}
         for index, basis in bases.items():
             # Two groups may hold one tensor, which the format refuses.
-            tensors[f"left.{index}"] = basis.left.clone()
-            tensors[f"right.{index}"] = basis.right.clone()
+            tensors |= {f"{name}.{index}": side.clone() for name, side in basis.sides.items()}
         text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
         _write(folder / WEIGHTS, to_bytes(tensors, metadata={"format": "pt"}))
         _write(folder / CONFIG, text.encode())
@@ -141,8 +140,8 @@ def _nets(config: FineTunerConfig, tensors: Mapping[str, Tensor]) -> PertNN:
 
 
 def _bases(tensors: Mapping[str, Tensor]) -> dict[int, Basis]:
-    indices = sorted(int(name.split(".")[1]) for name in tensors if name.startswith("left."))
-    return {i: Basis.of(tensors[f"left.{i}"], tensors[f"right.{i}"]) for i in indices}
+    indices = sorted({int(name.split(".")[1]) for name in tensors if "." in name})
+    return {i: Basis.of(tensors.get(f"left.{i}"), tensors.get(f"right.{i}")) for i in indices}
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from zopeft.blocks import Block
 from zopeft.engine import LowRank, Rows, Shape, Subspace
 from zopeft.engine.frequency import is_token_table, token_rows
-from zopeft.finetuner.bases import Basis, orthonormal
+from zopeft.finetuner.bases import INPUTS_FIRST, Basis, orthonormal
 from zopeft.finetuner.config import FineTunerConfig, Group
 from zopeft.finetuner.matching import Match
 
@@ -100,10 +100,10 @@ def _sides(group: Group, basis: Basis, block: Block) -> tuple[Tensor | None, Ten
         return (basis.left, basis.right) if group.shape == (rows, columns) else (None, None)
     # Stored [O, I], but [I, O] by GPT-2's layers and [V, D] by an embedding.
     outputs, inputs = basis.left, basis.right
-    if group.kind in ("conv1d", "embedding"):
+    if group.kind in INPUTS_FIRST:
         outputs, inputs = inputs, outputs
-    if block.role.endswith(_OUTPUTS) and rows == outputs.shape[0]:
+    if block.role.endswith(_OUTPUTS) and outputs is not None and rows == outputs.shape[0]:
         return outputs, None
-    if block.role.endswith(_INPUTS) and columns == inputs.shape[0]:
+    if block.role.endswith(_INPUTS) and inputs is not None and columns == inputs.shape[0]:
         return None, inputs
     return None, None
