@@ -28,6 +28,14 @@ Capacity = Annotated[str | None, _option("--capacity", "capacity")]
 Rank = Annotated[str | None, _option("--rank", "rank", "N")]
 Sharing = Annotated[str | None, _option("--sharing", "sharing")]
 Policy = Annotated[str | None, _option("--policy", "policy")]
+ForwardOnly = Annotated[
+    bool,
+    typer.Option(
+        "--forward-only",
+        help="Learn from forward passes alone (meta.gradients=forward).",
+        rich_help_panel="Meta-training",
+    ),
+]
 NoNormalise = Annotated[
     bool,
     typer.Option(
@@ -54,6 +62,7 @@ def meta_train(
     prefix: o.Prefix = False,
     full: o.Full = False,
     peft: o.Peft = None,
+    forward_only: ForwardOnly = False,
     objective: Objective = None,
     capacity: Capacity = None,
     rank: Rank = None,
@@ -79,7 +88,7 @@ def meta_train(
     json: o.Json = False,
     debug: o.Debug = False,
 ) -> None:
-    """Learn a fine-tuner once for a base model; needs gradients, tune then does not."""
+    """Learn a fine-tuner once for a base model; needs gradients, or more forward passes."""
     from .output import output
     from .summary import dry_table, meta_table
 
@@ -92,9 +101,10 @@ def meta_train(
         "training.seed": ("--seed", seed),
         "meta.tasks": ("--task", task or None),
         "task.data": ("--data", data),
+        "meta.gradients": ("--forward-only", "forward" if forward_only else None),
         "meta.objective": ("--objective", objective),
         "meta.capacity": ("--capacity", capacity),
-        "meta.rank": ("--rank", rank),
+        "meta.input_rank" if forward_only else "meta.rank": ("--rank", rank),
         "meta.sharing": ("--sharing", sharing),
         "meta.policy": ("--policy", policy),
         "meta.normalise": ("--no-normalise", False if no_normalise else None),

@@ -43,6 +43,49 @@ zopeft meta-train MODEL --task copa meta.OPTION=VALUE ... --out FOLDER
 
 In Python they are keywords of `zopeft.meta_train(model, tasks=[...], ...)`; there `meta.rows` is
 `token_rows`, and `noise`, `noise_rank` and `seed` stand beside them.
+
+## Without a backward pass
+
+```bash
+zopeft meta-train MODEL --task cb --task wsc --task drop --forward-only --out FOLDER
+```
+
+`--forward-only` (`meta.gradients: forward`) is for who cannot run a backward pass: there is no
+memory for it, or the weights are offloaded and have no gradient. No parameter asks for a
+gradient meanwhile, and the model comes back bit for bit. Learned are:
+
+- **directions of inputs** (`meta.input_rank` a layer, or `--rank`): the gradient of a linear
+  layer is a sum of products of output gradients and inputs, so the first quarter of the
+  meta-steps runs one forward pass each and sums up what goes into every linear layer, padding
+  left out. The side of the outputs has nothing like it in a forward pass and keeps all its
+  directions. The artifact then holds bases of one side (format 4; bases of both are still
+  written as format 3).
+- **scales a role**, all vectors being one: in each of the other meta-steps every group is
+  probed on both sides along a direction of its own. Mean squared projected gradients are its
+  energy, mean second differences its curvature, and products of two batches' projected
+  gradients along one direction its signal. A direction serves four batches, of whatever task;
+  then the model moves a zeroth-order step against it. Blocks of a group have their share of all
+  three by their size. Scales begin where each layer's part in a step is what it is with
+  isotropic noise: a direction in a subspace sees `(1 - mix) c I / r + mix` times the energy,
+  where the r directions hold a share c of the power of the layer's I inputs, and its scale
+  begins at one over the root of that.
+- **rows by token frequency**, as ever.
+
+Few probes measure little: a squared projected gradient scatters by 1.4 times its mean. So the
+signal's share and the curvature over the energy of each group are drawn towards those of all
+groups together, by `t^2 / (t^2 + e^2)` with e the standard error (jackknife over directions, of
+which there must be 8) and t^2 what the groups differ by beyond such errors; and **where they do
+not differ by more than noise would have them, by two standard errors, the scales stay where
+they began**. The record says how much was kept (`training.kept_of_groups`) and what was
+measured (`training.groups_measured`).
+
+A probing meta-step costs `1 + 2 R` forward passes of R groups, 19 for a Llama: 100 meta-steps
+plan 1,450 passes (`--dry-run` tells), and the summary says how many were made
+(`forward_passes`). Weights that are offloaded and quantisation scales are probed where they
+are, and never moved. The objective paper, the policy state, masks, momentum and several
+processes need gradients, and are refused; `meta.lr_model` and `meta.clip` have no say.
+
+## Settings
 """
 
 

@@ -94,7 +94,7 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     for line in begin_lines(recipe, blocks, source, rows, settings, ranks.count):
         listener(Progress("load", note=line))
     if dry:
-        passes = passes_of(settings, len(rows))
+        passes = passes_of(settings, len(rows), blocks)
         return {**state, "dry_run": True, "steps": settings.steps, "forward_passes": passes}
     history: list[dict[str, Any]] = []
     finetuner = _run(recipe, blocks, tokenizer, rows, folder, state, history, listener)
@@ -103,13 +103,14 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
         finetuner.config.base_model = "zopeft-embedded"
     losses = [float(row["loss"]) for row in history]
     if folder.leads:
-        _write(folder, blocks, finetuner, losses)
+        _write(folder, recipe, blocks, finetuner, losses)
     summary = {
         **state,
         "groups": len(finetuner.config.groups),
         "shapes": finetuner.config.training.get("shapes", ""),
         "file_bytes": file_bytes(finetuner.config),
         "steps": len(history),
+        **_passes(finetuner),
         "seconds": round(time.monotonic() - started, 3),
         **ends(losses),
         "scales": {key: history[-1].get(key) for key in _SCALES},
@@ -121,14 +122,23 @@ def _learned(recipe: Recipe, folder: Folder, listener: Listener, dry: bool) -> d
     return summary
 
 
-def _write(folder: Folder, blocks: Any, finetuner: Any, losses: list[float]) -> None:
+def _passes(finetuner: Any) -> dict[str, int]:
+    """Returns the forward passes made, where the meta-training has counted them."""
+    found = finetuner.config.training.get("forward_passes")
+    return {} if found is None else {"forward_passes": found}
+
+
+def _write(
+    folder: Folder, recipe: Recipe, blocks: Any, finetuner: Any, losses: list[float]
+) -> None:
     """Writes the fine-tuner and its pictures."""
     try:
         finetuner.save_pretrained(folder.path, overwrite=True)
     except InputError as error:
         # The folder was good when the run began: it broke while running.
         raise RunError(str(error)) from error
-    plot_losses({"first-order run": losses}, folder.path / "loss.png", "meta-training")
+    kind = {"backward": "first-order run", "forward": "batches"}[recipe.meta.gradients]
+    plot_losses({kind: losses}, folder.path / "loss.png", "meta-training")
     told = f"at loss {TYPICAL_LOSS:g}, on the model that they were learned on"
     cells = serve(blocks, finetuner, allow_none=True).cells()
     plot_scales(cells, folder.path / "scales.png", "learned scales", told)

@@ -61,6 +61,19 @@ class SideSketch:
         noise = self._kernels.draw(self.seed, DIRECTION_STREAM, wanted, device)[0]
         return noise.view(self.size, self.width)
 
+    def take_rows(self, rows: Tensor, weight: float) -> None:
+        """Adds ``weight H H^T Omega`` of a matrix that is given as its transpose.
+
+        Args:
+            rows: ``H^T``, fp32 [m, n], such as m vectors of activations.
+            weight: What it counts.
+        """
+        step = max(1, CHUNK // self.size)
+        test = None if self.exact else self.test()
+        for piece in rows.split(step):
+            products = piece if test is None else piece @ test
+            self.total.addmm_(piece.t(), products, alpha=weight)
+
     def leading(self) -> Tensor | None:
         """Returns the leading eigenvectors, float64 [n, r]; None where all gradients were zero.
 
@@ -68,22 +81,27 @@ class SideSketch:
         the left singular vectors of ``Y B^(-1/2)``; a small multiple of ``Omega`` is added to
         Y, so that rounding leaves B positive.
         """
+        found = self.spectrum()
+        return None if found is None else found[0]
+
+    def spectrum(self) -> tuple[Tensor, Tensor] | None:
+        """Returns `leading`, and their eigenvalues, float64 [r]."""
         total = self.total.double()
         size = total.norm()
         if not bool(size.isfinite()) or float(size) == 0.0:
             return None
         if self.exact:
             # In descending order, as singular vectors come.
-            vectors: Tensor = torch.linalg.eigh(0.5 * (total + total.t()))[1].flip(1)
-            return vectors[:, : self.rank]
+            values, vectors = torch.linalg.eigh(0.5 * (total + total.t()))
+            return vectors.flip(1)[:, : self.rank], values.flip(0)[: self.rank]
         test = self.test().double()
         shift = torch.finfo(torch.float32).eps * float(size)
         total = total.add_(test, alpha=shift)
         inner = test.t() @ total
         values, vectors = torch.linalg.eigh(0.5 * (inner + inner.t()))
         values = values.clamp_min(float(values[-1]) * 1e-12)
-        factor: Tensor = torch.linalg.svd((total @ vectors) * values.rsqrt(), full_matrices=False).U
-        return factor[:, : self.rank]
+        factor = torch.linalg.svd((total @ vectors) * values.rsqrt(), full_matrices=False)
+        return factor.U[:, : self.rank], factor.S[: self.rank].square()
 
 
 class LeadingDirections:

@@ -12,6 +12,7 @@ from zopeft.finetuner.feature_sets import STATE_FEATURES
 from zopeft.optim.declared import Declared, option
 
 OBJECTIVES = ("paper", "signal")
+GRADIENTS = ("backward", "forward")
 RULES = ("signal", "signal_rms", "signal_twice", "none")
 PERTNN_OPTIMIZERS = ("sgd", "adam")
 SHARINGS = ("block", "layer", "role")
@@ -49,6 +50,12 @@ class MetaOptions(Declared):
         "signal",
         '"paper" (its Algorithm 2), or "signal" (block statistics, without an lr)',
         choices=OBJECTIVES,
+    )
+    gradients: str = option(
+        "backward",
+        'what is known of gradients comes from "backward" passes, or from "forward" passes alone: '
+        "directions of inputs from activations, scales of roles from probes (signal, constant)",
+        choices=GRADIENTS,
     )
     rule: str = option(
         "signal", "closed form of the objective signal (`zopeft.meta.signal`)", choices=RULES
@@ -106,6 +113,13 @@ class MetaOptions(Declared):
         choices=CAPACITIES,
     )
     rank: int = option(16, "directions a side of a subspace, or as many as fit", least=1, most=256)
+    input_rank: int = option(
+        1,
+        "directions of each layer's inputs that a subspace has with gradients forward, or as many "
+        "as fit",
+        least=1,
+        most=256,
+    )
     mix: float = option(
         0.1, "share of a subspace's power that is isotropic noise", least=0.0, most=1.0
     )

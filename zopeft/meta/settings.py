@@ -12,6 +12,14 @@ from zopeft.optim.declared import made, option
 MIN_STEPS = 8
 """Half of them gather the bases, and the statistics need two gradients in each of two halves."""
 
+NEED_BACKWARD: dict[str, Any] = {
+    "objective": "signal",
+    "policy": "constant",
+    "mask": 0.0,
+    "momentum": 0.0,
+}
+"""What forward passes alone can do nothing but this of."""
+
 
 @dataclass(frozen=True)
 class MetaSettings(MetaOptions):
@@ -30,6 +38,7 @@ class MetaSettings(MetaOptions):
         super().__post_init__()
         self._check_capacity()
         self._check_policy()
+        self._check_gradients()
 
     def _check_capacity(self) -> None:
         for name, plain in (("capacity", "scales"), ("token_rows", "none")):
@@ -68,6 +77,21 @@ class MetaSettings(MetaOptions):
                 "meta.features", "none given", do="known: " + ", ".join(STATE_CHOICES)
             )
 
+    def _check_gradients(self) -> None:
+        if self.gradients == "backward":
+            return
+        for name, plain in NEED_BACKWARD.items():
+            value = getattr(self, name)
+            if value != plain:
+                do = f"leave it at {plain}, or set meta.gradients to backward"
+                what = "needs backward passes, and gradients is forward"
+                raise input_error(f"meta.{name}", what, value, do)
+        if self.rank != MetaOptions.rank:
+            do = "set meta.input_rank"
+            raise input_error(
+                "meta.rank", "is of both sides, and gradients is forward", self.rank, do
+            )
+
     def decided(self, space: str) -> MetaSettings:
         """Returns the settings with "auto" replaced by what it stands for.
 
@@ -83,6 +107,11 @@ class MetaSettings(MetaOptions):
             capacity=("subspace" if can else "scales") if capacity == "auto" else capacity,
             token_rows=("frequency" if signal else "none") if rows == "auto" else rows,
         )
+
+    @property
+    def directions(self) -> int:
+        """Directions of a subspace, at most."""
+        return self.rank if self.gradients == "backward" else self.input_rank
 
     @property
     def run_length(self) -> int:

@@ -6,16 +6,15 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from zopeft.blocks import Blocks
 from zopeft.engine import Engine
 from zopeft.finetuner import FineTuner
+from zopeft.meta.conclusion import Conclusion
 from zopeft.meta.gathering import BasisGathering
 from zopeft.meta.paper_trainer import Batches, Progress
 from zopeft.meta.settings import MetaSettings
-from zopeft.meta.signal import best_lr, closed_form, objective
 from zopeft.meta.statistics import BlockStatistics
 from zopeft.meta.stopping import Checks, Settled
 from zopeft.meta.trajectory import LossFunction, Trajectory
@@ -177,47 +176,22 @@ class SignalTrainer:
         if not stop or self.settings.policy != "constant" or not self._checks.due(steps):
             return False
         found = self._found()
-        return self._settled.check(found[0], found[1])
+        return self._settled.check(found.scales, found.gain)
 
-    def _found(self) -> tuple[Tensor, float, Tensor]:
-        """Returns the scales of what was measured, their gain over ones, and them as used."""
+    def _found(self) -> Conclusion:
+        """Returns what the statistics so far come to."""
+        return Conclusion.of(self._measured(), self.blocks, self._rms, self.settings.rule)
+
+    def _measured(self) -> tuple[Tensor, Tensor, Tensor]:
         signal = self.statistics.signal()
-        measured = (signal, self.statistics.energy(), self.statistics.curvature())
-        scales = closed_form(*measured, self._rms, self.settings.rule)
-        numels = torch.tensor(self.blocks.numels, dtype=torch.float64, device=scales.device)
-        used = scales * (numels.sum() / (numels * scales.square()).sum()).sqrt()
-        gain = objective(used, *measured) - objective(torch.ones_like(used), *measured)
-        return scales, float(gain), used
+        return signal, self.statistics.energy(), self.statistics.curvature()
 
     def _conclude(self, rms: Tensor) -> dict[str, Any]:
         self._rms = rms
-        signal = self.statistics.signal()
-        energy, curvature = self.statistics.energy(), self.statistics.curvature()
-        scales, gain, used = self._found()
-        self.finetuner.set_scales(self.match, scales.float())
-        ones = torch.ones_like(used)
-        rows = zip(
-            self.blocks,
-            signal.tolist(),
-            energy.tolist(),
-            curvature.tolist(),
-            used.tolist(),
-            strict=True,
-        )
+        found = self._found()
+        self.finetuner.set_scales(self.match, found.scales.float())
         return {
             "resets": self.trajectory.resets,
             "shapes": self.finetuner.fitted(self.match, self.token_counts).report,
-            "log_gain_over_ones": gain,
-            "best_lr": best_lr(used, signal, energy, curvature),
-            "best_lr_of_ones": best_lr(ones, signal, energy, curvature),
-            "statistics": {
-                block.name: {
-                    "role": block.role,
-                    "signal": s,
-                    "energy": e,
-                    "curvature": h,
-                    "scale": u,
-                }
-                for block, s, e, h, u in rows
-            },
+            **found.told(self.blocks),
         }

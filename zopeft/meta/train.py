@@ -13,11 +13,12 @@ from torch import nn
 from torch.utils.data import ConcatDataset
 
 from zopeft.blocks import Blocks, discover
-from zopeft.blocks.offloaded import refuse_offloaded
+from zopeft.blocks.offloaded import device_of, refuse_offloaded
 from zopeft.blocks.shards import refuse_sharded
 from zopeft.errors import input_error
 from zopeft.finetuner import PAPER_FEATURES, FineTuner
 from zopeft.meta.batches import TaskBatches
+from zopeft.meta.forward_trainer import ForwardTrainer
 from zopeft.meta.paper_trainer import PaperTrainer, Progress
 from zopeft.meta.parts import Parting, part_labels, part_loss
 from zopeft.meta.sensitivity import sensitive_mask
@@ -85,7 +86,12 @@ def meta_train(
                 raise input_error("meta_train tasks", "at least one task is needed", "none")
             blocks = discover(model) if blocks is None else blocks
             checked = checked.decided(blocks.space)
-            refuse_offloaded(blocks, "meta_train")
+            if checked.gradients == "backward":
+                refuse_offloaded(blocks, "meta_train")
+            elif ranks.several:
+                do = "start one process, or set meta.gradients to backward"
+                what = "forward passes alone are one process's to make"
+                raise input_error("meta_train", what, ranks.count, do)
             refuse_sharded(model, "meta_train")
             if tokenizer is None:
                 tokenizer = _tokenizer_of(blocks)
@@ -107,21 +113,23 @@ def _learned(
     ranks: Ranks,
 ) -> FineTuner:
     """Learns a fine-tuner on encoded examples."""
-    device = blocks[0].parameter.device
+    device = device_of(model)
     parting = Parting(collate, ranks) if ranks.several else collate
     batches = TaskBatches(datasets, parting, checked.batch_size, checked.seed, device)
     loss = part_loss if ranks.several else task_loss
     finetuner = _initial(blocks, checked)
     start = finetuner.copy()
     begun = time.perf_counter()
-    trainer: PaperTrainer | SignalTrainer
+    trainer: PaperTrainer | SignalTrainer | ForwardTrainer
     if checked.objective == "paper":
         trainer = PaperTrainer(model, batches, loss, checked, blocks, finetuner, ranks)
     else:
         counts = count_tokens(datasets.values()) if checked.token_rows == "frequency" else None
         draw = part_labels if ranks.several else draw_labels
         common = (model, batches, loss, draw, checked, blocks, finetuner)
-        if checked.policy == "state":
+        if checked.gradients == "forward":
+            trainer = ForwardTrainer(model, batches, loss, checked, blocks, finetuner, counts)
+        elif checked.policy == "state":
             trainer = StateTrainer(*common, sorted(datasets), counts, ranks)
         else:
             trainer = SignalTrainer(*common, counts, ranks)
@@ -158,7 +166,7 @@ def _initial(blocks: Blocks, checked: MetaSettings) -> FineTuner:
         normalise=checked.normalise,
         seed=checked.seed,
         capacity=checked.capacity,
-        rank=checked.rank,
+        rank=checked.directions,
         mix=checked.mix,
         rows=checked.token_rows,
     )
