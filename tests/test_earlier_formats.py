@@ -121,5 +121,5 @@ def test_later_formats_are_refused_with_the_version_that_is_needed(tmp_path):
     unpacked("networks", tmp_path / "f")
     config = tmp_path / "f" / "finetuner_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | LATER | {"unheard": 1}))
-    with pytest.raises(InputError, match="is a fine-tuner of format 9" + SAID.format(3)):
+    with pytest.raises(InputError, match="is a fine-tuner of format 9" + SAID.format(4)):
         zopeft.FineTuner.from_pretrained(tmp_path / "f")

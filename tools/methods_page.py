@@ -85,6 +85,28 @@ plan 1,450 passes (`--dry-run` tells), and the summary says how many were made
 are, and never moved. The objective paper, the policy state, masks, momentum and several
 processes need gradients, and are refused; `meta.lr_model` and `meta.clip` have no say.
 
+How much of the gradient one's gain is that? `benchmarks/forward_only.py`, stories260K, both
+learned on the package's cb, wsc and drop with default settings, full weights, `--lr auto`, 500
+forward passes, validation loss, mean of seeds 1 and 2, in brackets the part of the gradient one's
+gain over MeZO:
+
+| | sst2 | copa | squad |
+|---|---|---|---|
+| MeZO | 0.514 | 2.934 | 4.512 |
+| rows by frequency alone | 0.280 (97 %) | 2.942 (none) | 4.423 (22 %) |
+| learned by gradients | 0.273 | 2.861 | 4.108 |
+| **learned by forward passes alone** | **0.260 (106 %)** | **2.837 (134 %)** | **4.217 (73 %)** |
+| the same, shuffled over blocks | 0.451 (26 %) | 2.839 (130 %) | 4.250 (65 %) |
+
+On sst2 rows by frequency do it all, and need no meta-training. On copa the shuffled control is
+level, on squad it is behind by little: it pays to have directions of inputs at all, hardly which
+layer has which, so that what was learned of single layers is not shown to help. On squad the two
+fine-tuners differ: the one of seed 2 found its groups not to differ surely, kept the scales where
+they began and came to 4.102; the one of seed 1 kept half of what it had measured and came to
+4.332. So the measured scales are not shown to help either. Learning took 65 s of the processor
+and 1,450 forward passes, by gradients 30 s. Two seeds, one model of 260k weights, one rank (1,
+chosen on seed 100 of the same tasks, as were the scales to begin with).
+
 ## Settings
 """
 
