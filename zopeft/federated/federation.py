@@ -84,7 +84,9 @@ class Federation:
             self.journal = Journal.create(path, self.header)
 
     def _check(self) -> None:
-        if self.method.differentiates or self.method.groups or self.method.selection.looks:
+        method = self.method
+        looks = method.selection.looks or method.budget.measured
+        if method.differentiates or method.groups or looks:
             name = type(self.method).__name__
             do = "choose a method whose steps depend on losses alone, such as mezo"
             raise input_error("federated", "clients send losses alone", name, do)

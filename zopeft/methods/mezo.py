@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from zopeft.optim.budget import MEASURED
+from zopeft.optim.declared import Options, option
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
+
+
+@dataclass(frozen=True)
+class MeZOOptions(Options):
+    """The options of `MeZO`."""
+
+    budget: str = option(
+        "given",
+        "what shares noise power between vocabulary tables and the rest: scales, or first probes",
+        choices=("given", MEASURED),
+    )
 
 
 class MeZO(ZerothOrder):
@@ -14,10 +29,15 @@ class MeZO(ZerothOrder):
     1e-4 or 5e-5, eps 1e-2; prefix lr 1e-2 or 1e-3, eps 1e-1. The public code restores
     weights by a third perturbation; here they are never written by a probe.
 
+    With ``budget="measured"`` thirteen forward passes before the first step tell how tables of
+    the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`).
+
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,
         Algorithm 1.
     """
+
+    Options = MeZOOptions
 
     def plan(self, step: Step) -> Plan:
         """See `ZerothOrder.plan`."""

@@ -37,6 +37,10 @@ class ZOFineTuner(MeZO):
     are those of the first (one-sided, loss_minus is put where a straight line has it), and the
     course is the mean over all of them.
 
+    With ``budget="measured"`` the learned scales hold within tables of the vocabulary and within
+    the other blocks, and first probes of the run tell what either has of the whole
+    (`zopeft.optim.budget`).
+
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
         finetuner: A `FineTuner`, whose groups are matched to the blocks.

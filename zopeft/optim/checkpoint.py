@@ -26,6 +26,7 @@ def state_of(method: ZerothOrder) -> dict[str, Any]:
         "watched": method.engine.reads.state(),
         "kept": method.kept.state_dict(),
         "dominant": method.selection.found,
+        "budget": method.budget.state_dict(),
         **method._own_state(),
     }
 
@@ -49,4 +50,5 @@ def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:
     method.engine.reads.load(state.get("watched"))
     method.kept.load_state_dict(state.get("kept", {}))
     method.selection.found = state.get("dominant")
+    method.budget.load_state_dict(state.get("budget"))
     method._load_own_state(state)

@@ -101,13 +101,12 @@ def first_look(
         raise run_error(
             "loss", "the model's loss is not finite before training", base, "check --dtype"
         )
-    coarseness = _coarseness(engine)
-    coarse = coarseness > SIXTEEN
+    coarse = coarseness_of(engine) > SIXTEEN
     count = count or (COARSE_DIRECTIONS if coarse else DIRECTIONS)
     looks = looks or (MOST_COARSE_LOOKS if coarse else MOST_LOOKS)
     seeds = [step_seed(seed, -1 - number) for number in range(count)]
     directions = [along(Direction(own, scales, indices=chosen)) for own in seeds]
-    grain = GRAIN * coarseness * abs(base)
+    grain = rounding_of(engine, base)
     passes, radius, energy = 1, eps, 0.0
     for look in range(looks):
         bends, squares = [], []
@@ -128,8 +127,18 @@ def first_look(
     return FirstLook(mean, energy if math.isfinite(energy) else 0.0, radius, passes, count)
 
 
-def _coarseness(engine: Engine) -> float:
-    """Precision of the coarsest weights that the loss is computed with."""
+def rounding_of(engine: Engine, loss: float) -> float:
+    """Returns how much of a loss may be rounding, in its units.
+
+    Args:
+        engine: The engine over the blocks to train.
+        loss: The loss.
+    """
+    return GRAIN * coarseness_of(engine) * abs(loss)
+
+
+def coarseness_of(engine: Engine) -> float:
+    """Returns the precision of the coarsest weights that the loss is computed with."""
     model = engine.blocks.model
     dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
     return max((torch.finfo(dtype).eps for dtype in dtypes), default=0.0)

@@ -52,4 +52,5 @@ def recalled(method: ZerothOrder, record: StepRecord) -> Step:
     looks = (record.mirror if estimator.one_sided else record.centre) is not None
     step = Step(method, number, seed, record.eps, scales, looks, record)
     method.selection.settle(step)
+    method.budget.settle(step)
     return step

@@ -41,6 +41,8 @@ USUAL = 100
 """Steps that a run is taken to have where nobody says."""
 LEAST_FALL, NEWEST = 30, 0.05
 """Steps that tell a fall of the loss, and the part of the newest share in the running one."""
+LEAST_LEFT = 0.1
+"""Least part of the looks that is left where the run began with passes that measured."""
 FREE, CLIMB = 10, 1.03
 """First steps whose rate may grow as it likes, and the most that it grows by a step later."""
 
@@ -96,7 +98,7 @@ class ThriftyRate:
         self.share, self.fallback = share, fallback
         self._eps, self._reach = eps, reach
         self._steps, self._looked = 0, 2 * bends + 1 if bends else 0
-        self._falls, self._most = Falls(estimator), math.inf
+        self._falls, self._most, self._left = Falls(estimator), math.inf, 1.0
         self.measured = Measured()
         if bends:
             self._ahead(curvature, energy, bends)
@@ -111,6 +113,20 @@ class ThriftyRate:
         if self.estimator.one_sided:
             energy += (self._eps * curvature / 2.0) ** 2
         self.measured = Measured(energy=energy, spread=spread, steps=1).looked(curvature, bends)
+
+    def take(self, curvature: float, energy: float, bends: float, passes: float) -> None:
+        """Takes in what was measured before the first step for other ends; looks pay for it.
+
+        Args:
+            curvature: Mean of ``u' H u`` of directions like those of the run.
+            energy: Mean of ``projected_grad^2`` of them.
+            bends: Bends that `curvature` is a mean over; 0 where there were none to be seen.
+            passes: Forward passes that it took.
+        """
+        if bends:
+            self._ahead(curvature, energy, int(bends))
+        most = PART * self.estimator.forwards * (int(self.start["steps"]) or USUAL)
+        self._left = max(LEAST_LEFT, 1.0 - passes / most)
 
     @property
     def factor(self) -> float:
@@ -133,9 +149,8 @@ class ThriftyRate:
 
     def due(self) -> bool:
         """Whether the step that is due is to look at the curvature."""
-        return self._looked < looks_until(
-            self._steps + 1, int(self.start["steps"]), self.estimator.forwards
-        )
+        planned, forwards = int(self.start["steps"]), self.estimator.forwards
+        return self._looked < looks_until(self._steps + 1, planned, forwards, self._left)
 
     def _with(self, seen: Seen) -> tuple[Measured, float, bool]:
         """Takes in a step's losses.
@@ -221,6 +236,7 @@ class ThriftyRate:
             "lr": self.lr,
             "most": self._most,
             "began": self.began,
+            "left": self._left,
         }
 
     @classmethod
@@ -236,19 +252,21 @@ class ThriftyRate:
         rate.measured = Measured(**state["measured"])
         rate._steps, rate._looked = int(state["steps"]), int(state["looked"])
         rate._most, rate.began = float(state["most"]), float(state["began"])
+        rate._left = float(state.get("left", 1.0))
         rate._falls.load_state_dict(state)
         return rate
 
 
-def looks_until(steps: int, planned: int, forwards: int) -> int:
+def looks_until(steps: int, planned: int, forwards: int, left: float = 1.0) -> int:
     """Returns the most looks, a forward pass each, that so many first steps may take.
 
     Args:
         steps: The first steps, >= 1.
         planned: Steps of the run; 0 where nobody knows.
         forwards: Forward passes of a step.
+        left: Part of the usual number that a look ahead has left.
     """
-    planned, each = planned or USUAL, PART * forwards
+    planned, each = planned or USUAL, left * PART * forwards
     early = each * math.sqrt(planned * min(steps, planned))
     # What is left of a product of decimals must not cost a look.
     return max(1, math.floor(max(early, each * steps) + 1e-9))

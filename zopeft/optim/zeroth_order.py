@@ -16,6 +16,7 @@ from zopeft.engine.unread import unread_line
 from zopeft.noise import step_seed
 from zopeft.optim.arguments import check_arguments, check_fit, group_of
 from zopeft.optim.bad_steps import BadSteps
+from zopeft.optim.budget import Budget
 from zopeft.optim.checkpoint import load_state, state_of
 from zopeft.optim.clipping import RunningClip
 from zopeft.optim.closing import closed
@@ -135,6 +136,7 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
         self.blocks, self.selection = blocks, Selection(blocks, self.own, type(self).__name__)
+        self.budget = Budget(blocks, self.own)
         self.estimator = Estimator(directions, sides, normalise)
         self.pace = Pace(lr, self.estimator)
         self.kept = State(blocks, self.declared(), lambda index: self.engine.weights(index))
@@ -288,12 +290,14 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             if scales is not None and self.agree is not None:
                 scales = self.agree(scales)
             self._select(closure)
+            scales = self._shared(closure, scales)
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
                 self.forward_passes += self.probing.look_for_noise(closure, *start)
             looks = self._looks(self.rate is not None and self.rate.due())
             step = Step(self, self.steps, self.due_seed, self.eps, scales, looks)
             self.selection.settle(step)
+            self.budget.settle(step)
             self._pending = begun(step)
         rounds = self._pending
         before = rounds.forward_passes
@@ -310,6 +314,19 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             self.selection.find(closure, self.engine.reads.agree)
             self.forward_passes += 1
             logger.info("the dominant layer is layer %d", self.selection.found)
+
+    def _shared(self, closure: Closure, scales: Tensor | None) -> Tensor | None:
+        """Returns scales that share the budget as measured, which a first batch has to tell."""
+        chosen = self.selection.at(self.steps)
+        if self.budget.due(chosen):
+            self.forward_passes += self.budget.measure(self, closure, scales, chosen)
+            self.look_ahead()
+        return self.budget.shared(scales)
+
+    def look_ahead(self) -> None:
+        """Has a running rate take in what the budget was measured by, once."""
+        if isinstance(self.rate, ThriftyRate):
+            self.rate.take(*self.budget.ahead.tolist())
 
     @property
     def due_seed(self) -> int:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 from typing import Any
 
@@ -111,6 +111,15 @@ class Probing:
             return torch.stack(losses), stacked
         apart, count = self.apart(probes[stacked:], closure)
         return torch.stack([*losses, *apart]), stacked + count
+
+    @contextmanager
+    def separately(self) -> Iterator[None]:
+        """Runs each probe within in a forward of its own; later ones run as if there were none."""
+        before, self._refused = self._refused, True
+        try:
+            yield
+        finally:
+            self._refused = before
 
     def _together(self, probes: Sequence[Probe], closure: StackedClosure) -> list[Tensor]:
         """Runs probes in as few forwards as may be; returns the losses of those that ran so."""

@@ -1,0 +1,299 @@
+"""Budget: how the power of a step's direction is shared between sorts of blocks, as measured.
+
+A direction has the power ``sum_i d_i scale_i^2``, the budget that scales share. Which sort of
+blocks it serves best differs from task to task: tables of the vocabulary where a word is the
+answer, matrices where the answer is text. First probes can tell. Along directions ``u_k`` of the
+whole budget on sort k alone, ``E_k = E[projected_grad^2]`` is what a step sees and ``h_k = E[u_k'
+H u_k]`` what it pays. With a share ``a_k`` for each sort, the same part of all of E signal, and lr
+at its best, one step takes off ``sum a_k E_k / sum a_k h_k`` of the loss, times a constant
+(`zopeft.meta.signal`). So the budget goes with E over h, tempered, since both are means over few
+directions:
+
+    ``a_k = given_k^(1 - TRUST) (E_k / h_k)^POWER / sum``
+
+Sorts keep what they are inside: the ratio of their blocks' scales and their blocks' shapes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from zopeft.blocks import Block, Blocks
+from zopeft.engine.direction import Direction
+from zopeft.engine.vector import HERE, Vector
+from zopeft.noise import role_seed, step_seed
+from zopeft.optim.executor import losses_of
+from zopeft.optim.learning_rate import rounding_of
+from zopeft.optim.looks import Aside
+
+if TYPE_CHECKING:
+    from zopeft.optim.step import Step
+    from zopeft.optim.zeroth_order import ZerothOrder
+    from zopeft.probing.closure import Closure
+
+MEASURED = "measured"
+NOTE, AHEAD = "budget", "ahead"
+"""Names of the notes in each step's record: what scales are multiplied by, fp32 [N]; and the
+curvature and energy of the shared budget, over how many directions they are means, and the
+forward passes that were measured with, fp32 [4]."""
+POWER = 2.0
+"""The power of ``E_k / h_k`` that a share is."""
+TRUST = 0.5
+"""How little of the shares as the scales give them is left."""
+LAST_BITS = 2e-7
+"""Differences of losses, as a share of the loss, that are none."""
+PROBES, MOST_SORTS = 12, 6
+"""Probes that all sorts share, beside the loss at the weights; smaller sorts are taken together."""
+
+
+def sort_of(block: Block) -> str:
+    """Returns which sort of blocks a block is of."""
+    if block.role != block.base_role:
+        return block.role
+    return "vocabulary" if block.role in ("embed", "head") else "rest"
+
+
+@dataclass(frozen=True)
+class Sort:
+    """What first probes have shown of one sort of blocks.
+
+    Args:
+        given: Its share of the budget as the scales have it.
+        energy: E, the mean of ``projected_grad^2`` with the whole budget on it.
+        curvature: h, the mean of ``u' H u`` with the whole budget on it; 0 where rounding hides it.
+    """
+
+    given: float
+    energy: float
+    curvature: float
+
+
+def shares(sorts: Sequence[Sort]) -> list[float]:
+    """Returns each sort's share of the budget, [K], with a sum of one.
+
+    Where a bend is lost, or nowhere to be seen, E alone counts. Where a sort does not change the
+    loss at all, such as LoRA's A while B is zero, all shares stay as given.
+
+    Args:
+        sorts: What was seen of each sort, [K].
+    """
+    if any(not (math.isfinite(one.energy) and one.energy > 0.0) for one in sorts):
+        return [one.given for one in sorts]
+    bent = all(math.isfinite(one.curvature) and one.curvature > 0.0 for one in sorts)
+    logs = [
+        (1.0 - TRUST) * math.log(one.given)
+        + POWER * math.log(one.energy / (one.curvature if bent else 1.0))
+        for one in sorts
+    ]
+    found = [math.exp(log - max(logs)) for log in logs]
+    return [one / sum(found) for one in found]
+
+
+class Budget:
+    """The shares of a run: measured before its first step, then kept.
+
+    Args:
+        blocks: The blocks, [N].
+        options: The method's options; those without ``budget`` have none measured.
+
+    Attributes:
+        factors: What the blocks' scales are multiplied by, before the budget is restored, fp32
+            [N]; None as long as nothing was measured.
+        ahead: Curvature and energy of directions that share the budget so, over how many
+            directions they are means (0 where bends were lost), and the forward passes, fp32 [4].
+    """
+
+    def __init__(self, blocks: Blocks, options: Any) -> None:
+        self.measured = getattr(options, "budget", "") == MEASURED
+        self.names = [sort_of(block) for block in blocks]
+        self.factors: np.ndarray | None = None
+        self.ahead = np.zeros(4, dtype=np.float32)
+        self._numels = torch.tensor(blocks.numels, dtype=torch.float64)
+        self._on: dict[torch.device, tuple[Tensor, Tensor]] = {}
+
+    def sorts(self, chosen: frozenset[int] | None) -> dict[str, frozenset[int]]:
+        """Returns the sorts among some blocks, by name; one at most where nothing is shared.
+
+        Args:
+            chosen: The blocks' indices; None for all.
+        """
+        sizes: Counter[str] = Counter()
+        own = range(len(self.names)) if chosen is None else sorted(chosen)
+        for index in own:
+            sizes[self.names[index]] += int(self._numels[index])
+        # Of equal sizes, the first name.
+        largest = sorted(sizes, key=lambda name: (-sizes[name], name))
+        apart = largest if len(sizes) <= MOST_SORTS else largest[: MOST_SORTS - 1]
+        found: dict[str, set[int]] = {}
+        for index in own:
+            name = self.names[index]
+            found.setdefault(name if name in apart else "others", set()).add(index)
+        return {name: frozenset(found[name]) for name in sorted(found)}
+
+    def due(self, chosen: frozenset[int] | None) -> bool:
+        """Whether it is still to be measured.
+
+        Args:
+            chosen: Indices of the blocks that the step is about; None for all.
+        """
+        return self.measured and self.factors is None and len(self.sorts(chosen)) > 1
+
+    def shared(self, scales: Tensor | None) -> Tensor | None:
+        """Returns scales with the measured shares, of the same budget; None for ones.
+
+        Args:
+            scales: fp32 [N], as the method has them; None for ones.
+        """
+        if self.factors is None:
+            return scales
+        device = torch.device("cpu") if scales is None else scales.device
+        if device not in self._on:
+            factors = torch.from_numpy(self.factors).double().to(device)
+            self._on[device] = factors, self._numels.to(device)
+        factors, numels = self._on[device]
+        own = torch.ones_like(factors) if scales is None else scales.double()
+        found = own * factors
+        restored = (numels * own.square()).sum() / (numels * found.square()).sum()
+        return (found * restored.sqrt()).float()
+
+    def measure(
+        self,
+        method: ZerothOrder,
+        closure: Closure,
+        scales: Tensor | None,
+        chosen: frozenset[int] | None,
+    ) -> int:
+        """Measures the sorts along directions of their own.
+
+        Where the loss is not finite nothing is settled, and the next step measures.
+
+        Args:
+            method: The method.
+            closure: Returns the loss of one batch.
+            scales: fp32 [N], as the method has them; None for ones.
+            chosen: Indices of the blocks that the step is about; None for all.
+
+        Returns:
+            The number of forward passes.
+        """
+        own = torch.ones(len(self.names)) if scales is None else scales.detach().cpu()
+        powers = self._numels * own.double().square()
+        sorts = self.sorts(chosen)
+        total = float(sum(powers[list(sort)].sum() for sort in sorts.values()))
+        look, found = _Look(method, closure, len(sorts)), []
+        for number, sort in enumerate(sorts.values()):
+            part = float(powers[list(sort)].sum()) / total
+            # Scales of zero, and no block left out: what shows probes keeps whom they touch.
+            whole = torch.zeros(len(self.names))
+            whole[list(sort)] = (own[list(sort)].double() / math.sqrt(part)).float()
+            found.append(look.along(number, whole.to(method.engine.device), part))
+            if not found[-1].energy > 0.0:
+                # The others would tell nothing that is to be compared with this one.
+                break
+        if all(math.isfinite(one.energy) for one in found):
+            self._take(list(sorts.values()), found, look)
+        return look.passes
+
+    def _take(self, sorts: list[frozenset[int]], found: list[Sort], look: _Look) -> None:
+        self.factors = np.ones(len(self.names), dtype=np.float32)
+        self.ahead = np.array([0.0, 0.0, 0.0, look.passes], dtype=np.float32)
+        if len(found) < len(sorts):
+            return
+        new = shares(found)
+        for sort, one, share in zip(sorts, found, new, strict=True):
+            self.factors[list(sort)] = math.sqrt(share / one.given)
+        if all(one.curvature > 0.0 for one in found):
+            pairs = list(zip(new, found, strict=True))
+            # Directions of different sorts are independent: what they see adds up.
+            self.ahead[0] = sum(share * one.curvature for share, one in pairs)
+            self.ahead[1] = sum(share * one.energy for share, one in pairs)
+            self.ahead[2] = look.pairs * len(sorts)
+
+    def settle(self, step: Step) -> None:
+        """Notes the shares in a step's record; one that is repeated tells them."""
+        if not self.measured:
+            return
+        notes = (step.record and step.record.notes) or {}
+        if step.record is not None and NOTE not in notes:
+            return
+        found, ahead = self.factors, self.ahead
+        if step.record is None and found is None:
+            return
+        self.factors = step.note(NOTE, lambda: np.asarray(found))
+        self.ahead = step.note(AHEAD, lambda: ahead)
+        if found is None:
+            step.method.look_ahead()
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Returns what later steps depend on; None where nothing was measured."""
+        if self.factors is None:
+            return None
+        return {"factors": torch.from_numpy(self.factors.copy())}
+
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+        """Takes what `state_dict` gave."""
+        self.factors = None if state is None else state["factors"].numpy().copy()
+        self._on.clear()
+
+
+class _Look:
+    """Probes a batch along directions of one sort of blocks each.
+
+    Args:
+        method: The method.
+        closure: Returns the loss of the batch.
+        sorts: How many sorts there are.
+    """
+
+    def __init__(self, method: ZerothOrder, closure: Closure, sorts: int) -> None:
+        self.method, self.closure, self.passes = method, closure, 0
+        each = PROBES // sorts
+        self.pairs = max(1, each // 3)
+        self.singles = each - 2 * self.pairs
+        self.base = self._losses([Aside(HERE)])[0]
+        self.grain = rounding_of(method.engine, self.base) / method.eps**2
+        self.flat = LAST_BITS * abs(self.base) / method.eps
+
+    def _losses(self, probes: Sequence[tuple[Vector, float]]) -> list[float]:
+        # Whether directions of some blocks can share a forward says nothing of those of the run.
+        with self.method.probing.separately():
+            found, passes = losses_of(self.method.executor, probes, self.closure)
+        self.passes += passes
+        return [float(loss) for loss in found.tolist()]
+
+    def along(self, number: int, scales: Tensor, given: float) -> Sort:
+        """Returns what is seen along directions that have the whole budget on one sort.
+
+        The projected gradient is two-sided or, of directions that tell no bend, one-sided and
+        without the half of the mean bend that is in it.
+
+        Args:
+            number: The sort's number.
+            scales: fp32 [N], with the whole budget on it, and zero elsewhere.
+            given: Its share of the budget.
+        """
+        method, eps = self.method, self.method.eps
+        own = role_seed(method.seed, f"budget {number}")
+        seeds = [step_seed(own, count) for count in range(self.pairs + self.singles)]
+        lines = [method.along(Direction(seed, scales)) for seed in seeds]
+        bends, grads = [], []
+        for line in lines[: self.pairs]:
+            plus, minus = self._losses([line.at(eps), line.at(-eps)])
+            bends.append((plus + minus - 2.0 * self.base) / eps**2)
+            grads.append((plus - minus) / (2.0 * eps))
+        if max(abs(grad) for grad in grads) <= self.flat:
+            return Sort(given, 0.0, 0.0)
+        bend = sum(bends) / len(bends)
+        curvature = bend if bend > self.grain else 0.0
+        for line in lines[self.pairs :]:
+            (loss,) = self._losses([line.at(eps)])
+            grads.append((loss - self.base) / eps - eps * curvature / 2.0)
+        return Sort(given, sum(grad * grad for grad in grads) / len(grads), curvature)
