@@ -156,7 +156,7 @@ class Budget:
             return scales
         device = torch.device("cpu") if scales is None else scales.device
         if device not in self._on:
-            factors = torch.from_numpy(self.factors).double().to(device)
+            factors = torch.tensor(self.factors, dtype=torch.float64, device=device)
             self._on[device] = factors, self._numels.to(device)
         factors, numels = self._on[device]
         own = torch.ones_like(factors) if scales is None else scales.double()
