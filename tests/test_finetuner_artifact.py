@@ -178,11 +178,11 @@ DAMAGE = {
     ),
     "foreign configuration": (
         lambda f: (f / "finetuner_config.json").write_text('{"peft_type": "LORA"}'),
-        "not a fine-tuner's configuration of format 3",
+        "not a fine-tuner's configuration of format 4",
     ),
     "newer format": (
-        lambda f: edit(f, format_version=4),
-        "is a fine-tuner of format 4, where this version knows those up to 3; install zopeft ",
+        lambda f: edit(f, format_version=5),
+        "is a fine-tuner of format 5, where this version knows those up to 4; install zopeft ",
     ),
     "no groups": (lambda f: edit(f, groups=...), "no 'groups'"),
     "empty groups": (lambda f: edit(f, groups=[]), "group table is empty"),
