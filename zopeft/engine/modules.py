@@ -78,6 +78,7 @@ class ModuleWeights(Carrier):
     def perturbed(self, direction: Vector, step: float) -> Iterator[None]:
         """Shows ``w + step * u`` to the forwards inside."""
         self._twins.show(direction, step)
+        self._residents.shown.clear()
         self._residents.reached.clear()
         try:
             with self._swaps.everywhere() if self.whole else self._wrapped():
@@ -101,6 +102,7 @@ class ModuleWeights(Carrier):
                     moved = self._swaps.moved(module)
                     if (self._residents.settled and not moved) or module in self._residents.modules:
                         continue
+                    self._residents.shown.add(module)
                     slot = "_old_forward" if "_old_forward" in module.__dict__ else "forward"
                     wrapped.append((module, slot, module.__dict__.get(slot)))
                     module.__dict__[slot] = self._wrap(module, moved, getattr(module, slot))
@@ -190,6 +192,9 @@ class ModuleWeights(Carrier):
         """
         if self.whole:
             raise UnstackableError(self.unstackable, True)
+        if self._residents.modules:
+            # They show one probe to all copies.
+            raise UnstackableError(self.ungroupable, True)
         if flips_of(probes) is None and any(vector.plain is None for vector, _ in probes):
             raise UnstackableError("a probe is along more than one direction", False)
         seeds = {seed for vector, _ in probes for seed in vector.seeds}

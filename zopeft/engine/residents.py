@@ -25,7 +25,9 @@ class Residents:
 
     Attributes:
         modules: Those that get scratch weights for the whole of a probe.
-        reached: Those whose own forward has run in the latest probe.
+        shown: Those that the latest probe has had run with what it shows. Of others, which a
+            direction of some blocks leaves as they are, nothing is missed.
+        reached: Those of them whose own forward has run.
         settled: Whether all that is read elsewhere has been found.
     """
 
@@ -40,6 +42,7 @@ class Residents:
         self.indices, self.blocks, self.swaps = indices, blocks, swaps
         self.offload, self.reads = offload, reads
         self.modules: set[nn.Module] = set()
+        self.shown: set[nn.Module] = set()
         self.reached: set[nn.Module] = set()
         self.settled = False
 
@@ -58,7 +61,7 @@ class Residents:
         if not read:
             return set()
         found = set()
-        for module in self.swaps.places.keys() - self.modules:
+        for module in self.shown - self.modules:
             numbers = self.numbers(module)
             if (module not in self.reached and numbers & read) or numbers & outside:
                 found.add(module)
