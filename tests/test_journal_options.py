@@ -11,7 +11,7 @@ from zopeft.errors import InputError
 from zopeft.journal import Journal, rebuild
 from zopeft.journal.header import JournalHeader, header_of
 from zopeft.methods.mezo import MeZO
-from zopeft.optim.declared import Options, settings_of
+from zopeft.optim.declared import settings_of
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
 
@@ -88,7 +88,7 @@ def test_every_option_of_a_method_is_in_the_header_or_said_to_be_aside():
     options = set(header(made(MeZO)).options)
     known = set(options_of(ZerothOrder))
     assert known - fields - options == {"lr", "max_bad_steps", "carrier", "probes"}
-    shared = {setting.name for setting in settings_of(Options)}
+    shared = {setting.name for setting in settings_of(MeZO.Options)}
     assert options == {"eps", "clip", "weight_decay", *shared} and "layers" in shared
 
 
