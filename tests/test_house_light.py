@@ -33,9 +33,12 @@ def cpu_seconds(command):
     return used.ru_utime + used.ru_stime
 
 
-def test_help_answers_in_half_a_second():
-    command = [sys.executable, "-m", "zopeft.cli.main", "--help"]
-    assert min(cpu_seconds(command) for _ in range(4)) < 0.5
+def test_help_takes_little_more_than_the_library_that_prints_it():
+    """Half a second on most machines; how fast a machine is, is not for a test to say."""
+    commands = (("-m", "zopeft.cli.main", "--help"), ("-c", "import typer, typer.rich_utils"))
+    times = [[cpu_seconds([sys.executable, *words]) for words in commands] for _ in range(4)]
+    own, library = (min(column) for column in zip(*times, strict=True))
+    assert own < 2.5 * library
 
 
 def test_the_flat_surface_is_whole():
