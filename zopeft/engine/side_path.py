@@ -63,10 +63,6 @@ def add_product(output: Tensor, inputs: Tensor, sides: Factors, step: float) -> 
         [..., O].
     """
     into, out = sides
-    if out.device.type == "cpu":
-        # Products take half the time where what is long lies together. Kept so for all layers,
-        # it would be the factors' memory once more.
-        into, out = into.t().contiguous().t(), out.contiguous()
     if runs_apart(inputs) or not output.is_contiguous():
         product = ((inputs.to(into.dtype) @ into) * step) @ out
         return (output.to(product.dtype) + product).to(output.dtype)
