@@ -328,7 +328,7 @@ def test_a_run_of_an_older_journal_goes_on_as_it_began(tmp_path):
     for way in ("rebuilt", "resumed", "restored", "dithered"):
         model = net()
         method = method_of(model)
-        assert method.engine.rounding == "stochastic"
+        assert method.engine.rounding == "hashed"
         if way == "restored":
             with torch.no_grad():
                 for parameter, weight in zip(model.parameters(), weights, strict=True):
@@ -352,11 +352,51 @@ def test_a_run_of_an_older_journal_goes_on_as_it_began(tmp_path):
         assert equal == (way != "dithered")
 
 
+def test_a_run_whose_updates_were_rounded_by_philox_goes_on_so(tmp_path):
+    ends = {}
+    for rounding in plain.ROUNDINGS[:2]:
+        folder = tmp_path / rounding
+        folder.mkdir()
+        model = net()
+        method = method_of(model)
+        method.engine.rounding = rounding
+        with Journal.create(folder / "journal.bin", header_of(method)) as journal:
+            for _ in range(3):
+                walk(model, method, 1)
+                journal.append(method.last_record)
+        again = net()
+        rebuilt = method_of(again)
+        rebuild(folder / "journal.bin", rebuilt)
+        assert rebuilt.engine.rounding == rounding
+        pairs = zip(model.parameters(), again.parameters(), strict=True)
+        assert all(same(a, b) for a, b in pairs)
+        ends[rounding] = walk(model, method, 3)[-1]
+        after = walk(again, rebuilt, 3)[-1]
+        assert all(same(a, b) for a, b in zip(ends[rounding], after, strict=True))
+    assert not all(same(a, b) for a, b in zip(*ends.values(), strict=True))
+
+
+def test_no_update_is_rounded_by_the_words_of_its_probes():
+    """Both are even, and together as if they were drawn apart: 16 by 16 cells, chi squared."""
+    kernels, count = PlainKernels(Noise()), 1 << 16
+    weight = torch.zeros(count, dtype=torch.bfloat16)
+    cells = torch.zeros(256)
+    for seed in range(16):
+        key = step_seed(0, seed)
+        probe = kernels.words(key, 3, 0, count, weight)
+        update = kernels.updated_words(key, 3, 0, count, weight)
+        assert not torch.equal(probe, update)
+        cells += torch.bincount((probe >> 28) * 16 + (update >> 28), minlength=256)
+    expected = 16 * count / 256
+    # 255 degrees of freedom: 255 on average, 22.6 their standard deviation.
+    assert 120 < float(((cells - expected) ** 2 / expected).sum()) < 400
+
+
 def test_the_journal_of_a_run_says_how_its_probes_are_rounded(tmp_path):
     method = method_of(net())
     header = header_of(method, settings={"batch": 4})
-    assert header.settings == {"rounding": "stochastic", "batch": 4}
-    assert header.rounding == "stochastic" and replace(header, settings={}).rounding == "nearest"
+    assert header.settings == {"rounding": "hashed", "batch": 4}
+    assert header.rounding == "hashed" and replace(header, settings={}).rounding == "nearest"
     with pytest.raises(InputError, match="unknown rounding of probes, got 'up'"):
         method.engine.rounding = "up"
 
@@ -368,7 +408,7 @@ def test_fp32_runs_know_no_rounding():
         method = method_of(model)
         method.engine.rounding = rounding
         ends.append(walk(model, method, 3)[-1])
-    assert all(same(a, b) for a, b in zip(*ends, strict=True))
+    assert all(same(a, b) for end in ends for a, b in zip(end, ends[0], strict=True))
     assert not any(
         same(a, b) for a, b in zip(ends[0], net(torch.float32).parameters(), strict=True)
     )

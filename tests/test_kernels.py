@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from zopeft.kernels import plain
+from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.noise import Noise, rounding_words
 
 SIXTEEN_BIT = [torch.bfloat16, torch.float16]
@@ -49,27 +50,34 @@ def test_other_dtypes_are_refused():
         plain.stochastic_round(torch.zeros(1), rounding_words(0, 0, 0, 1), torch.float64)
 
 
+def words_of(weight, seed, address, start=0, rounding="hashed"):
+    kernels = PlainKernels(Noise())
+    kernels.rounding = rounding
+    return kernels.updated_words(seed, address, start, weight.numel(), weight)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, *SIXTEEN_BIT])
 @pytest.mark.parametrize("count", [1, 63, 1000, 2**18 + 1])
 def test_an_update_in_pieces_is_the_update(dtype, count):
     weight = torch.randn(count, generator=torch.Generator().manual_seed(0)).to(dtype)
     u = Noise().at_elements(8, 2, 0, count)
     whole, pieces = weight.clone(), weight.clone()
-    plain.update_(whole, u, -1e-3, 0.999, 8, 2)
+    plain.update_(whole, u, -1e-3, 0.999, words_of(whole, 8, 2))
     half = count // 2
     for a, b in ((0, half), (half, count)):
         if b > a:
-            plain.update_(pieces[a:b], u[a:b], -1e-3, 0.999, 8, 2, a)
+            plain.update_(pieces[a:b], u[a:b], -1e-3, 0.999, words_of(pieces[a:b], 8, 2, a))
     assert torch.equal(whole, pieces)
     # A single 16-bit number may well be rounded to what it was.
     assert count == 1 or not torch.equal(whole, weight)
 
 
-def test_updates_far_below_an_ulp_count_on_average_in_bf16():
+@pytest.mark.parametrize("rounding", ["hashed", "stochastic"])
+def test_updates_far_below_an_ulp_count_on_average_in_bf16(rounding):
     weight = torch.ones(4096, dtype=torch.bfloat16)
     step = torch.ones(4096)
     for seed in range(100):
-        plain.update_(weight, step, 1e-5, 1.0, seed, 1)
+        plain.update_(weight, step, 1e-5, 1.0, words_of(weight, seed, 1, rounding=rounding))
     # One ulp above 1 is 2**-7: rounding to nearest would never have moved.
     assert weight.double().mean() == pytest.approx(1.001, abs=2e-4)
 

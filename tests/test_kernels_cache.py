@@ -2,20 +2,32 @@
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 
+np = pytest.importorskip("numpy")
 numba = pytest.importorskip("numba")
 
 from numba.core import caching  # noqa: E402
 
 from zopeft.kernels.numba_cache import Keeping  # noqa: E402
+from zopeft.kernels.numba_kernels import _spreading  # noqa: E402
 
-SIGNATURE = "f8(f8)"
+SIGNATURE = "f8[::1]"
 
 
-def add_one(x):
-    return x + 1.0
+def add_one(begin, end, x):
+    for at in range(begin, end):
+        x[at] += 1.0
+
+
+def sums(kernel, number):
+    """The number plus one, found by the kernel in two parts."""
+    x = np.full(3, number)
+    kernel(np.array([0, 1, 3]), 0, 1, x)
+    assert x[0] == x[1] == x[2]
+    return x[0]
 
 
 def kept_in(folder):
@@ -34,9 +46,9 @@ def read_only(monkeypatch, tmp_path):
 
 
 def test_they_are_kept_among_the_temporary_files_which_is_said_once(read_only, caplog):
-    keeping = Keeping()
+    keeping = Keeping(_spreading)
     for _ in range(2):
-        assert keeping.compiled(SIGNATURE)(add_one)(2.0) == 3.0
+        assert sums(keeping.compiled(SIGNATURE)(add_one), 2.0) == 3.0
     assert kept_in(read_only) == [".nbc", ".nbi"]
     (own,) = read_only.iterdir()
     assert own.stat().st_mode & 0o777 == 0o700
@@ -64,9 +76,9 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(why, read_only, caplog
         monkeypatch.setattr(caching.FunctionCache, "save_overload", save)
     else:
         monkeypatch.setattr("tempfile.tempdir", str(read_only / "missing"))
-    keeping = Keeping()
+    keeping = Keeping(_spreading)
     for _ in range(2):
-        assert keeping.compiled(SIGNATURE)(add_one)(2.0) == 3.0
+        assert sums(keeping.compiled(SIGNATURE)(add_one), 2.0) == 3.0
     assert kept_in(read_only) == []
     assert "kept nowhere: every run compiles them anew" in caplog.messages[-1]
     assert len(caplog.messages) == (2 if why == "a full disk" else 1)
@@ -74,13 +86,18 @@ def test_they_are_compiled_anew_where_nothing_can_be_kept(why, read_only, caplog
 
 def test_a_kernel_is_compiled_when_it_is_first_called_and_once(tmp_path, monkeypatch):
     monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path))
-    keeping = Keeping()
+    keeping = Keeping(_spreading)
     kernel = keeping.compiled(SIGNATURE)(add_one)
     assert kept_in(tmp_path) == [] and keeping.kernels == [kernel]
     made, compiled = [], kernel._compile
     monkeypatch.setattr(kernel, "_compile", lambda one: made.append(one) or compiled(one))
     with ThreadPoolExecutor(4) as threads:
-        assert list(threads.map(kernel, [1.0, 2.0, 3.0, 4.0])) == [2.0, 3.0, 4.0, 5.0]
+        assert list(threads.map(partial(sums, kernel), [1.0, 2.0, 3.0, 4.0])) == [
+            2.0,
+            3.0,
+            4.0,
+            5.0,
+        ]
     assert made == [add_one]
     assert kept_in(tmp_path) == [".nbc", ".nbi"]
 

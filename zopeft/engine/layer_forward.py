@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -101,7 +102,7 @@ class LayerForward:
             output = layers.wide_linear(self.twins, module, main.number, inputs, product)
         else:
             output = self._swapped(inputs, product) if self._changed else self.forward(inputs)
-        return output if product else self._beside(output, inputs)
+        return output if product else self._beside(output, inputs, [self.twins.step])
 
     def copied(self, inputs: Tensor, probes: Sequence[Probe], copies: CopiedBatch) -> Tensor:
         """Runs it on copies of a batch, each under a probe of its own.
@@ -122,6 +123,8 @@ class LayerForward:
             return add_biases(twins, found, dim, flips, probes[0][1], self._bias)
         once = self._product_beside and not self._changed
         whole = self.forward(inputs) if once else inputs
+        if once and dim == 0:
+            return self._all_beside(whole, inputs, probes)
         parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
         pieces: list[Tensor] = []
         while (place := len(pieces)) < len(probes):
@@ -131,7 +134,7 @@ class LayerForward:
             if both is not None:
                 pieces += both
             elif once:
-                pieces.append(self._beside(own[place], parts[place]))
+                pieces.append(self._beside(own[place], parts[place], [probes[place][1]]))
             else:
                 pieces.append(self.one(parts[place]))
         written = once and all(a is b for a, b in zip(pieces, own, strict=True))
@@ -161,7 +164,7 @@ class LayerForward:
     def _swapped(self, inputs: Any, product: bool) -> Any:
         """Runs it with scratch weights: a norm's in fp32 where it is the same layer."""
         dtype, places = None, self._changed
-        if self.twins.kernels.rounding == "stochastic":
+        if self.twins.kernels.rounding != "nearest":
             leaves = [place.leaf for place in places]
             dtype = self.exact.output(self.module, leaves, self.forward, inputs)
         exact = dtype is not None
@@ -174,8 +177,21 @@ class LayerForward:
             self._stands = self._standing is not None
         return output if dtype is None else output.to(dtype)
 
-    def _beside(self, output: Tensor, inputs: Tensor) -> Tensor:
-        """Adds the product of factors to what the layer gave without it."""
+    def _all_beside(self, whole: Tensor, inputs: Tensor, probes: Sequence[Probe]) -> Tensor:
+        """Does `_beside` for the copies of a batch, those of one direction at once."""
+        rows, own = len(inputs) // len(probes), []
+        for _, group in groupby(range(len(probes)), lambda place: id(probes[place][0])):
+            places = list(group)
+            part = slice(places[0] * rows, (places[-1] + 1) * rows)
+            self.twins.show(*probes[places[0]])
+            steps = [probes[place][1] for place in places]
+            output = whole[part]
+            own.append((output, self._beside(output, inputs[part], steps)))
+        written = all(before is after for before, after in own)
+        return whole if written else torch.cat([after for _, after in own])
+
+    def _beside(self, output: Tensor, inputs: Tensor, steps: Sequence[float]) -> Tensor:
+        """Adds the product of factors to what the layer gave without it, see `add_product`."""
         assert self.main is not None
         key = (self.twins.direction, inputs.dtype, inputs.device)
         if self._sides is None or self._sides[0] != key:
@@ -183,4 +199,4 @@ class LayerForward:
             assert factors is not None
             # Both probes of a direction take them.
             self._sides = key, sides_of(self.module, factors, inputs.dtype)
-        return add_product(output, inputs, self._sides[1], self.twins.step)
+        return add_product(self.twins.kernels, output, inputs, self._sides[1], steps)

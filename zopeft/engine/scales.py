@@ -23,7 +23,6 @@ from zopeft.engine.sums import terms_of
 from zopeft.engine.vector import Vector, first_seed
 from zopeft.kernels.plain import stochastic_round
 from zopeft.kernels.plain_backend import Statistics
-from zopeft.noise.address import rounding_words
 
 
 class ScaleTensors(Carrier):
@@ -104,7 +103,8 @@ class ScaleTensors(Carrier):
         target = factor.clamp_(min=0.0).mul_(scales.float())
         if scales.dtype != torch.float32:
             address = self.blocks[number].address
-            words = rounding_words(seed, address, 0, target.numel(), target.device)
+            words = self.kernels.updated_words(seed, address, 0, target.numel(), scales)
+            assert words is not None
             target = stochastic_round(target.reshape(-1), words, scales.dtype)
         scales.copy_(target.view(scales.shape))
 

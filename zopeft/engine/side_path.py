@@ -6,7 +6,7 @@ twin of it is made, and the product P Q itself is never formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from zopeft.engine.layers import runs_apart
 from zopeft.kernels.form import Factors
-
-WIDENED = 1 << 18
-"""Numbers of a 16-bit output that are widened at a time."""
+from zopeft.kernels.plain_backend import PlainKernels
 
 
 def has_side_path(module: nn.Module, forward: Callable[..., Any]) -> bool:
@@ -44,36 +42,45 @@ def sides_of(module: nn.Module, factors: Factors, dtype: torch.dtype) -> Factors
         factors: left and right, fp32; their product has the shape of the weight.
         dtype: The input's.
     """
+    given = dtype
     dtype = torch.float32 if factors[0].device.type == "cpu" and dtype.itemsize == 2 else dtype
     left, right = factors[0].to(dtype), factors[1].to(dtype)
     # A linear layer holds [O, I] and a Conv1D [I, O].
-    return (left, right) if _is_conv1d(module) else (right.t(), left.t())
+    into, out = (left, right) if _is_conv1d(module) else (right.t(), left.t())
+    # Rows are added by a kernel there, which reads them as they lie.
+    return (into, out.contiguous()) if dtype == torch.float32 != given else (into, out)
 
 
-def add_product(output: Tensor, inputs: Tensor, sides: Factors, step: float) -> Tensor:
+def add_product(
+    kernels: PlainKernels, output: Tensor, inputs: Tensor, sides: Factors, steps: Sequence[float]
+) -> Tensor:
     """Adds what ``step * left right`` in the weight would add to a layer's output.
 
     Args:
+        kernels: What adds rows.
         output: What it gave without, [..., O]; may be written.
         inputs: [..., I].
         sides: See `sides_of`; where they are wider than the output, the sum is rounded once.
-        step: Finite-difference step with its sign.
+        steps: Finite-difference steps with their signs, [P]: one for each P-th part of the rows.
 
     Returns:
         [..., O].
     """
     into, out = sides
     if runs_apart(inputs) or not output.is_contiguous():
-        product = ((inputs.to(into.dtype) @ into) * step) @ out
+        product = _stretched(inputs.to(into.dtype) @ into, steps) @ out
         return (output.to(product.dtype) + product).to(output.dtype)
-    flat, given = output.view(-1, output.shape[-1]), inputs.reshape(-1, inputs.shape[-1])
-    if output.dtype == out.dtype:
-        flat.addmm_(given @ into, out, alpha=step)
-        return output
-    rows = max(1, WIDENED // flat.shape[1])
-    for piece, part in zip(flat.split(rows), given.split(rows), strict=True):
-        piece.copy_(piece.to(out.dtype).addmm_(part.to(into.dtype) @ into, out, alpha=step))
+    given = inputs.reshape(-1, inputs.shape[-1]).to(into.dtype)
+    kernels.add_rows(output.view(-1, output.shape[-1]), _stretched(given @ into, steps), out)
     return output
+
+
+def _stretched(thin: Tensor, steps: Sequence[float]) -> Tensor:
+    """Multiplies each part of the rows by its own step."""
+    if len(steps) == 1:
+        return thin * steps[0]
+    parts = thin.view(len(steps), -1) * thin.new_tensor(steps).unsqueeze(1)
+    return parts.view(thin.shape)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from zopeft.kernels.formula import Formula, Target
 from zopeft.kernels.plain_layout import Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 
-FEW = 256
+FEW = 1 << 14
 """Rows of the largest matrix whose table is kept."""
 KINDS = {
     torch.float32: compiled.FLOAT32,
@@ -77,7 +77,7 @@ def row_table(rows: slice | Tensor, weight: Tensor, address: int) -> Table:
     return table
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _few_rows(start: int, stop: int, width: int, address: int) -> Table:
     """Does `row_table` for a matrix whose table takes longer to make than its noise."""
     chosen = np.arange(start, stop)

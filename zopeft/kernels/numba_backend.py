@@ -33,12 +33,9 @@ class NumbaKernels(PlainKernels):
     name = "numba"
     pairs = True
 
-    def _run(self, table: Table, kernel: Any, moments: Any, *arguments: Any) -> None:
-        def call(part: slice) -> None:
-            own = () if moments is None else (moments[part],)
-            kernel(table[part], *arguments, *own)
-
-        share_out(table, call)
+    @property
+    def _hashed(self) -> int:
+        return int(self.rounding == "hashed")
 
     def _key(self, seed: int) -> tuple[np.uint64, int]:
         return np.uint64(seed), FAMILIES[self.noise.family]
@@ -57,7 +54,7 @@ class NumbaKernels(PlainKernels):
         if not (arrays.taken(weight) and arrays.taken(out)):
             super().shift(seed, address, start, weight, step, scale, out)
             return
-        table = runs.whole(address, start, weight.numel())
+        table = runs.whole(address, start, weight.numel(), runs.FINE)
         self._shift(table, seed, weight, step, arrays.one_scale(scale), out)
 
     def _shift(
@@ -65,7 +62,7 @@ class NumbaKernels(PlainKernels):
     ) -> None:
         places = (*arrays.stored(weight), *arrays.stored(out), int(self.dithers(out)))
         arguments = (*self._key(seed), scales, np.float32(step), *places)
-        self._run(table, compiled.shift, None, *arguments)
+        share_out(compiled.shift, table, *arguments)
 
     def shift_both(
         self,
@@ -82,10 +79,10 @@ class NumbaKernels(PlainKernels):
         if not all(map(arrays.taken, (weight, out, back))):
             super().shift_both(seed, address, start, weight, step, scale, out, back)
             return
-        table = runs.whole(address, start, weight.numel())
+        table = runs.whole(address, start, weight.numel(), runs.FINE)
         places = (*arrays.stored(weight), arrays.stored(out)[0], *arrays.stored(back))
         given = (*self._key(seed), arrays.one_scale(scale), np.float32(step), *places)
-        self._run(table, compiled.shift_both, None, *given, int(self.dithers(out)))
+        share_out(compiled.shift_both, table, *given, int(self.dithers(out)))
 
     def standing(
         self, address: int, weight: Tensor, out: Tensor | None, back: Tensor | None = None
@@ -93,7 +90,7 @@ class NumbaKernels(PlainKernels):
         """See `PlainKernels.standing`."""
         if not all(arrays.taken(each) for each in (weight, out, back) if each is not None):
             return None
-        table, scales = runs.whole(address, 0, weight.numel()), np.ones(1, np.float32)
+        table, scales = runs.whole(address, 0, weight.numel(), runs.FINE), np.ones(1, np.float32)
         source, family, kernel = arrays.stored(weight), FAMILIES[self.noise.family], compiled.shift
         target: Any = None if out is None else arrays.stored(out)
         if target is not None and back is not None:
@@ -103,10 +100,7 @@ class NumbaKernels(PlainKernels):
             scales[0] = scale
             places = (*source, *(target or arrays.stored(out)), int(self.dithers(out)))
             arguments = (np.uint64(seed), family, scales, np.float32(step), *places)
-            if len(table) == 1:
-                kernel(table, *arguments)
-            else:
-                self._run(table, kernel, None, *arguments)
+            share_out(kernel, table, *arguments)
 
         return shift
 
@@ -158,7 +152,7 @@ class NumbaKernels(PlainKernels):
     ) -> npt.NDArray[np.float64]:
         moments = np.empty((len(table), 3 if measured else 0))
         arguments = (*self._key(seed), scales, coefficients, decays, *arrays.stored(weight))
-        self._run(table, compiled.update, moments, *arguments)
+        share_out(compiled.update, table, *arguments, self._hashed, moments)
         return moments
 
     def store(self, seed: int, address: int, start: int, values: Tensor, out: Tensor) -> None:
@@ -166,9 +160,10 @@ class NumbaKernels(PlainKernels):
         if not (arrays.taken(values) and arrays.taken(out)):
             super().store(seed, address, start, values, out)
             return
-        table = runs.whole(address, start, values.numel())
+        table = runs.whole(address, start, values.numel(), runs.FINE)
         source, (target, kind) = arrays.stored(values)[0], arrays.stored(out)
-        self._run(table, compiled.store, None, np.uint64(seed), source, target, kind)
+        arguments = (np.uint64(seed), source, target, kind, self._hashed)
+        share_out(compiled.store, table, *arguments)
 
     def shift_table(
         self,
@@ -225,7 +220,8 @@ class NumbaKernels(PlainKernels):
             np.array(places, dtype=np.int64),
             np.array(kinds, dtype=np.int64),
         )
-        share_out(table, lambda part: compiled.mapped(table[part], *arguments, np.uint64(seed)))
+        rounding = np.uint64(seed), self._hashed
+        share_out(compiled.mapped, table, *arguments, *rounding)
 
     def flips(
         self, weight: Tensor, u: Tensor, rows: Tensor, columns: Tensor, step: float
@@ -239,8 +235,7 @@ class NumbaKernels(PlainKernels):
         source, numbers, left, right, target = (each.numpy() for each in (*given, out))
         table = runs.of_all_rows(*weight.shape)
         for r, s in zip(left, right, strict=True):
-            own = (source, numbers, r, s, length, target)
-            share_out(table, lambda part, own=own: compiled.flip(table[part], *own))  # type: ignore[misc]
+            share_out(compiled.flip, table, source, numbers, r, s, length, target)
             yield out
 
     def squares(self, values: Tensor) -> Tensor:
@@ -261,10 +256,7 @@ class NumbaKernels(PlainKernels):
         squares, folded = np.empty(len(table)), np.zeros((len(table), length), np.float32)
         arguments = (*self._key(seed), *arrays.stored(values))
 
-        def call(part: slice) -> None:
-            compiled.fold(table[part], *arguments, squares[part], folded[part])
-
-        share_out(table, call)
+        share_out(compiled.fold, table, *arguments, squares, folded)
         return torch.from_numpy(folded).sum(0), torch.from_numpy(squares).sum()
 
     def draw(
@@ -287,7 +279,7 @@ class NumbaKernels(PlainKernels):
         nothing = (np.empty(0, np.uint8), compiled.NOTHING)
         places = (*nothing, *arrays.stored(out), 0)
         arguments = (*self._key(seed), arrays.one_scale(None), np.float32(1), *places)
-        self._run(runs.cut(rows), compiled.shift, None, *arguments)
+        share_out(compiled.shift, runs.cut(rows, runs.FINE), *arguments)
         return list(out.split(counts))
 
     def shift_matrix(
@@ -307,7 +299,7 @@ class NumbaKernels(PlainKernels):
         table = arrays.row_table(rows, weight, address)
         arguments = (*self._key(seed), *arrays.form_arrays(form, weight), np.float32(step))
         places = (*arrays.stored(weight), *arrays.stored(out), int(self.dithers(out)))
-        self._run(table, compiled.shift_matrix, None, *arguments, *places)
+        share_out(compiled.shift_matrix, table, *arguments, *places)
 
     def update_matrix(
         self,
@@ -326,13 +318,21 @@ class NumbaKernels(PlainKernels):
         moments = np.empty((len(table), 3 if measured else 0))
         arguments = (*self._key(seed), *arrays.form_arrays(form, weight))
         rates = (np.float32(coefficient), np.float32(decay))
-        place = arrays.stored(weight)
-        self._run(table, compiled.update_matrix, moments, *arguments, *rates, *place)
+        place = (*arrays.stored(weight), self._hashed)
+        share_out(compiled.update_matrix, table, *arguments, *rates, *place, moments)
         if not measured:
             return None
         alike = table.copy()
         alike[:, BLOCK] = 0
         return arrays.only(moments, alike)
+
+    def add_rows(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """See `PlainMatrices.add_rows`; PyTorch's own product where nothing is to be widened."""
+        if out.dtype == right.dtype or not all(map(arrays.taken, (out, left, right))):
+            super().add_rows(out, left, right)
+            return
+        table = runs.of_all_rows(*out.shape)
+        share_out(compiled.add_rows, table, left.numpy(), right.numpy(), *arrays.stored(out))
 
     def statistics(self, weight: Tensor) -> Statistics:
         """See `PlainKernels.statistics`."""
@@ -343,7 +343,7 @@ class NumbaKernels(PlainKernels):
 
     def _measure(self, table: Table, weight: Tensor) -> npt.NDArray[np.float64]:
         moments = np.empty((len(table), 3))
-        self._run(table, compiled.measure, moments, *arrays.stored(weight))
+        share_out(compiled.measure, table, *arrays.stored(weight), moments)
         return moments
 
     def shift_layout(

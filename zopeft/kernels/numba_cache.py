@@ -29,8 +29,18 @@ UNKEPT = (RuntimeError, OSError, EOFError, pickle.UnpicklingError)
 """What numba raises where it finds no folder, cannot write there, or finds a damaged file."""
 
 
+SPREAD = """
+def {name}(bounds, entry, threads, {names}):
+    _spread(bounds, entry, threads, _kernel, ({names},))
+"""
+"""What is compiled of a kernel, with the arguments that follow its begin and end. A text, and
+no function in a function: what is kept of those is found again by what they enclose."""
+
+
 class Kernel:
     """A kernel that is compiled when it is first called.
+
+    It is called with ``bounds, entry, threads`` (see `numba_kernels._spread`) and its arguments.
 
     Args:
         function: What it does.
@@ -60,11 +70,15 @@ class Keeping:
 
     The first kernel that cannot be kept in a place decides for the ones after it.
 
+    Args:
+        spread: An intrinsic that calls a kernel part by part.
+
     Attributes:
         kernels: All that it was given.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spread: Any) -> None:
+        self._spread = spread
         # None: where numba would; a folder; "": nowhere.
         self._place: str | None = None
         self._lock = Lock()
@@ -74,10 +88,12 @@ class Keeping:
         """Returns a decorator that has a function compiled for one signature.
 
         Args:
-            signature: Its types, in numba's words.
+            signature: The types of what follows begin and end, in numba's words.
         """
+        signature = f"void(i8[::1], i8, i8, {signature})"
 
-        def compile_one(function: Any) -> Any:
+        def compile_one(kernel: Any) -> Any:
+            function = self._spreading(kernel)
             with self._lock:
                 while self._place != "":
                     try:
@@ -92,6 +108,19 @@ class Keeping:
             return self.kernels[-1]
 
         return take
+
+    def _spreading(self, kernel: Any) -> Any:
+        """Returns the function that calls a kernel part by part."""
+        code = kernel.__code__
+        names = ", ".join(code.co_varnames[2 : code.co_argcount])
+        text = SPREAD.format(name=f"{kernel.__name__}_spread", names=names)
+        found = {
+            "__name__": kernel.__module__,
+            "_spread": self._spread,
+            "_kernel": numba.njit(kernel),
+        }
+        exec(compile(text, code.co_filename, "exec"), found)
+        return found[f"{kernel.__name__}_spread"]
 
     def _next_place(self, error: Exception) -> str:
         own = "" if self._place else _own_temporary_folder()

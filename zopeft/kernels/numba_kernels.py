@@ -6,9 +6,10 @@ rounding. Products and sums are never contracted, so the bits are those of the p
 version (`zopeft.kernels.plain`), whatever the machine, the tiles and the threads.
 
 A kernel takes a table of runs, one row a run of consecutive elements of one tensor (see
-`zopeft.kernels.runs`), and knows nothing of threads: it lets go of the interpreter, and
-its caller gives each thread some rows. Everything compiled is in this one file, because
-numba's cache on disk looks no further than the file of a kernel to see that it is stale.
+`zopeft.kernels.runs`), and from which of its rows to which it is to work. It knows nothing of
+threads: `_spread` shares the rows out, without the interpreter. Everything compiled is in this one
+file, because numba's cache on disk looks no further than the file of a kernel to see that it is
+stale.
 """
 
 # numba's own language: arrays and machine integers, typed by the signatures below.
@@ -22,13 +23,14 @@ from typing import Any
 import numba
 import numpy as np
 from llvmlite import ir
+from numba.core import cgutils
 from numba.core.codegen import get_host_cpu_features
 from numba.extending import intrinsic
 
 from zopeft.kernels.numba_cache import Keeping
 from zopeft.kernels.runs import ADDRESS, BLOCK, LENGTH, OUT, START, WEIGHT
 from zopeft.noise.binomial import CENTRE, SCALE
-from zopeft.noise.dither import FACTORS, SHIFT
+from zopeft.noise.dither import FACTORS, SHIFT, UPDATED
 from zopeft.noise.gaussian import COSINE, LOG, ROOT_HALF, SINE, TURN, TWO_LN_2
 from zopeft.noise.philox import KEY_STEPS, MULTIPLIERS
 
@@ -46,12 +48,11 @@ _COSINE = tuple(F(c) for c in COSINE)
 _TURN, _TWO_LN_2, _HALF, _ONE = F(TURN), F(-TWO_LN_2), F(0.5), F(1.0)
 _BYTES, _SCALE = U(0x00FF00FF), F(SCALE)
 _TOP, _MAGNITUDE, _INFINITE = U(31), U(0x7FFFFFFF), U(0x7F800000)
-_BIT = U(1) << np.arange(32, dtype=np.uint32)
+_LARGEST = U(0x7F7F0000)
 _FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
 _D0, _D1 = (U(factor) for factor in FACTORS)
-_MIX = U(SHIFT)
+_MIX, _UPDATED = U(SHIFT), W(UPDATED)
 _inline: Any = numba.njit(forceinline=True)
-_kernel = Keeping().compiled
 _array: Any = numba.carray  # type: ignore[attr-defined]
 
 
@@ -69,6 +70,99 @@ def _reinterpret(source: Any, target: Any, convert: Any) -> Any:
 _t = numba.types
 _bits = _reinterpret(_t.float32, _t.uint32, lambda b, v: b.bitcast(v, ir.IntType(32)))
 _float = _reinterpret(_t.uint32, _t.float32, lambda b, v: b.bitcast(v, ir.FloatType()))
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _signing(context, word, address):
+    """Writes plus one for each bit of a word that is set and minus one for the others.
+
+    A vector operation by name: what LLVM makes of a loop over the bits takes ten times as long.
+    """
+
+    def generate(context, builder, signature, arguments):
+        whole, numbers = ir.VectorType(ir.IntType(32), 32), ir.VectorType(ir.FloatType(), 32)
+        nothing, none = ir.Constant(whole, ir.Undefined), ir.Constant(whole, [0] * 32)
+        first = builder.insert_element(nothing, arguments[0], ir.Constant(ir.IntType(32), 0))
+        each = builder.shuffle_vector(first, nothing, none)
+        bits = builder.and_(each, ir.Constant(whole, [1 << bit for bit in range(32)]))
+        up, down = (ir.Constant(numbers, [sign] * 32) for sign in (1.0, -1.0))
+        signs = builder.select(builder.icmp_unsigned("!=", bits, none), up, down)
+        builder.store(signs, builder.inttoptr(arguments[1], numbers.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return _t.none(_t.uint32, _t.int64), generate
+
+
+_signs: Any = _signing
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _spreading(context, bounds, entry, threads, kernel, arguments):
+    """Has a kernel called with a begin, an end and some arguments, part by part.
+
+    ``bounds[k]`` and ``bounds[k + 1]`` are begin and end of part k. With an `entry` the parts are
+    for whoever comes next of so many threads: it is the address of OpenMP's function that calls
+    another one on all of them (see `zopeft.kernels.team`). Without, they are done here in order.
+    """
+    own = context.resolve_function_type(kernel, (_t.int64, _t.int64, *arguments.types), {})
+    signature = _t.none(bounds, entry, threads, kernel, arguments)
+
+    def generate(context, builder, signature, given):
+        word, byte = ir.IntType(64), ir.IntType(8).as_pointer()
+        places = context.make_array(bounds)(context, builder, given[0])
+        kinds = [word, word, word.as_pointer(), context.get_value_type(arguments)]
+        frame = cgutils.alloca_once(builder, ir.LiteralStructType(kinds))
+        parts = builder.sub(places.nitems, ir.Constant(word, 1))
+        for number, value in enumerate((ir.Constant(word, 0), parts, places.data, given[4])):
+            builder.store(value, cgutils.gep_inbounds(builder, frame, 0, number))
+        body = _part_by_part(context, builder.module, frame.type, kernel, own)
+        kind = ir.FunctionType(ir.VoidType(), [body.type, byte, ir.IntType(32), ir.IntType(32)])
+        alone = builder.icmp_unsigned("==", given[1], ir.Constant(word, 0))
+        held = builder.bitcast(frame, byte)
+        with builder.if_else(alone) as (here, there):
+            with here:
+                builder.call(body, [held])
+            with there:
+                count = builder.trunc(given[2], ir.IntType(32))
+                called = builder.inttoptr(given[1], kind.as_pointer())
+                builder.call(called, [body, held, count, ir.Constant(ir.IntType(32), 0)])
+        return context.get_dummy_value()
+
+    return signature, generate
+
+
+def _part_by_part(context, module, frame, kernel, own):
+    """The function of C that does parts until there are no more; see `_spreading`."""
+    word, byte = ir.IntType(64), ir.IntType(8).as_pointer()
+    name = module.get_unique_name("zopeft_part_by_part")
+    body = ir.Function(module, ir.FunctionType(ir.VoidType(), [byte]), name)
+    body.linkage = "internal"
+    builder = ir.IRBuilder(body.append_basic_block("begin"))
+    held = builder.bitcast(body.args[0], frame)
+    taken, parts, bounds, packed = (
+        cgutils.gep_inbounds(builder, held, 0, number) for number in range(4)
+    )
+    count, bounds = builder.load(parts), builder.load(bounds)
+    arguments = cgutils.unpack_tuple(builder, builder.load(packed))
+    ask, work, done = (body.append_basic_block(at) for at in ("ask", "work", "done"))
+    builder.branch(ask)
+    builder.position_at_end(ask)
+    part = builder.atomic_rmw("add", taken, ir.Constant(word, 1), "monotonic")
+    builder.cbranch(builder.icmp_signed("<", part, count), work, done)
+    builder.position_at_end(work)
+    ends = [builder.add(part, ir.Constant(word, more)) for more in (0, 1)]
+    begin, end = (builder.load(builder.gep(bounds, [at])) for at in ends)
+    code = kernel.dispatcher.overloads[own.args]
+    context.add_linking_libs([code.library])
+    # Kernels raise nothing, so there is no status to look at.
+    context.call_internal_no_propagate(builder, code.fndesc, own, [begin, end, *arguments])
+    builder.branch(ask)
+    builder.position_at_end(done)
+    builder.ret_void()
+    return body
+
+
+_kernel = Keeping(_spreading).compiled
 
 
 def _converts_halves() -> bool:
@@ -172,10 +266,9 @@ def _gaussian(words, z):
 
 @_inline
 def _rademacher(words, z):
+    at = z.ctypes.data
     for j in range(words.size):
-        signs = z[32 * j : 32 * j + 32]
-        for bit in range(signs.size):
-            signs[bit] = _ONE if U(words[j] & _BIT[bit]) else -_ONE
+        _signs(words[j], at + 128 * j)
 
 
 @_inline
@@ -256,8 +349,15 @@ def _to_float16(value, word):
 
 
 @_inline
-def _round_stochastically(x, count, kind, key, address, start, words):
-    """Rounds to numbers that the 16-bit dtype holds, as an update is rounded."""
+def _dither(low, high, element):
+    """The word of one element; see `zopeft.noise.dither`."""
+    x = U(U(element + low) * _D0)
+    return U(U(U(x ^ U(x >> _MIX)) ^ high) * _D1)
+
+
+@_inline
+def _round_by_philox(x, count, kind, key, address, start, words):
+    """Rounds to numbers that the 16-bit dtype holds, by words of the address's other stream."""
     first = start // 4
     skip = start - first * 4
     _words(key, W(address), W(1), first, (skip + count + 3) // 4, words)
@@ -271,20 +371,15 @@ def _round_stochastically(x, count, kind, key, address, start, words):
 
 
 @_inline
-def _dither(low, high, element):
-    """The word of one element; see `zopeft.noise.dither`."""
-    x = U(U(element + low) * _D0)
-    return U(U(U(x ^ U(x >> _MIX)) ^ high) * _D1)
-
-
-@_inline
 def _dithered_bfloat16(x, word):
-    """The bits of a number, rounded by a word of its own."""
+    """The bits of a number, rounded by a word of its own.
+
+    From the largest number of bfloat16 on nothing is added: what is cut off then leaves that one,
+    an infinity, or a NaN of which arithmetic has set a bit in the upper half.
+    """
     bits = _bits(x)
-    size = U(bits & _MAGNITUDE)
-    up = U(min(U(size + U(word >> U(16))), U(0x7F7FFFFF)))
-    up = up if size < _INFINITE else U(size | U(U(0x400000) if size > _INFINITE else U(0)))
-    return np.uint16(U(U(up | U(bits & U(0x80000000))) >> U(16)))
+    more = U(word >> U(16)) if U(bits & _MAGNITUDE) < _LARGEST else U(0)
+    return np.uint16(U(U(bits + more) >> U(16)))
 
 
 @_inline
@@ -299,6 +394,16 @@ def _store_dithered(x, count, target, kind, at, key, address, start):
     else:
         for i in range(count):
             stored[i] = _to_half(_to_float16(x[i], _dither(low, high, U(first + U(i)))))
+
+
+@_inline
+def _store_updated(x, count, target, kind, at, key, address, start, hashed, words):
+    """Does `_store`, rounded stochastically as an update is; see `plain.ROUNDINGS`."""
+    if hashed:
+        _store_dithered(x, count, target, kind, at, W(key ^ _UPDATED), address, start)
+    else:
+        _round_by_philox(x, count, kind, key, address, start, words)
+        _store(x, count, target, kind, at)
 
 
 @_inline
@@ -350,6 +455,17 @@ def _decay(decay, coefficient, scale, z, y):
 
 
 @_inline
+def _decay_dithered(decay, coefficient, scale, z, stored, key, address, start):
+    """Does `_decay` for bfloat16, rounded stochastically by the words of a hash."""
+    low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
+    first = U(start)
+    for i in range(stored.size):
+        word = _dither(low, high, U(first + U(i)))
+        x = _float(U(U(stored[i]) << U(16))) * decay + (scale * z[i]) * coefficient
+        stored[i] = _dithered_bfloat16(x, word)
+
+
+@_inline
 def _add_dithered(step, scale, z, source, target, key, address, start):
     """Does `_add_to` for bfloat16 in both, rounded stochastically as a probe is."""
     low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
@@ -360,12 +476,12 @@ def _add_dithered(step, scale, z, source, target, key, address, start):
         target[i] = _dithered_bfloat16(x, word)
 
 
-@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8, i8)")
-def shift(table, key, family, scales, step, weight, kind, out, out_kind, dithered):
+@_kernel("i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], i8, i8")
+def shift(begin, end, table, key, family, scales, step, weight, kind, out, out_kind, dithered):
     """``out = round(weight + step * (scale * z))``; without weights, ``out = scale * z``."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x = np.empty(TILE, np.float32)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         scale, length = scales[table[row, BLOCK]], table[row, LENGTH]
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
@@ -415,12 +531,14 @@ def _add_both_dithered(step, scale, z, source, one, two, key, address, start):
         two[i] = _dithered_bfloat16(x - d, word)
 
 
-@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], u1[::1], i8, i8)")
-def shift_both(table, key, family, scales, step, weight, kind, out, back, out_kind, dithered):
+@_kernel("i8[:,::1], u8, i8, f4[::1], f4, u1[::1], i8, u1[::1], u1[::1], i8, i8")
+def shift_both(
+    begin, end, table, key, family, scales, step, weight, kind, out, back, out_kind, dithered
+):
     """``out = round(weight + step * (scale * z))`` and ``back`` with minus the step: one z."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x = np.empty(TILE, np.float32)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         scale, length = scales[table[row, BLOCK]], table[row, LENGTH]
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
@@ -446,8 +564,10 @@ def shift_both(table, key, family, scales, step, weight, kind, out, back, out_ki
                     _store(x, n, target, out_kind, to)
 
 
-@_kernel("void(i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, f8[:,::1])")
-def update(table, key, family, scales, coefficients, decays, weight, kind, moments):
+@_kernel("i8[:,::1], u8, i8, f4[::1], f4[::1], f4[::1], u1[::1], i8, i8, f8[:,::1]")
+def update(
+    begin, end, table, key, family, scales, coefficients, decays, weight, kind, hashed, moments
+):
     """``weight = round(decay * weight + coefficient * (scale * z))``, and its moments.
 
     Without columns in `moments` none are taken: sums in fp64 take longer than all the rest
@@ -456,7 +576,7 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x = np.empty(TILE, np.float32)
     total, squares = np.zeros(LANES), np.zeros(LANES)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         block, length = table[row, BLOCK], table[row, LENGTH]
         scale, coefficient, decay = scales[block], coefficients[block], decays[block]
         pivot = 0.0
@@ -464,17 +584,23 @@ def update(table, key, family, scales, coefficients, decays, weight, kind, momen
             n = min(TILE, length - at)
             address, start = table[row, ADDRESS], table[row, START] + at
             skip = _draw(key, family, address, start, n, words, z)
-            place = table[row, WEIGHT] + at
+            place, own = table[row, WEIGHT] + at, z[skip : skip + n]
             if kind == FLOAT32:
                 y = weight.view(np.float32)[place : place + n]
-                _decay(decay, coefficient, scale, z[skip : skip + n], y)
+                _decay(decay, coefficient, scale, own, y)
+            elif kind == BFLOAT16 and hashed:
+                y, stored = x[:n], weight.view(np.uint16)[place : place + n]
+                _decay_dithered(
+                    decay, coefficient, scale, own, stored, W(key ^ _UPDATED), address, start
+                )
             else:
                 y = x[:n]
                 _load(weight, kind, place, n, x)
-                _decay(decay, coefficient, scale, z[skip : skip + n], y)
-                _round_stochastically(x, n, kind, key, address, start, words)
-                _store(x, n, weight, kind, place)
+                _decay(decay, coefficient, scale, own, y)
+                _store_updated(x, n, weight, kind, place, key, address, start, hashed, words)
             if moments.size > 0:
+                if kind != FLOAT32:
+                    _load(weight, kind, place, n, x)
                 pivot = np.float64(y[0]) if at == 0 else pivot
                 _accumulate(y, n, pivot, total, squares)
         if moments.size > 0:
@@ -508,8 +634,8 @@ _bytes_at: Any = _pointer
 _call: Any = _calling
 
 
-@_kernel("void(i8[:,::1], i8, f4[:,::1], u8[::1], i8, i8[:,::1], i8[::1], u8)")
-def mapped(table, code, constants, keys, family, places, kinds, key):
+@_kernel("i8[:,::1], i8, f4[:,::1], u8[::1], i8, i8[:,::1], i8[::1], u8, i8")
+def mapped(begin, end, table, code, constants, keys, family, places, kinds, key, hashed):
     """Has a formula's code work on weights, buffers and noises, tile by tile.
 
     A row of `places` has the addresses of one block's weights and buffers in memory; `kinds` says
@@ -518,7 +644,7 @@ def mapped(table, code, constants, keys, family, places, kinds, key):
     words, z = np.empty(TILE + 128, np.uint32), np.empty((keys.size, TILE + 256), np.float32)
     held, x = kinds.size, np.empty((kinds.size, TILE), np.float32)
     own = np.empty(held + keys.size, np.int64)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         block, length, address = table[row, BLOCK], table[row, LENGTH], table[row, ADDRESS]
         numbers = constants[min(block, constants.shape[0] - 1)]
         for at in range(0, length, TILE):
@@ -535,15 +661,14 @@ def mapped(table, code, constants, keys, family, places, kinds, key):
                 own[held + each] = z[each].ctypes.data + 4 * skip
             _call(code, n, own.ctypes.data, numbers.ctypes.data)
             if kinds[0] != FLOAT32:
-                _round_stochastically(x[0], n, kinds[0], key, address, start, words)
                 target = _array(_bytes_at(places[block, 0] + 2 * place), (2 * n,))
-                _store(x[0], n, target, kinds[0], 0)
+                _store_updated(x[0], n, target, kinds[0], 0, key, address, start, hashed, words)
 
 
-@_kernel("void(i8[:,::1], f4[:,::1], f4[:,::1], f4[::1], f4[::1], f4, f4[:,::1])")
-def flip(table, weight, u, rows, columns, step, out):
+@_kernel("i8[:,::1], f4[:,::1], f4[:,::1], f4[::1], f4[::1], f4, f4[:,::1]")
+def flip(begin, end, table, weight, u, rows, columns, step, out):
     """``out = weight + step * (u * r s^T)`` of fp32, a row of the matrix a run."""
-    for run in range(table.shape[0]):
+    for run in range(begin, end):
         row = table[run, START]
         # Signs change no digit: in which order they are multiplied does not matter.
         own = step * rows[row]
@@ -552,18 +677,17 @@ def flip(table, weight, u, rows, columns, step, out):
             target[i] = source[i] + own * (numbers[i] * columns[i])
 
 
-@_kernel("void(i8[:,::1], u8, u1[::1], u1[::1], i8)")
-def store(table, key, values, out, kind):
+@_kernel("i8[:,::1], u8, u1[::1], u1[::1], i8, i8")
+def store(begin, end, table, key, values, out, kind, hashed):
     """``out = round(values)``, stochastically as `update` does; fp32 into 16-bit storage."""
     words, x = np.empty(TILE + 128, np.uint32), np.empty(TILE, np.float32)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         length = table[row, LENGTH]
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
             _load(values, FLOAT32, table[row, WEIGHT] + at, n, x)
-            start = table[row, START] + at
-            _round_stochastically(x, n, kind, key, table[row, ADDRESS], start, words)
-            _store(x, n, out, kind, table[row, OUT] + at)
+            address, start, to = table[row, ADDRESS], table[row, START] + at, table[row, OUT] + at
+            _store_updated(x, n, out, kind, to, key, address, start, hashed, words)
 
 
 @_inline
@@ -629,12 +753,32 @@ def _decay_last(decay, coefficient, u, begun, left, right, column, y):
             y[i] = y[i] * decay + d * coefficient
 
 
+@_inline
+def _decay_last_dithered(
+    decay, coefficient, u, begun, left, right, column, stored, key, address, start
+):
+    """Does `_decay_last` for bfloat16, rounded stochastically by the words of a hash."""
+    (f0, f1, f2, f3), (r0, r1, r2, r3) = _four(left, right, left.size - 4, column)
+    low, high = U(W(address) ^ key), U(W(address) ^ W(key >> _32))
+    first = U(start)
+    if begun:
+        for i in range(stored.size):
+            d = (((u[i] + f0 * r0[i]) + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            x = _float(U(U(stored[i]) << U(16))) * decay + d * coefficient
+            stored[i] = _dithered_bfloat16(x, _dither(low, high, U(first + U(i))))
+    else:
+        for i in range(stored.size):
+            d = ((f0 * r0[i] + f1 * r1[i]) + f2 * r2[i]) + f3 * r3[i]
+            x = _float(U(U(stored[i]) << U(16))) * decay + d * coefficient
+            stored[i] = _dithered_bfloat16(x, _dither(low, high, U(first + U(i))))
+
+
 _MATRIX = "i8[:,::1], u8, i8, f4[:,::1], f4[:,::1], f4[:,::1]"
 
 
-@_kernel(f"void({_MATRIX}, f4, u1[::1], i8, u1[::1], i8, i8)")
+@_kernel(f"{_MATRIX}, f4, u1[::1], i8, u1[::1], i8, i8")
 def shift_matrix(
-    table, key, family, scales, left, right, step, weight, kind, out, out_kind, dithered
+    begin, end, table, key, family, scales, left, right, step, weight, kind, out, out_kind, dithered
 ):
     """``out = round(weight + step * u)``, a row a run; see `Form`."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
@@ -644,7 +788,7 @@ def shift_matrix(
     targets = out[: out.size * fused].view(np.float32)
     early = left.shape[1] - 4 if fused else left.shape[1]
     begun = scales.shape[1] > 0 or early > 0
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         own, length = table[row, BLOCK], table[row, LENGTH]
         address, start = table[row, ADDRESS], table[row, START]
         scale, factors = scales[own], left[own]
@@ -667,19 +811,34 @@ def shift_matrix(
                 _store(x, n, out, out_kind, to)
 
 
-@_kernel(f"void({_MATRIX}, f4, f4, u1[::1], i8, f8[:,::1])")
+@_kernel(f"{_MATRIX}, f4, f4, u1[::1], i8, i8, f8[:,::1]")
 def update_matrix(
-    table, key, family, scales, left, right, coefficient, decay, weight, kind, moments
+    begin,
+    end,
+    table,
+    key,
+    family,
+    scales,
+    left,
+    right,
+    coefficient,
+    decay,
+    weight,
+    kind,
+    hashed,
+    moments,
 ):
     """``weight = round(decay * weight + coefficient * u)``, a row a run; moments as `update`."""
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x, u = np.empty(TILE, np.float32), np.empty(TILE, np.float32)
     total, squares = np.zeros(LANES), np.zeros(LANES)
-    fused = kind == FLOAT32 and left.shape[1] >= 4
-    targets = weight[: weight.size * fused].view(np.float32)
+    exact = kind == FLOAT32
+    fused = (exact or (kind == BFLOAT16 and hashed)) and left.shape[1] >= 4
+    targets = weight[: weight.size * exact].view(np.float32)
+    halves = weight[: weight.size * (kind == BFLOAT16)].view(np.uint16)
     early = left.shape[1] - 4 if fused else left.shape[1]
     begun = scales.shape[1] > 0 or early > 0
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         own, length = table[row, BLOCK], table[row, LENGTH]
         address, start = table[row, ADDRESS], table[row, START]
         scale, factors = scales[own], left[own]
@@ -691,29 +850,63 @@ def update_matrix(
                 key, family, address, start + at, at, scale, factors, right, early, words, z, d
             )
             place = table[row, WEIGHT] + at
-            if fused:
+            if fused and not exact:
+                y, stored, rounding = x[:n], halves[place : place + n], W(key ^ _UPDATED)
+                _decay_last_dithered(
+                    decay,
+                    coefficient,
+                    d,
+                    begun,
+                    factors,
+                    right,
+                    at,
+                    stored,
+                    rounding,
+                    address,
+                    start + at,
+                )
+            elif fused:
                 y = targets[place : place + n]
                 _decay_last(decay, coefficient, d, begun, factors, right, at, y)
             else:
                 y = x[:n]
                 _load(weight, kind, place, n, x)
                 _decay(decay, coefficient, _ONE, d, y)
-                if kind != FLOAT32:
-                    _round_stochastically(x, n, kind, key, address, start + at, words)
-                _store(x, n, weight, kind, place)
+                if kind == FLOAT32:
+                    _store(x, n, weight, kind, place)
+                else:
+                    _store_updated(
+                        x, n, weight, kind, place, key, address, start + at, hashed, words
+                    )
             if moments.size > 0:
+                if kind != FLOAT32:
+                    _load(weight, kind, place, n, x)
                 pivot = np.float64(y[0]) if at == 0 else pivot
                 _accumulate(y, n, pivot, total, squares)
         if moments.size > 0:
             _close(total, squares, length, pivot, moments[row])
 
 
-@_kernel("void(i8[:,::1], u1[::1], i8, f8[:,::1])")
-def measure(table, weight, kind, moments):
+@_kernel("i8[:,::1], f4[:,::1], f4[:,::1], u1[::1], i8")
+def add_rows(begin, end, table, left, right, out, kind):
+    """``out = round(out + left right)``, a row a run, to nearest."""
+    x = np.empty(TILE, np.float32)
+    for row in range(begin, end):
+        own, length = left[table[row, START]], table[row, LENGTH]
+        place = table[row, START] * length
+        for at in range(0, length, TILE):
+            n = min(TILE, length - at)
+            _load(out, kind, place + at, n, x)
+            _products(own, right, at, own.size, True, x[:n])
+            _store(x, n, out, kind, place + at)
+
+
+@_kernel("i8[:,::1], u1[::1], i8, f8[:,::1]")
+def measure(begin, end, table, weight, kind, moments):
     """The moments that `update` gives, of weights that have not been updated."""
     x = np.empty(TILE, np.float32)
     total, squares = np.zeros(LANES), np.zeros(LANES)
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         length, pivot = table[row, LENGTH], 0.0
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
@@ -740,8 +933,8 @@ def _add_products(z, x, total):
         total[i] += z[i] * x[i]
 
 
-@_kernel("void(i8[:,::1], u8, i8, u1[::1], i8, f8[::1], f4[:,::1])")
-def fold(table, key, family, values, kind, squares, folded):
+@_kernel("i8[:,::1], u8, i8, u1[::1], i8, f8[::1], f4[:,::1]")
+def fold(begin, end, table, key, family, values, kind, squares, folded):
     """A run's sum of squares, and its noise times values, summed by place modulo the columns.
 
     Without columns in `folded` no noise is made.
@@ -749,7 +942,7 @@ def fold(table, key, family, values, kind, squares, folded):
     words, z = np.empty(TILE + 128, np.uint32), np.empty(TILE + 256, np.float32)
     x, lanes = np.empty(TILE, np.float32), np.zeros(LANES)
     length = folded.shape[1]
-    for row in range(table.shape[0]):
+    for row in range(begin, end):
         count, start, total = table[row, LENGTH], table[row, START], folded[row]
         lanes[:] = 0.0
         at = 0

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zopeft.noise.address import rounding_words
-
 SIXTEEN_BIT = (torch.bfloat16, torch.float16)
-ROUNDINGS = ("stochastic", "nearest")
-"""Of probes in 16 bits. To nearest was the only way once, and a run that began so goes on so."""
+ROUNDINGS = ("hashed", "stochastic", "nearest")
+"""Of what is rounded to 16 bits. An update is always rounded stochastically, and so are probes, by
+words of a hash (`zopeft.noise.dither`). "stochastic" takes an update's from Philox, and "nearest"
+rounds probes to nearest besides: a run that began so, by an earlier zopeft, goes on so."""
 
 
 def perturb(
@@ -49,9 +49,7 @@ def update_(
     direction: Tensor,
     coefficient: Tensor | float,
     decay: Tensor | float,
-    seed: int,
-    address: int,
-    start: int = 0,
+    words: Tensor | None,
 ) -> None:
     """Writes ``decay * weight + coefficient * direction`` into `weight`.
 
@@ -60,16 +58,12 @@ def update_(
         direction: fp32 ``u = scale * z`` for the same elements.
         coefficient: Minus learning rate times projected gradient.
         decay: One minus learning rate times weight decay.
-        seed: 64-bit key of the step; addresses the rounding bits.
-        address: 32-bit address of the tensor.
-        start: Index of the run's first element in the whole tensor.
+        words: int64 [n], what decides the rounding to 16 bits; None for fp32.
     """
     target = weight.to(torch.float32).mul(decay).add_(direction * coefficient)
-    if weight.dtype == torch.float32:
-        weight.copy_(target)
-        return
-    words = rounding_words(seed, address, start, weight.numel(), weight.device)
-    weight.copy_(stochastic_round(target, words, weight.dtype))
+    if words is not None:
+        target = stochastic_round(target, words, weight.dtype)
+    weight.copy_(target)
 
 
 def stochastic_round(value: Tensor, words: Tensor, dtype: torch.dtype) -> Tensor:

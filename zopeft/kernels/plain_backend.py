@@ -16,8 +16,8 @@ from zopeft.kernels.plain_layout import PlainLayouts, Statistics
 from zopeft.kernels.plain_matrix import directions, draw
 from zopeft.kernels.runs import START, Layout, Table
 from zopeft.noise import Noise
-from zopeft.noise.address import rounding_words
-from zopeft.noise.dither import dither_run, dither_words
+from zopeft.noise.address import rounding_at, rounding_words
+from zopeft.noise.dither import UPDATED, dither_run, dither_words
 from zopeft.noise.philox import MASK
 
 __all__ = ["PlainKernels", "Standing", "Statistics"]
@@ -29,6 +29,10 @@ CHUNK = 1 << 22
 """Elements that are worked on at a time (16 MB of fp32)."""
 
 
+WIDENED = 1 << 18
+"""Numbers of a 16-bit output that are widened at a time."""
+
+
 class PlainKernels:
     """The interface of all backends, and its definition.
 
@@ -36,7 +40,7 @@ class PlainKernels:
         noise: The noise family.
 
     Attributes:
-        rounding: How probes are rounded to 16 bits, one of `plain.ROUNDINGS`.
+        rounding: How 16 bits are rounded to, one of `plain.ROUNDINGS`.
         pairs: Whether `shift_both` draws the noise of two probes once.
         formulas: Whether `map` is the way to do a map that has a formula; it is not where
             PyTorch's own operations on tensors are the faster ones.
@@ -53,11 +57,21 @@ class PlainKernels:
 
     def dithers(self, out: Tensor) -> bool:
         """Whether a probe is rounded stochastically to the dtype of a tensor."""
-        return self.rounding == "stochastic" and out.dtype in plain.SIXTEEN_BIT
+        return self.rounding != "nearest" and out.dtype in plain.SIXTEEN_BIT
 
     def words(self, seed: int, address: int, start: int, count: int, out: Tensor) -> Tensor | None:
         """Returns what a run of a tensor is rounded by, int64 [count]; None for to nearest."""
         return dither_run(seed, address, start, count, out.device) if self.dithers(out) else None
+
+    def updated_words(
+        self, seed: int, address: int, start: int, count: int, weight: Tensor
+    ) -> Tensor | None:
+        """Returns what a run of an update is rounded by, int64 [count]; None where nothing is."""
+        if weight.dtype not in plain.SIXTEEN_BIT:
+            return None
+        if self.rounding != "hashed":
+            return rounding_words(seed, address, start, count, weight.device)
+        return dither_run(seed ^ UPDATED, address, start, count, weight.device)
 
     def row_words(
         self, seed: int, address: int, rows: slice | Tensor, weight: Tensor, out: Tensor
@@ -213,7 +227,8 @@ class PlainKernels:
         for at in range(0, weight.numel(), CHUNK):
             piece = weight[at : at + CHUNK]
             u = self._scaled(seed, address, at, piece, scale)
-            plain.update_(piece, u, coefficient, decay, seed, address, at)
+            words = self.updated_words(seed, address, at, piece.numel(), weight)
+            plain.update_(piece, u, coefficient, decay, words)
         return None
 
     def store(self, seed: int, address: int, start: int, values: Tensor, out: Tensor) -> None:
@@ -228,7 +243,8 @@ class PlainKernels:
         """
         for at in range(0, values.numel(), CHUNK):
             piece = values[at : at + CHUNK]
-            words = rounding_words(seed, address, start + at, piece.numel(), piece.device)
+            words = self.updated_words(seed, address, start + at, piece.numel(), out)
+            assert words is not None
             out[at : at + CHUNK] = plain.stochastic_round(piece, words, out.dtype)
 
     def shift_table(
@@ -278,16 +294,27 @@ class PlainKernels:
             scale: 0-dim fp32; None for one.
         """
         for part in tables.pieces(table, CHUNK):
-            tables.update(self.noise, part, seed, weight, coefficient, decay, scale)
+            words = self.updated_table_words(part, seed, weight)
+            tables.update(self.noise, part, seed, weight, (coefficient, decay), scale, words)
 
     def store_table(self, table: Table, seed: int, values: Tensor, out: Tensor) -> None:
         """Does `store` for some runs of one tensor: fp32 numbers, flat, in their order."""
         if len(table):
-            out.copy_(tables.stored(table, seed, values, out.dtype))
+            words = self.updated_table_words(table, seed, out)
+            out.copy_(tables.stored(values, out.dtype, words))
 
     def table_words(self, table: Table, seed: int, out: Tensor) -> Tensor | None:
         """Returns what some runs are rounded by, int64 [n]; None for to nearest."""
         return tables.words(table, seed, out.device) if self.dithers(out) else None
+
+    def updated_table_words(self, table: Table, seed: int, weight: Tensor) -> Tensor | None:
+        """Returns what an update of some runs is rounded by, int64 [n]; None where nothing is."""
+        if weight.dtype not in plain.SIXTEEN_BIT:
+            return None
+        if self.rounding == "hashed":
+            return tables.words(table, seed ^ UPDATED, weight.device)
+        elements = tables.places(table, START, weight.device)
+        return rounding_at(seed, tables.address_of(table), elements)
 
     def map(
         self,
@@ -432,8 +459,29 @@ class PlainKernels:
             assert isinstance(part, slice)
             start = part.start * weight.shape[1]
             flat = weight[part].view(-1)
-            plain.update_(flat, u.view(-1), coefficient, decay, seed, address, start)
+            words = self.updated_words(seed, address, start, flat.numel(), flat)
+            plain.update_(flat, u.view(-1), coefficient, decay, words)
         return None
+
+    def add_rows(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+        """Adds a product of thin matrices, in their dtype, and rounds once to nearest.
+
+        Where the output is narrower, term by term: a matrix product's bits are each backend's own.
+
+        Args:
+            out: [n, O], contiguous; changed in place.
+            left: [n, r].
+            right: [r, O], of the output's dtype or wider.
+        """
+        if out.dtype == right.dtype:
+            out.addmm_(left, right)
+            return
+        rows = max(1, WIDENED // out.shape[1])
+        for piece, part in zip(out.split(rows), left.split(rows), strict=True):
+            total = piece.to(right.dtype)
+            for k in range(right.shape[0]):
+                total += part[:, k : k + 1] * right[k]
+            piece.copy_(total)
 
     def squares(self, values: Tensor) -> Tensor:
         """Returns ``sum_k x_k^2``, 0-dim float64; not finite where an element is not.
@@ -511,7 +559,8 @@ class PlainKernels:
         u = self._layouts.drawn(layout, seed, weight, scales)
         coefficient = self._layouts.uniform_or_spread(layout, coefficients, weight)
         decay = self._layouts.uniform_or_spread(layout, decays, weight)
-        plain.update_(weight, u, coefficient, decay, seed, 0)
+        words = self.updated_words(seed, 0, 0, weight.numel(), weight)
+        plain.update_(weight, u, coefficient, decay, words)
         self._layouts.forget()
         return None
 

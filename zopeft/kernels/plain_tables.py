@@ -11,7 +11,6 @@ from zopeft.kernels import plain
 from zopeft.kernels.formula import Target
 from zopeft.kernels.runs import ADDRESS, LENGTH, OUT, START, WEIGHT, Table, shares, spread
 from zopeft.noise import Noise
-from zopeft.noise.address import rounding_at
 from zopeft.noise.dither import dither_words
 from zopeft.noise.philox import MASK
 
@@ -47,7 +46,7 @@ def places(table: Table, column: int, device: torch.device) -> Tensor:
 
 
 def words(table: Table, seed: int, device: torch.device) -> Tensor:
-    """Returns what a probe of a table's elements is rounded by, int64 [n]."""
+    """Returns what a table's elements are rounded by, int64 [n]; see `zopeft.noise.dither`."""
     return dither_words(seed, address_of(table) & MASK, places(table, START, device))
 
 
@@ -74,23 +73,20 @@ def update(
     table: Table,
     seed: int,
     weight: Tensor,
-    coefficient: float,
-    decay: float,
+    rates: tuple[float, float],
     scale: Tensor | None,
+    found: Tensor | None,
 ) -> None:
-    """Does `PlainKernels.update_table` for some runs at once."""
-    device = weight.device
+    """Does `PlainKernels.update_table` for some runs at once, by the words that were found."""
+    device, (coefficient, decay) = weight.device, rates
     at, u = places(table, WEIGHT, device), _drawn(noise, table, seed, scale, device)
     new = weight[at].float().mul_(decay).add_(u.mul_(coefficient))
-    weight[at] = stored(table, seed, new, weight.dtype)
+    weight[at] = stored(new, weight.dtype, found)
 
 
-def stored(table: Table, seed: int, values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Returns fp32 numbers [n] in a dtype of storage, with the rounding of an update."""
-    if dtype not in plain.SIXTEEN_BIT:
-        return values.to(dtype)
-    elements = places(table, START, values.device)
-    return plain.stochastic_round(values, rounding_at(seed, address_of(table), elements), dtype)
+def stored(values: Tensor, dtype: torch.dtype, found: Tensor | None) -> Tensor:
+    """Returns fp32 numbers [n] in a dtype of storage, rounded by words where there are any."""
+    return values.to(dtype) if found is None else plain.stochastic_round(values, found, dtype)
 
 
 def _drawn(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,8 @@ WEIGHT, OUT, LENGTH, START, ADDRESS, BLOCK = range(6)
 PIECE = 1 << 16
 """Elements a run is cut at, counted from its own start: threads share out whole pieces,
 and a block's moments are summed piece by piece, so that no number depends on threads."""
+FINE = 1 << 13
+"""Elements a piece where no moments are taken: the last piece is what a thread waits for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,24 +44,25 @@ class Layout:
     size: int
 
 
-def cut(rows: list[Run]) -> Table:
+def cut(rows: list[Run], piece: int = PIECE) -> Table:
     """Returns the table [n, 6] of some runs, cut into pieces.
 
     Args:
         rows: A run each, its six numbers in the order of the columns.
+        piece: Elements a piece.
     """
     pieces = [
-        (weight + at, out + at, min(PIECE, length - at), start + at, address, block)
+        (weight + at, out + at, min(piece, length - at), start + at, address, block)
         for weight, out, length, start, address, block in rows
-        for at in range(0, length, PIECE)
+        for at in range(0, length, piece)
     ]
     return np.array(pieces, dtype=np.int64).reshape(-1, 6)
 
 
 @lru_cache(maxsize=1024)
-def whole(address: int, start: int, count: int) -> Table:
+def whole(address: int, start: int, count: int, piece: int = PIECE) -> Table:
     """Returns the table of one run that fills weights and output from their beginning."""
-    return cut([(0, 0, count, start, address, 0)])
+    return cut([(0, 0, count, start, address, 0)], piece)
 
 
 @lru_cache(maxsize=64)
@@ -68,7 +72,8 @@ def of_blocks(blocks: tuple[tuple[int, int], ...]) -> Table:
     Args:
         blocks: Address and elements of each.
     """
-    return cut([(0, 0, count, 0, address, n) for n, (address, count) in enumerate(blocks)])
+    rows = [(0, 0, count, 0, address, n) for n, (address, count) in enumerate(blocks)]
+    return cut(rows, FINE)
 
 
 def of_rows(rows: npt.NDArray[np.int64], width: int, address: int) -> Table:
@@ -134,9 +139,19 @@ def of_all_rows(rows: int, width: int) -> Table:
     return table
 
 
-def shares(table: Table, parts: int) -> list[slice]:
-    """Cuts a table into at most `parts` slices of about as many elements each."""
+def bounds(table: Table, parts: int) -> npt.NDArray[np.int64]:
+    """Cuts a table into at most `parts` parts of about as many elements each.
+
+    Returns:
+        int64 [parts + 1]: where each begins, and where the last ends.
+    """
     ends = table[:, LENGTH].cumsum()
     goals = ends[-1] * np.arange(1, parts) / parts
     cuts = np.unique(np.concatenate(([0], np.searchsorted(ends, goals) + 1, [len(table)])))
-    return [slice(a, b) for a, b in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True)]
+    return cuts.astype(np.int64)
+
+
+def shares(table: Table, parts: int) -> list[slice]:
+    """Does `bounds` in slices."""
+    cuts = bounds(table, parts).tolist()
+    return [slice(a, b) for a, b in pairwise(cuts)]

@@ -85,6 +85,10 @@ class TritonKernels(PlainKernels):
     def _shifting(self, scale: Tensor | None, whole: bool, out: Tensor) -> dict[str, Any]:
         return {**self._constants(scale, whole), "DITHERED": self.dithers(out)}
 
+    def _writing(self, scale: Tensor | None, whole: bool, factors: Tensor) -> dict[str, Any]:
+        write = {"WRITE": factors.numel() > 0, "HASHED": self.rounding == "hashed"}
+        return {**self._constants(scale, whole), **write}
+
     def _tiles(self, longest: int) -> int:
         return triton.cdiv(longest + self.noise.span - 1, self.tile)
 
@@ -193,7 +197,7 @@ class TritonKernels(PlainKernels):
         count = weight.numel()
         pieces = triton.cdiv(count, PIECE)
         moments = torch.empty(pieces, 2, dtype=torch.float64, device=weight.device)
-        constants = {**self._constants(scale, True), "WRITE": factors.numel() > 0}
+        constants = self._writing(scale, True, factors)
         place = (weight, 0, count, *address, factors[:1], factors[1:], _there(scale, weight))
         _on(weight, compiled.update[(pieces,)])(*place, weight.detach(), moments, **constants)
         counts = torch.full((pieces,), PIECE, dtype=torch.float64, device=weight.device)
@@ -209,7 +213,8 @@ class TritonKernels(PlainKernels):
             return
         grid = (triton.cdiv(values.numel() + 3, self.tile),)
         place = (start, values.numel(), address, *_key(seed))
-        _on(values, compiled.store[grid])(*place, values, out, TILE=self.tile, **OPTIONS)
+        constants = {"HASHED": self.rounding == "hashed", "TILE": self.tile, **OPTIONS}
+        _on(values, compiled.store[grid])(*place, values, out, **constants)
 
     def update_layout(
         self,
@@ -232,7 +237,7 @@ class TritonKernels(PlainKernels):
         """Updates (with `factors`) or measures a flat buffer, block by block."""
         rows = self._rows_of(layout, weight.device)
         moments = torch.empty(len(rows.table), 2, dtype=torch.float64, device=weight.device)
-        constants = {**self._constants(scales, False), "WRITE": factors.numel() > 0}
+        constants = self._writing(scales, False, factors)
         place = (rows.table, 0, 0, 0, *_key(seed), factors[:1], factors[1:])
         _on(weight, compiled.update[(len(rows.table),)])(
             *place, _there(scales, weight), weight, moments, **constants

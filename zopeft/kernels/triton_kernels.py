@@ -19,7 +19,7 @@ import triton.language as tl
 from zopeft.kernels.runs import PIECE as _PIECE
 from zopeft.noise.binomial import CENTRE as _CENTRE
 from zopeft.noise.binomial import SCALE as _SCALE
-from zopeft.noise.dither import FACTORS, SHIFT
+from zopeft.noise.dither import FACTORS, SHIFT, UPDATED
 from zopeft.noise.gaussian import COSINE as _COSINE
 from zopeft.noise.gaussian import LOG as _LOG
 from zopeft.noise.gaussian import ROOT_HALF as _ROOT_HALF
@@ -33,6 +33,7 @@ M0, M1 = tl.constexpr(MULTIPLIERS[0]), tl.constexpr(MULTIPLIERS[1])
 K0, K1 = tl.constexpr(KEY_STEPS[0]), tl.constexpr(KEY_STEPS[1])
 D0, D1 = tl.constexpr(FACTORS[0]), tl.constexpr(FACTORS[1])
 MIX = tl.constexpr(SHIFT)
+UPDATED0, UPDATED1 = tl.constexpr(UPDATED & 0xFFFFFFFF), tl.constexpr(UPDATED >> 32)
 PIECE, CENTRE, SCALE = tl.constexpr(_PIECE), tl.constexpr(_CENTRE), tl.constexpr(_SCALE)
 ROOT_HALF, TURN, TWO_LN_2 = tl.constexpr(_ROOT_HALF), tl.constexpr(_TURN), tl.constexpr(_TWO_LN_2)
 LOG, SINE, COSINE = tl.constexpr(_LOG), tl.constexpr(_SINE), tl.constexpr(_COSINE)
@@ -125,11 +126,16 @@ def _dither(first, address, k0, k1, TILE: tl.constexpr):
 
 
 @triton.jit
-def _updated(first, address, k0, k1, TILE: tl.constexpr):
+def _updated(first, address, k0, k1, HASHED: tl.constexpr, TILE: tl.constexpr):
     """The words by which an update is rounded; `first` at a counter's beginning."""
-    counters = first // 4 + tl.arange(0, TILE // 4)
-    w0, w1, w2, w3 = _philox(counters, address, 1, k0, k1)
-    return _in_order(w0, w1, w2, w3)
+    if HASHED:
+        return _dither(
+            first, address, k0.to(tl.uint32) ^ UPDATED0, k1.to(tl.uint32) ^ UPDATED1, TILE
+        )
+    else:
+        counters = first // 4 + tl.arange(0, TILE // 4)
+        w0, w1, w2, w3 = _philox(counters, address, 1, k0, k1)
+        return _in_order(w0, w1, w2, w3)
 
 
 @triton.jit
@@ -234,6 +240,7 @@ def update(
     WHOLE: tl.constexpr,
     SCALED: tl.constexpr,
     WRITE: tl.constexpr,
+    HASHED: tl.constexpr,
     FAMILY: tl.constexpr,
     TILE: tl.constexpr,
 ):
@@ -259,7 +266,7 @@ def update(
                 u = u * tl.load(scales + block)
             x = x * tl.load(decays + block) + u * tl.load(coefficients + block)
             if dtype != tl.float32:
-                x = _round(x, _updated(first, name, k0, k1, TILE), dtype)
+                x = _round(x, _updated(first, name, k0, k1, HASHED, TILE), dtype)
             tl.store(weight + source + at, x.to(dtype), mask=inside)
         if tile == 0:
             # Of the run's first element, so that squares of what is left stay small.
@@ -281,6 +288,7 @@ def store(
     k1: tl.uint32,
     values,
     out,
+    HASHED: tl.constexpr,
     TILE: tl.constexpr,
 ):
     """``out = round(values)``, stochastically as `update` does; fp32 into 16-bit storage."""
@@ -290,5 +298,5 @@ def store(
     inside = (at >= 0) & (at < count)
     x = tl.load(values + at, mask=inside, other=0.0)
     dtype: tl.constexpr = out.dtype.element_ty
-    x = _round(x, _updated(start - skip + tile, address, k0, k1, TILE), dtype)
+    x = _round(x, _updated(start - skip + tile, address, k0, k1, HASHED, TILE), dtype)
     tl.store(out + at, x.to(dtype), mask=inside)

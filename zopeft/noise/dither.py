@@ -1,7 +1,7 @@
-"""Dither: the random words by which a probe is rounded to 16 bits.
+"""Dither: the random words by which probes and updates are rounded to 16 bits.
 
-A probe makes as much noise as an update, and twice a step, so its rounding bits come from a
-hash of six integer operations and not from another stream of Philox. They are addressed as
+What decides a rounding comes from a hash of six integer operations and not from another stream of
+Philox, which takes as long as all the rest of a 16-bit update. The words are addressed as
 the noise is, and like it independent of how a tensor is cut into pieces.
 """
 
@@ -14,6 +14,9 @@ from zopeft.noise.philox import MASK
 
 FACTORS = (0x7FEB352D, 0x846CA68B)
 SHIFT = 15
+UPDATED = 0x9E3779B97F4A7C15
+"""What a step's key is changed by (exclusive or) for its update, so that no weight is
+rounded by the word that one of its probes was rounded by; an odd number of no meaning."""
 
 
 def dither_words(seed: int, addresses: Tensor | int, elements: Tensor) -> Tensor:
