@@ -6,9 +6,11 @@ Each check takes the plain kernels and the fast ones of one noise family.
 from __future__ import annotations
 
 import math
+from functools import wraps
 
 import torch
 
+from zopeft.kernels.plain import ROUNDINGS
 from zopeft.kernels.runs import Layout, cut
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -40,6 +42,22 @@ def check_probe(plain, fast, dtype, count):
         assert same(got, expected)
 
 
+def rounded_both_ways(check):
+    """Has a check made with both ways to round an update, one after the other."""
+
+    @wraps(check)
+    def checked(plain, fast, dtype, count):
+        ends = []
+        for rounding in ROUNDINGS[:2] if dtype != torch.float32 else ROUNDINGS[:1]:
+            plain.rounding = fast.rounding = rounding
+            ends.append(check(plain, fast, dtype, count))
+        # A single number may well be rounded alike.
+        assert count < 60 or not all(same(end, ends[0]) for end in ends[1:]) or len(ends) == 1
+
+    return checked
+
+
+@rounded_both_ways
 def check_update(plain, fast, dtype, count):
     """An update has the bits of the plain one, and its moments to fp64."""
     expected, got = weights(count, dtype), weights(count, dtype)
@@ -50,8 +68,10 @@ def check_update(plain, fast, dtype, count):
         for value, exact in zip((mean, variance), plain.statistics(got), strict=True):
             torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
         assert [mean, variance] == list(fast.statistics(got))
+    return got
 
 
+@rounded_both_ways
 def check_store(plain, fast, dtype, count):
     """Stored numbers have the bits of the plain ones, and of an update: both read one word."""
     values, updated = weights(count, torch.float32), weights(count, dtype)
@@ -65,6 +85,7 @@ def check_store(plain, fast, dtype, count):
     plain.update(SEED, 77, updated, -2e-4, 0.99, None)
     fast.store(SEED, 77, 0, moved, got)
     assert same(got, updated)
+    return got
 
 
 def check_not_finite(plain, fast, dtype):

@@ -9,6 +9,7 @@ pytest.importorskip("numba", reason="numba is not installed")
 
 from zopeft.kernels.form import Form
 from zopeft.kernels.numba_backend import NumbaKernels
+from zopeft.kernels.plain import ROUNDINGS
 from zopeft.kernels.plain_backend import PlainKernels
 from zopeft.noise import Noise
 
@@ -59,14 +60,16 @@ def test_a_probe_and_an_update_have_the_bits_of_the_plain_ones(rank, noisy, dtyp
             plain.shift_matrix(SEED, ADDRESS, weight, rows, 3e-3, form, expected)
             fast.shift_matrix(SEED, ADDRESS, weight, rows, 3e-3, form, got)
             assert same(got, expected)
-        expected, got, unmeasured = (weight.clone() for _ in range(3))
-        plain.update_matrix(SEED, ADDRESS, expected, -0.02, 0.99, form)
-        found = fast.update_matrix(SEED, ADDRESS, got, -0.02, 0.99, form)
-        assert fast.update_matrix(SEED, ADDRESS, unmeasured, -0.02, 0.99, form, False) is None
-        assert same(got, expected) and same(unmeasured, expected)
-        assert found is not None
-        for value, other in zip(found, plain.statistics(expected), strict=True):
-            torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
+        for rounding in ROUNDINGS[:2]:
+            plain.rounding = fast.rounding = rounding
+            expected, got, unmeasured = (weight.clone() for _ in range(3))
+            plain.update_matrix(SEED, ADDRESS, expected, -0.02, 0.99, form)
+            found = fast.update_matrix(SEED, ADDRESS, got, -0.02, 0.99, form)
+            assert fast.update_matrix(SEED, ADDRESS, unmeasured, -0.02, 0.99, form, False) is None
+            assert same(got, expected) and same(unmeasured, expected)
+            assert found is not None
+            for value, other in zip(found, plain.statistics(expected), strict=True):
+                torch.testing.assert_close(value, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
