@@ -76,7 +76,8 @@ def parts(rows: int, columns: int, args: argparse.Namespace) -> dict[str, Callab
 
     @torch.no_grad()
     def beside() -> None:
-        add_product(output, inputs, sides_of(layers[0], factors, inputs.dtype), 1e-9)
+        sides = sides_of(layers[0], factors, inputs.dtype)
+        add_product(kernels, output, inputs, sides, [1e-9])
 
     return {
         "forward": lambda: nn.functional.linear(inputs, weight()),

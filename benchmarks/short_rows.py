@@ -3,9 +3,9 @@
 Of all matrices of a random Llama of the given shape: the products of two forward passes over one
 row; the perturbed twins of both probes, or where directions are of low rank, which no twin is made
 of, the thin products beside those of the weight; the update. Beside each part what its bytes take
-at the rate of a copy, and what its random words take, drawn and thrown away: one a number for the
-update's rounding, and those of the noise. What is left is arithmetic on the numbers: to fp32 and
-back, noise from words, sums.
+at the rate of a copy, and what its random words take, drawn and thrown away: those of the noise,
+once for both probes. What is left is arithmetic on the numbers: to fp32 and back, noise from words,
+sums, rounding.
 
     OMP_NUM_THREADS=1 python benchmarks/short_rows.py --clock cpu
 """
@@ -59,12 +59,13 @@ def parts(args: argparse.Namespace, family: str) -> dict[str, Callable[[], Any]]
     many = max(2, args.spread // (rows * columns))
     dtype = torch.bfloat16
     layers = [nn.Linear(columns, rows, bias=False, dtype=dtype) for _ in range(many)]
-    inputs = torch.randn(args.tokens, columns).to(dtype)
-    twin = torch.empty(rows, columns, dtype=dtype)
+    inputs = torch.randn(2 * args.tokens, columns).to(dtype)
+    twin, other = (torch.empty(rows, columns, dtype=dtype) for _ in range(2))
     thin = family == "low_rank"
     kernels = kernels_for("auto", Noise("gaussian" if thin else family), [twin.device])
     factors = torch.randn(rows, RANK), torch.randn(RANK, columns)
-    sides, output = sides_of(layers[0], factors, dtype), torch.zeros(args.tokens, rows, dtype=dtype)
+    sides = sides_of(layers[0], factors, dtype)
+    output = torch.zeros(2 * args.tokens, rows, dtype=dtype)
     turn = {"at": 0}
 
     def weight() -> Any:
@@ -72,7 +73,11 @@ def parts(args: argparse.Namespace, family: str) -> dict[str, Callable[[], Any]]
         return layers[turn["at"]].weight.detach()
 
     def shift() -> None:
-        kernels.shift(1, 2, 0, weight().view(-1), 1e-3, None, twin.view(-1))
+        both = twin.view(-1), other.view(-1)
+        kernels.shift_both(1, 2, 0, weight().view(-1), 1e-3, None, *both)
+
+    def beside() -> None:
+        add_product(kernels, output, inputs, sides, [1e-3, -1e-3])
 
     def update() -> None:
         if thin:
@@ -81,8 +86,8 @@ def parts(args: argparse.Namespace, family: str) -> dict[str, Callable[[], Any]]
             kernels.update(1, 2, weight().view(-1), 1e-9, 1.0, None, False)
 
     return {
-        "products": lambda: nn.functional.linear(inputs, weight()),
-        "probe": (lambda: add_product(output, inputs, sides, 1e-3)) if thin else shift,
+        "products": lambda: nn.functional.linear(inputs[: args.tokens], weight()),
+        "probe": beside if thin else shift,
         "update": update,
         "copy": lambda: twin.copy_(weight()),
         "words": lambda: draw(np.uint64(1), rows * columns // 4),
@@ -111,10 +116,11 @@ def main() -> None:
         forwards = 2 * numbers * each["products"]
         own = {
             "products, twice": (2, each["products"], 0.0),
-            PROBES[family == "low_rank"]: (2, each["probe"], words),
-            "update": (1, each["update"], words + 1),
+            PROBES[family == "low_rank"]: (1, each["probe"], words),
+            "update": (1, each["update"], words),
         }
         for part, (times, seconds, drawn) in own.items():
+            copies = 1 if part == "update" else 2
             row = {
                 "model": f"h{args.hidden} l{args.layers} v{args.vocab}, 1x{args.tokens}, bfloat16",
                 "numbers": numbers,
@@ -123,7 +129,7 @@ def main() -> None:
                 "value": round(1e3 * times * numbers * seconds, 1),
                 "unit": "ms a step, least",
                 "share": round(times * numbers * seconds / forwards, 3),
-                "bytes_share": round(times * numbers * each["copy"] / forwards, 3),
+                "bytes_share": round(copies * numbers * each["copy"] / forwards, 3),
                 "words_share": round(times * numbers * drawn * each["words"] / forwards, 3),
                 "clock": args.clock,
                 **shared,
