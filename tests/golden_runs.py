@@ -45,6 +45,7 @@ class Run:
         falling: Whether the learning rate falls to zero over the run.
         bad: Steps whose loss is not finite.
         options: Of the method.
+        rounding: How 16 bits are rounded to.
     """
 
     space: str
@@ -55,10 +56,14 @@ class Run:
     falling: bool = False
     bad: tuple[int, ...] = ()
     options: dict[str, Any] = field(default_factory=dict)
+    rounding: str = "nearest"
+
+
+PARTS = ("shapes", "finetuner", "falling", "bad", "rounding")
 
 
 def _run(space: str, dtype: str, **options: Any) -> Run:
-    own = {n: options.pop(n) for n in ("shapes", "finetuner", "falling", "bad") if n in options}
+    own = {n: options.pop(n) for n in PARTS if n in options}
     method = "zo_finetuner" if "finetuner" in own else "mezo"
     return Run(space, dtype, method, options={"lr": 1e-3, "eps": 1e-2, **options}, **own)
 
@@ -83,6 +88,13 @@ RUNS = {
     "full-bf16-low-rank": _run("full", "bf16", noise="low_rank", rank=2),
     "full-bf16-mixed": _run("full", "bf16", shapes="mixed", directions=2),
     "full-bf16-scales": _run("full", "bf16", finetuner="scales", noise="rademacher"),
+    "full-bf16-hashed": _run("full", "bf16", lr=1e-4, rounding="hashed"),
+    "full-bf16-hashed-low-rank": _run(
+        *("full", "bf16"), noise="low_rank", directions=2, rounding="hashed"
+    ),
+    "full-bf16-hashed-mixed": _run(
+        *("full", "bf16"), shapes="mixed", noise="rademacher", rounding="hashed"
+    ),
     "lora-fp32": _run("lora", "fp32", lr=1e-2),
     "lora-fp32-low-rank": _run("lora", "fp32", lr=1e-2, noise="low_rank", rank=1),
     "lora-fp32-auto-one": _run("lora", "fp32", lr="auto", directions=3, **ONE),
@@ -193,7 +205,9 @@ def method_of(run: Run, model: Any) -> Any:
     options = {**run.options, "seed": SEED, "shapes": shapes_of(run.shapes, blocks)}
     if run.finetuner:
         options["finetuner"] = finetuner_of(run.finetuner, blocks)
-    return METHODS[run.method](blocks, **options)
+    method = METHODS[run.method](blocks, **options)
+    method.engine.rounding = run.rounding
+    return method
 
 
 def schedule_of(run: Run, method: Any) -> torch.optim.lr_scheduler.LRScheduler:

@@ -59,12 +59,15 @@ def same(found, bits):
 
 
 def test_all_of_it_is_there():
-    assert len(RUNS) == 25 and set(GOLDEN["runs"]) == set(RUNS)
+    assert len(RUNS) == 28 and set(GOLDEN["runs"]) == set(RUNS)
     assert {path.stem for path in FOLDER.glob("*.bin")} == set(RUNS)
     assert {run.space for run in RUNS.values()} == set(SPACES)
     assert {run.options.get("noise", "gaussian") for run in RUNS.values()} == {
         *("gaussian", "binomial", "rademacher", "low_rank")
     }
+    assert {run.rounding for run in RUNS.values()} == {"nearest", "hashed"}
+    for name, run in RUNS.items():
+        assert Journal.open(FOLDER / f"{name}.bin").header.rounding == run.rounding
     assert {run.finetuner for run in RUNS.values()} == {"", "networks", "scales", "bend"}
     for space in SPACES:
         assert {run.dtype for run in RUNS.values() if run.space == space} == {"fp32", "bf16"}
@@ -141,6 +144,8 @@ def test_a_journal_is_read_and_written_as_it_always_was(name, tmp_path):
         for field, value in expected.items():
             if field in ("scales", "memory") and value is not None:
                 assert same(torch.tensor(found[field]), value)
+            elif field == "unread" and value is not None:
+                assert found[field].tolist() == value
             else:
                 assert repr(found[field]) == repr(told(value)), field
     header, *steps = [frame.payload for frame in frames.scan(journal.path)]

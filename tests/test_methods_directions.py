@@ -17,7 +17,8 @@ from zopeft.blocks import keep_trainable
 from zopeft.engine import Direction, Rows, Subspace
 from zopeft.kernels import plain
 from zopeft.kernels.plain_backend import PlainKernels
-from zopeft.noise import Noise, direction_seed, rounding_words, step_seed
+from zopeft.noise import Noise, direction_seed, step_seed
+from zopeft.noise.dither import UPDATED, dither_run
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import RunningRate
 from zopeft.optim.record import StepRecord
@@ -139,7 +140,7 @@ def test_16_bit_weights_are_rounded_once_a_step(dtype, family):
     for seed, grad in zip(seeds, method.last_record.projected_grads, strict=True):
         kernels.update(seed, address, exact, -1e-2 * grad / 4, decay, None)
         decay = 1.0
-    words = rounding_words(seeds[0], address, 0, O * I)
+    words = dither_run(seeds[0] ^ UPDATED, address, 0, O * I)
     expected = plain.stochastic_round(exact, words, dtype).view(O, I)
     assert torch.equal(model.weight.view(torch.int16), expected.view(torch.int16))
 

@@ -1,7 +1,8 @@
 """Makes the golden runs and writes what they leave beside this file.
 
-``python tests/golden/make.py`` overwrites all of it. Do so only where a change is meant: what
-lies here is what journals of earlier versions hold, and it must go on being replayed.
+``python tests/golden/make.py`` overwrites all of it, or the runs that are named. Do so only where a
+change is meant: what lies here is what journals of earlier versions hold, and it must go on being
+replayed.
 """
 
 from __future__ import annotations
@@ -97,10 +98,13 @@ def make(name: str, run: golden.Run) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Writes everything."""
+    """Writes everything, or the runs that are named."""
     torch.set_num_threads(1)
-    made = {**addressing(), "runs": {name: make(name, run) for name, run in golden.RUNS.items()}}
-    (golden.FOLDER / "golden.json").write_text(json.dumps(made, indent=1) + "\n")
+    place = golden.FOLDER / "golden.json"
+    runs = json.loads(place.read_text())["runs"] if sys.argv[1:] else {}
+    runs |= {name: make(name, golden.RUNS[name]) for name in sys.argv[1:] or golden.RUNS}
+    made = {**addressing(), "runs": {name: runs[name] for name in golden.RUNS}}
+    place.write_text(json.dumps(made, indent=1) + "\n")
 
 
 if __name__ == "__main__":
