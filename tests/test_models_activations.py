@@ -91,7 +91,9 @@ def test_padding_is_left_out():
 
 
 def test_what_is_wrong_is_told_in_a_line():
-    with pytest.raises(InputError, match="peft lora: start must be random or activations, got 'x'"):
+    with pytest.raises(
+        InputError, match="peft lora: start must be random, activations or finetuner, got 'x'"
+    ):
         attach(build("llama"), "lora", {"start": "x"})
     with pytest.raises(InputError, match="start: the model has no LoRA layer"):
         start_from_activations(build("llama"))

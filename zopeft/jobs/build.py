@@ -88,16 +88,29 @@ def wrap(recipe: Recipe, model: Any) -> Blocks:
     return discover(tuned, "adapter", section.select)
 
 
-def start_adapter(recipe: Recipe, model: Any, train: Any, collate: Any) -> None:
-    """Starts a LoRA from the activations of the first training rows, where the recipe says so.
+def start_adapter(
+    recipe: Recipe, blocks: Blocks, train: Any, collate: Any, finetuner: FineTuner | None = None
+) -> None:
+    """Starts a LoRA as the recipe says.
+
+    From the activations of the first training rows, or from what a fine-tuner has learned.
 
     Args:
         recipe: The recipe.
-        model: The model with its new adapter.
+        blocks: Those of the model with its new adapter.
         train: The encoded training examples.
         collate: Makes batches of them.
+        finetuner: The run's fine-tuner; None where it has none, or starts the adapter itself.
+
+    Raises:
+        InputError: The fine-tuner has nothing for these layers.
     """
-    if recipe.peft.options.get("start") != "activations":
+    start, model = recipe.peft.options.get("start"), blocks.model
+    if start == "finetuner" and finetuner is not None:
+        from zopeft.finetuner.lora_start import start_from_finetuner
+
+        start_from_finetuner(blocks, finetuner, recipe.training.seed)
+    if start != "activations":
         return
     from zopeft.blocks.offloaded import device_of
     from zopeft.models.activations import start_from_activations

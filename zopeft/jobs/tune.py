@@ -184,6 +184,9 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
 
     check_executor(recipe)
     finetuner = load_finetuner(recipe)
+    if recipe.peft.options.get("start") == "finetuner" and finetuner is None:
+        do = "give --finetuner, or take start=activations"
+        raise input_error("peft lora", "start needs a fine-tuner", "finetuner", do)
     model, tokenizer, source = load_base(recipe, listener)
     found = spoilt(model)
     if found:
@@ -199,7 +202,7 @@ def _prepare(recipe: Recipe, task: Task, listener: Listener) -> Prepared:
     length = fit_length(blocks.model, recipe.task.max_length)
     known = table_rows(blocks.model)
     train = TaskDataset(task, rows, tokenizer, length, table_rows=known)
-    start_adapter(recipe, blocks.model, train, Collator(tokenizer, known))
+    start_adapter(recipe, blocks, train, Collator(tokenizer, known), finetuner)
     scored = check_rows(blocks.model, tokenizer, task, validation, length)
     counts = {"train": Counts.of(train, rows), "validation": Counts.of(scored, validation)}
     for line in told(recipe, task, tokenizer, rows, *counts.values()):

@@ -13,7 +13,7 @@ from zopeft.models.prompts import random_tokens
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-STARTS = ("random", "activations")
+STARTS = ("random", "activations", "finetuner")
 ITERATIONS = 3
 """Power iterations of a basis on one batch's inputs."""
 TAKEN = ("input_ids", "attention_mask")
@@ -50,14 +50,7 @@ def start_from_activations(
     """
     import torch
 
-    layers = lora_layers(tuned)
-    if not layers:
-        raise input_error("start", "the model has no LoRA layer", "activations", "use --lora")
-    for name, (_, _, second) in layers.items():
-        if bool(second.weight.any()):
-            raise input_error(
-                "start", f"{name} has a B that is not 0", "activations", "start before training"
-            )
+    layers = fresh_lora_layers(tuned, "activations")
     generator = torch.Generator().manual_seed(seed)
     bases = {
         name: torch.randn(first.in_features, first.out_features, generator=generator)
@@ -95,6 +88,22 @@ def lora_layers(tuned: Any) -> dict[str, tuple[nn.Module, Any, Any]]:
         if first is not None and second is not None and adapter in first:
             found[name] = (module.base_layer, first[adapter], second[adapter])
     return found
+
+
+def fresh_lora_layers(tuned: Any, start: str) -> dict[str, tuple[nn.Module, Any, Any]]:
+    """Does `lora_layers` for a start: there have to be some, and none that has been trained.
+
+    Raises:
+        InputError: They are none, or one has been trained.
+    """
+    layers = lora_layers(tuned)
+    if not layers:
+        raise input_error("start", "the model has no LoRA layer", start, "use --lora")
+    for name, (_, _, second) in layers.items():
+        if bool(second.weight.any()):
+            problem, do = f"{name} has a B that is not 0", "start before training"
+            raise input_error("start", problem, start, do)
+    return layers
 
 
 def _random(tuned: Any) -> dict[str, Tensor]:

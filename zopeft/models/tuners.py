@@ -124,8 +124,9 @@ def lora(model: Any, **options: Any) -> PeftModel:
     The option ``train`` says which of the two matrices are trained: "AB", or "B" alone
     beside a fixed A (LoRA-FA), which halves what a direction has to cover. ``targets: experts``
     puts them on the weights of a mixture of experts, r for each expert. ``start`` says what A
-    begins with: "random", or "activations", the directions of the layers' inputs (ZO-Act, see
-    `zopeft.models.activations`): of random tokens, until a run has rows to take them from.
+    begins with: "random"; "activations", the directions of the layers' inputs (ZO-Act, see
+    `zopeft.models.activations`): of random tokens, until a run has rows to take them from; or
+    "finetuner", those that the run's fine-tuner has learned for the base's inputs.
 
     Raises:
         InputError: ``train`` or ``start`` is something else.
@@ -141,7 +142,7 @@ def lora(model: Any, **options: Any) -> PeftModel:
     if train not in ("AB", "B"):
         raise input_error("peft lora", "train must be AB or B", train)
     if start not in STARTS:
-        raise input_error("peft lora", "start must be random or activations", start)
+        raise input_error("peft lora", "start must be random, activations or finetuner", start)
     defaults: dict[str, Any] = {
         "r": 8,
         "lora_alpha": 16,

@@ -81,7 +81,7 @@ class Bodies:
             self._data[key] = _data(recipe, blocks, tokenizer, on_embedded(source))
         body = Body(blocks, tokenizer, source, *self._data[key])
         collate = Collator(tokenizer, table_rows(blocks.model))
-        start_adapter(recipe, blocks.model, body.train, collate)
+        start_adapter(recipe, blocks, body.train, collate)
         return body
 
     def _model(self, recipe: Recipe) -> tuple[Blocks, Any, ModelSource]:

@@ -30,7 +30,12 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
     options = {"lr": lr, **options_from(kind, recipe.method), **entry.options}
     rows = options.pop("rows", recipe.method.rows)
     if entry.finetuner:
-        options["finetuner"] = finetuner_of(entry)
+        finetuner = options["finetuner"] = finetuner_of(entry)
+        if recipe.peft.options.get("start") == "finetuner" and finetuner.bases:
+            from zopeft.finetuner.lora_start import start_from_finetuner
+
+            # Of a control, what the control has learned; entries without any start at random.
+            start_from_finetuner(body.blocks, finetuner, seed)
     if not entry.order:
         options["seed"] = seed
         options |= frequency_options(rows, options.get("finetuner"), body.blocks, [body.train])
