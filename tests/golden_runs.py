@@ -88,6 +88,9 @@ RUNS = {
     "full-bf16-low-rank": _run("full", "bf16", noise="low_rank", rank=2),
     "full-bf16-mixed": _run("full", "bf16", shapes="mixed", directions=2),
     "full-bf16-scales": _run("full", "bf16", finetuner="scales", noise="rademacher"),
+    "full-bf16-philox": _run(
+        *("full", "bf16"), lr=1e-4, directions=2, weight_decay=0.1, rounding="stochastic"
+    ),
     "full-bf16-hashed": _run("full", "bf16", lr=1e-4, rounding="hashed"),
     "full-bf16-hashed-low-rank": _run(
         *("full", "bf16"), noise="low_rank", directions=2, rounding="hashed"

@@ -90,6 +90,12 @@ def check_store(plain, fast, dtype, count):
 
 def check_not_finite(plain, fast, dtype):
     """What is not finite stays so."""
+    quiet = torch.tensor([0x7F800001, 0x7FC00000, -0x7FFFFF], dtype=torch.int32).view(torch.float32)
+    stored = torch.zeros(3, dtype=dtype)
+    # Triton's interpreter cuts bf16 off.
+    if dtype != torch.float32 and fast.name == "numba":
+        fast.store(1, 2, 0, quiet, stored)
+        assert stored.isnan().all()
     largest = torch.finfo(dtype).max
     special = torch.tensor([math.inf, -math.inf, math.nan, largest, -1e30, 1e-42])
     expected, got, probed = (special.to(dtype) for _ in range(3))

@@ -397,7 +397,7 @@ def test_the_journal_of_a_run_says_how_its_probes_are_rounded(tmp_path):
     header = header_of(method, settings={"batch": 4})
     assert header.settings == {"rounding": "hashed", "batch": 4}
     assert header.rounding == "hashed" and replace(header, settings={}).rounding == "nearest"
-    with pytest.raises(InputError, match="unknown rounding of probes, got 'up'"):
+    with pytest.raises(InputError, match="unknown rounding, got 'up'"):
         method.engine.rounding = "up"
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from zopeft.engine import side_path
 from zopeft.engine.side_path import add_product, sides_of
 from zopeft.kernels import BACKENDS, plain_backend
 from zopeft.noise import Noise
@@ -70,11 +71,15 @@ def test_compiled_kernels_give_the_bits_of_the_plain_ones(kind, dtype):
     assert torch.equal(*found)
 
 
+@pytest.mark.parametrize("wide", [True, False])
 @pytest.mark.parametrize("dtype", HALF)
 @torch.no_grad()
-def test_each_part_of_the_rows_has_its_own_step(dtype):
+def test_each_part_of_the_rows_has_its_own_step(dtype, wide):
+    """To its last bit also where both sides have 16 bits, as on a GPU."""
     layer, factors, inputs, output, _ = given("linear", dtype, (6, 7))
-    sides, steps = sides_of(layer, factors, dtype), [STEP, -STEP, 0.5]
+    sides, steps = sides_of(layer, factors, dtype), [3e-4, -3e-4, 0.5]
+    if not wide:
+        sides = tuple(side.to(dtype) for side in sides)
     parts = zip(output.clone().chunk(3), inputs.chunk(3), steps, strict=True)
     alone = [add_product(KERNELS, own, given, sides, [step]) for own, given, step in parts]
     found = add_product(KERNELS, output, inputs, sides, steps)
@@ -118,3 +123,25 @@ def test_sides_are_in_fp32_and_copies_where_rows_are_added_by_a_kernel(kind, dty
     assert into.data_ptr() in (left.data_ptr(), right.data_ptr())
     assert out.is_contiguous() or dtype == torch.float32
     assert out.data_ptr() in (left.data_ptr(), right.data_ptr()) or dtype != torch.float32
+
+
+@torch.no_grad()
+def test_a_step_is_not_rounded_to_the_dtype_of_the_sides():
+    """In bf16 3e-4 is 0.2 % off, and so would every projected gradient be."""
+    thin = torch.ones(4, 2, dtype=torch.bfloat16)
+    for steps in ([3e-4], [3e-4, -3e-4]):
+        found = KERNELS.stretched(1000 * thin, steps)
+        exact = (1000.0 * torch.tensor(steps)).bfloat16()
+        assert torch.equal(found[:: 4 // len(steps), 0], exact)
+        out, right = torch.zeros(4, 3, dtype=torch.bfloat16), thin[:2, :1].expand(2, 3)
+        KERNELS.add_rows(out, 500 * thin, right.contiguous(), steps)
+        assert torch.equal(out[:: 4 // len(steps), 0], exact)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_inputs_are_widened_in_pieces(dtype, monkeypatch):
+    layer, factors, inputs, output, wanted = given("linear", dtype)
+    monkeypatch.setattr(side_path, "WIDENED", 85)
+    sides = sides_of(layer, factors, dtype)
+    check(add_product(KERNELS, output, inputs, sides, [STEP]), wanted, dtype)

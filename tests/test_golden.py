@@ -59,13 +59,13 @@ def same(found, bits):
 
 
 def test_all_of_it_is_there():
-    assert len(RUNS) == 28 and set(GOLDEN["runs"]) == set(RUNS)
+    assert len(RUNS) == 29 and set(GOLDEN["runs"]) == set(RUNS)
     assert {path.stem for path in FOLDER.glob("*.bin")} == set(RUNS)
     assert {run.space for run in RUNS.values()} == set(SPACES)
     assert {run.options.get("noise", "gaussian") for run in RUNS.values()} == {
         *("gaussian", "binomial", "rademacher", "low_rank")
     }
-    assert {run.rounding for run in RUNS.values()} == {"nearest", "hashed"}
+    assert {run.rounding for run in RUNS.values()} == {"nearest", "stochastic", "hashed"}
     for name, run in RUNS.items():
         assert Journal.open(FOLDER / f"{name}.bin").header.rounding == run.rounding
     assert {run.finetuner for run in RUNS.values()} == {"", "networks", "scales", "bend"}

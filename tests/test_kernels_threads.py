@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
+np = pytest.importorskip("numpy")
 pytest.importorskip("numba")
 
-from zopeft.kernels import team, threads
-from zopeft.kernels.numba_backend import NumbaKernels
-from zopeft.noise import Noise
+from zopeft.kernels import team, threads  # noqa: E402
+from zopeft.kernels.numba_backend import NumbaKernels  # noqa: E402
+from zopeft.kernels.numba_cache import Keeping  # noqa: E402
+from zopeft.kernels.numba_kernels import _spreading  # noqa: E402
+from zopeft.noise import Noise  # noqa: E402
 
 COUNT = 3 * threads.ALONE + 1001
 
@@ -48,13 +52,45 @@ def test_all_ways_give_the_same_bits(dtype, monkeypatch):
     assert alike(by_team, updated(dtype))
 
 
+def meet(begin, end, here, seen, turns):
+    """Says that a part has begun, and waits some time for the other part to say so."""
+    here[begin] = 1
+    for _ in range(turns):
+        seen[begin] = here[1 - begin]
+        if seen[begin] == 1:
+            break
+
+
 @pytest.mark.skipif(not team.entry(), reason="PyTorch has other threads here")
-def test_parts_are_for_all_threads_of_the_team(monkeypatch):
-    """A part that waits for another one would wait forever on one thread."""
-    asked = []
-    monkeypatch.setattr(threads, "entry", lambda: asked.append(1) or team.entry())
-    updated()
-    assert asked
+def test_parts_are_for_all_threads_of_the_team(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    kernel = Keeping(_spreading).compiled("i8[::1], i8[::1], i8")(meet)
+    bounds, turns = np.array([0, 1, 2]), 1 << 34
+    here, seen = np.zeros(2, np.int64), np.zeros(2, np.int64)
+    kernel(bounds, team.entry(), 2, here, seen, turns)
+    assert seen.tolist() == [1, 1]
+    here[:] = seen[:] = 0
+    kernel(bounds, 0, 1, here, seen, 1000)
+    assert seen.tolist() == [0, 1]
+
+
+def fail(begin, end, sizes):
+    np.empty(sizes[begin])
+
+
+def test_a_kernel_that_breaks_off_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr("numba.config.CACHE_DIR", str(tmp_path))
+    kernel = Keeping(_spreading).compiled("i8[::1]")(fail)
+    kernel(np.array([0, 1, 2]), team.entry(), 2, np.array([3, 3]))
+    with pytest.raises(MemoryError, match="a kernel broke off"):
+        kernel(np.array([0, 1, 2]), team.entry(), 2, np.array([3, 1 << 60]))
+
+
+def test_several_threads_of_python_may_call_at_once():
+    expected = updated()
+    with ThreadPoolExecutor(3) as pool:
+        found = [pool.submit(updated) for _ in range(6)]
+        assert all(alike(expected, each.result()) for each in found)
 
 
 def test_parts_cover_a_table_and_are_looked_up_again():

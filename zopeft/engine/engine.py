@@ -83,19 +83,19 @@ class Engine:
 
     @property
     def rounding(self) -> str:
-        """How probes are rounded where weights have 16 bits, one of `plain.ROUNDINGS`.
+        """How probes and updates are rounded where weights have 16 bits, one of `plain.ROUNDINGS`.
 
-        "stochastic", with the same bits for both signs of a step; or "nearest", by which runs
-        of earlier versions go on, and which never shows a step below half of a weight's ulp.
+        "hashed": stochastically, by words of a hash, the same for both signs of a probe's step. By
+        the others runs of earlier versions go on: "stochastic" takes an update's words from Philox;
+        "nearest" rounds probes to nearest besides, which never shows a step below half of a
+        weight's ulp.
         """
         return self.kernels.rounding
 
     @rounding.setter
     def rounding(self, rounding: str) -> None:
         if rounding not in ROUNDINGS:
-            raise input_error(
-                "rounding", "unknown rounding of probes", rounding, f"use one of {ROUNDINGS}"
-            )
+            raise input_error("rounding", "unknown rounding", rounding, f"use one of {ROUNDINGS}")
         self.kernels.rounding = rounding
 
     @contextmanager

@@ -16,6 +16,9 @@ from zopeft.engine.layers import runs_apart
 from zopeft.kernels.form import Factors
 from zopeft.kernels.plain_backend import PlainKernels
 
+WIDENED = 1 << 20
+"""Numbers of a 16-bit input that are widened at a time."""
+
 
 def has_side_path(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether a layer's output is its input times its weight, plus what it likes.
@@ -68,19 +71,15 @@ def add_product(
     """
     into, out = sides
     if runs_apart(inputs) or not output.is_contiguous():
-        product = _stretched(inputs.to(into.dtype) @ into, steps) @ out
+        thin = inputs.to(into.dtype) @ into
+        thin = kernels.stretched(thin, steps) if len(steps) > 1 else thin * steps[0]
+        product = thin @ out
         return (output.to(product.dtype) + product).to(output.dtype)
-    given = inputs.reshape(-1, inputs.shape[-1]).to(into.dtype)
-    kernels.add_rows(output.view(-1, output.shape[-1]), _stretched(given @ into, steps), out)
+    given = inputs.reshape(-1, inputs.shape[-1])
+    rows = len(given) if given.dtype == into.dtype else max(1, WIDENED // given.shape[1])
+    left = torch.cat([part.to(into.dtype) @ into for part in given.split(rows)])
+    kernels.add_rows(output.view(-1, output.shape[-1]), left, out, steps)
     return output
-
-
-def _stretched(thin: Tensor, steps: Sequence[float]) -> Tensor:
-    """Multiplies each part of the rows by its own step."""
-    if len(steps) == 1:
-        return thin * steps[0]
-    parts = thin.view(len(steps), -1) * thin.new_tensor(steps).unsqueeze(1)
-    return parts.view(thin.shape)
 
 
 def _is_conv1d(module: nn.Module) -> bool:

@@ -132,9 +132,9 @@ class JournalHeader:
 
     @property
     def rounding(self) -> str:
-        """How the run's probes are rounded where weights have 16 bits (`Engine.rounding`).
+        """How the run rounds where weights have 16 bits (`Engine.rounding`).
 
-        To nearest, where a journal does not say: by that all runs were probed once, and such
+        "nearest", where a journal does not say: by that all runs were probed once, and such
         a run goes on as it began.
         """
         return str(self.settings.get("rounding", "nearest"))

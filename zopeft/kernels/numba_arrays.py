@@ -17,7 +17,7 @@ from zopeft.kernels.plain_layout import Statistics
 from zopeft.kernels.runs import BLOCK, Layout, Table
 
 FEW = 1 << 14
-"""Rows of the largest matrix whose table is kept."""
+"""Rows of the largest matrix whose table is kept: 0.8 MB."""
 KINDS = {
     torch.float32: compiled.FLOAT32,
     torch.bfloat16: compiled.BFLOAT16,
@@ -79,7 +79,7 @@ def row_table(rows: slice | Tensor, weight: Tensor, address: int) -> Table:
 
 @lru_cache(maxsize=1024)
 def _few_rows(start: int, stop: int, width: int, address: int) -> Table:
-    """Does `row_table` for a matrix whose table takes longer to make than its noise."""
+    """Does `row_table` for a matrix whose table is kept."""
     chosen = np.arange(start, stop)
     table = runs.of_rows(chosen, width, address)
     table[:, BLOCK] = chosen

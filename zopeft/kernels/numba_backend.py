@@ -326,13 +326,14 @@ class NumbaKernels(PlainKernels):
         alike[:, BLOCK] = 0
         return arrays.only(moments, alike)
 
-    def add_rows(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+    def add_rows(self, out: Tensor, left: Tensor, right: Tensor, steps: Sequence[float]) -> None:
         """See `PlainMatrices.add_rows`; PyTorch's own product where nothing is to be widened."""
         if out.dtype == right.dtype or not all(map(arrays.taken, (out, left, right))):
-            super().add_rows(out, left, right)
+            super().add_rows(out, left, right, steps)
             return
         table = runs.of_all_rows(*out.shape)
-        share_out(compiled.add_rows, table, left.numpy(), right.numpy(), *arrays.stored(out))
+        thin = self.stretched(left, steps).numpy(), right.numpy()
+        share_out(compiled.add_rows, table, *thin, *arrays.stored(out))
 
     def statistics(self, weight: Tensor) -> Statistics:
         """See `PlainKernels.statistics`."""

@@ -40,7 +40,7 @@ no function in a function: what is kept of those is found again by what they enc
 class Kernel:
     """A kernel that is compiled when it is first called.
 
-    It is called with ``bounds, entry, threads`` (see `numba_kernels._spread`) and its arguments.
+    It is called with ``bounds, entry, threads`` (see `numba_kernels._spreading`) and its arguments.
 
     Args:
         function: What it does.

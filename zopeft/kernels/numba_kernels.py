@@ -7,8 +7,8 @@ version (`zopeft.kernels.plain`), whatever the machine, the tiles and the thread
 
 A kernel takes a table of runs, one row a run of consecutive elements of one tensor (see
 `zopeft.kernels.runs`), and from which of its rows to which it is to work. It knows nothing of
-threads: `_spread` shares the rows out, without the interpreter. Everything compiled is in this one
-file, because numba's cache on disk looks no further than the file of a kernel to see that it is
+threads: `_spreading` shares the rows out, without the interpreter. Everything compiled is in this
+one file, because numba's cache on disk looks no further than the file of a kernel to see that it is
 stale.
 """
 
@@ -48,7 +48,7 @@ _COSINE = tuple(F(c) for c in COSINE)
 _TURN, _TWO_LN_2, _HALF, _ONE = F(TURN), F(-TWO_LN_2), F(0.5), F(1.0)
 _BYTES, _SCALE = U(0x00FF00FF), F(SCALE)
 _TOP, _MAGNITUDE, _INFINITE = U(31), U(0x7FFFFFFF), U(0x7F800000)
-_LARGEST = U(0x7F7F0000)
+_LARGEST, _NAN = U(0x7F7F0000), F(np.nan)
 _FINE, _SMALL, _LIMIT = F(2.0**24), F(2.0**-14), F(65504.0)
 _D0, _D1 = (U(factor) for factor in FACTORS)
 _MIX, _UPDATED = U(SHIFT), W(UPDATED)
@@ -110,10 +110,11 @@ def _spreading(context, bounds, entry, threads, kernel, arguments):
     def generate(context, builder, signature, given):
         word, byte = ir.IntType(64), ir.IntType(8).as_pointer()
         places = context.make_array(bounds)(context, builder, given[0])
-        kinds = [word, word, word.as_pointer(), context.get_value_type(arguments)]
+        kinds = [word, word, word.as_pointer(), word, context.get_value_type(arguments)]
         frame = cgutils.alloca_once(builder, ir.LiteralStructType(kinds))
         parts = builder.sub(places.nitems, ir.Constant(word, 1))
-        for number, value in enumerate((ir.Constant(word, 0), parts, places.data, given[4])):
+        zero = ir.Constant(word, 0)
+        for number, value in enumerate((zero, parts, places.data, zero, given[4])):
             builder.store(value, cgutils.gep_inbounds(builder, frame, 0, number))
         body = _part_by_part(context, builder.module, frame.type, kernel, own)
         kind = ir.FunctionType(ir.VoidType(), [body.type, byte, ir.IntType(32), ir.IntType(32)])
@@ -126,6 +127,10 @@ def _spreading(context, bounds, entry, threads, kernel, arguments):
                 count = builder.trunc(given[2], ir.IntType(32))
                 called = builder.inttoptr(given[1], kind.as_pointer())
                 builder.call(called, [body, held, count, ir.Constant(ir.IntType(32), 0)])
+        failed = builder.load(cgutils.gep_inbounds(builder, frame, 0, 3))
+        with cgutils.if_unlikely(builder, builder.icmp_unsigned("!=", failed, zero)):
+            problem = ("a kernel broke off: there is no memory for its tiles",)
+            context.call_conv.return_user_exc(builder, MemoryError, problem)
         return context.get_dummy_value()
 
     return signature, generate
@@ -139,8 +144,8 @@ def _part_by_part(context, module, frame, kernel, own):
     body.linkage = "internal"
     builder = ir.IRBuilder(body.append_basic_block("begin"))
     held = builder.bitcast(body.args[0], frame)
-    taken, parts, bounds, packed = (
-        cgutils.gep_inbounds(builder, held, 0, number) for number in range(4)
+    taken, parts, bounds, failed, packed = (
+        cgutils.gep_inbounds(builder, held, 0, number) for number in range(5)
     )
     count, bounds = builder.load(parts), builder.load(bounds)
     arguments = cgutils.unpack_tuple(builder, builder.load(packed))
@@ -154,8 +159,10 @@ def _part_by_part(context, module, frame, kernel, own):
     begin, end = (builder.load(builder.gep(bounds, [at])) for at in ends)
     code = kernel.dispatcher.overloads[own.args]
     context.add_linking_libs([code.library])
-    # Kernels raise nothing, so there is no status to look at.
-    context.call_internal_no_propagate(builder, code.fndesc, own, [begin, end, *arguments])
+    given = [begin, end, *arguments]
+    status, _ = context.call_internal_no_propagate(builder, code.fndesc, own, given)
+    with cgutils.if_unlikely(builder, status.is_error):
+        builder.store(ir.Constant(word, 1), failed)
     builder.branch(ask)
     builder.position_at_end(done)
     builder.ret_void()
@@ -380,6 +387,13 @@ def _dithered_bfloat16(x, word):
     bits = _bits(x)
     more = U(word >> U(16)) if U(bits & _MAGNITUDE) < _LARGEST else U(0)
     return np.uint16(U(U(bits + more) >> U(16)))
+
+
+@_inline
+def _quieten(x):
+    """Makes every NaN one that arithmetic gives, whose upper half is a NaN."""
+    for i in range(x.size):
+        x[i] = x[i] if x[i] == x[i] else _NAN
 
 
 @_inline
@@ -686,6 +700,7 @@ def store(begin, end, table, key, values, out, kind, hashed):
         for at in range(0, length, TILE):
             n = min(TILE, length - at)
             _load(values, FLOAT32, table[row, WEIGHT] + at, n, x)
+            _quieten(x[:n])
             address, start, to = table[row, ADDRESS], table[row, START] + at, table[row, OUT] + at
             _store_updated(x, n, out, kind, to, key, address, start, hashed, words)
 

@@ -463,25 +463,37 @@ class PlainKernels:
             plain.update_(flat, u.view(-1), coefficient, decay, words)
         return None
 
-    def add_rows(self, out: Tensor, left: Tensor, right: Tensor) -> None:
+    def add_rows(self, out: Tensor, left: Tensor, right: Tensor, steps: Sequence[float]) -> None:
         """Adds a product of thin matrices, in their dtype, and rounds once to nearest.
 
-        Where the output is narrower, term by term: a matrix product's bits are each backend's own.
+        Where the output is narrower, ``step * left`` first, and then term by term: a matrix
+        product's bits are each backend's own.
 
         Args:
             out: [n, O], contiguous; changed in place.
             left: [n, r].
             right: [r, O], of the output's dtype or wider.
+            steps: What the product is multiplied by, [P]: one for each P-th part of the rows.
         """
+        parts = len(out) // len(steps)
         if out.dtype == right.dtype:
-            out.addmm_(left, right)
+            for own, thin, step in zip(out.split(parts), left.split(parts), steps, strict=True):
+                own.addmm_(thin, right, alpha=step)
             return
+        left = self.stretched(left, steps)
         rows = max(1, WIDENED // out.shape[1])
         for piece, part in zip(out.split(rows), left.split(rows), strict=True):
             total = piece.to(right.dtype)
             for k in range(right.shape[0]):
                 total += part[:, k : k + 1] * right[k]
             piece.copy_(total)
+
+    @staticmethod
+    def stretched(left: Tensor, steps: Sequence[float]) -> Tensor:
+        """Returns the rows [n, r], each P-th part of them multiplied by its own of P steps."""
+        parts = left.split(len(left) // len(steps))
+        # By numbers of Python, which are not rounded to the dtype before they are multiplied.
+        return torch.cat([part * step for part, step in zip(parts, steps, strict=True)])
 
     def squares(self, values: Tensor) -> Tensor:
         """Returns ``sum_k x_k^2``, 0-dim float64; not finite where an element is not.

@@ -51,12 +51,15 @@ def cut(rows: list[Run], piece: int = PIECE) -> Table:
         rows: A run each, its six numbers in the order of the columns.
         piece: Elements a piece.
     """
-    pieces = [
-        (weight + at, out + at, min(piece, length - at), start + at, address, block)
-        for weight, out, length, start, address, block in rows
-        for at in range(0, length, piece)
-    ]
-    return np.array(pieces, dtype=np.int64).reshape(-1, 6)
+    given = np.array(rows, dtype=np.int64).reshape(-1, 6)
+    counts = -(-given[:, LENGTH] // piece)
+    table = np.repeat(given, counts, axis=0)
+    at = np.arange(len(table)) - np.repeat(counts.cumsum() - counts, counts)
+    at *= piece
+    for column in (WEIGHT, OUT, START):
+        table[:, column] += at
+    table[:, LENGTH] = np.minimum(piece, table[:, LENGTH] - at)
+    return table
 
 
 @lru_cache(maxsize=1024)
@@ -65,7 +68,7 @@ def whole(address: int, start: int, count: int, piece: int = PIECE) -> Table:
     return cut([(0, 0, count, start, address, 0)], piece)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=4)
 def of_blocks(blocks: tuple[tuple[int, int], ...]) -> Table:
     """Returns the table of some whole blocks, each with its number in the place of its index.
 
@@ -131,7 +134,7 @@ def spread(table: Table, column: int) -> npt.NDArray[np.int64]:
     return found
 
 
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=16)
 def of_all_rows(rows: int, width: int) -> Table:
     """Returns the table of a matrix's rows, each a run whose START is the row's number."""
     table = np.zeros((rows, 6), dtype=np.int64)

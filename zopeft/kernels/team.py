@@ -34,8 +34,11 @@ def entry() -> int:
 @lru_cache(maxsize=1)
 def _entry() -> int:
     try:
-        # A handle's symbols are looked for in what the library itself is linked to.
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / LIBRARY))
-        return ctypes.cast(getattr(library, ENTRY), ctypes.c_void_p).value or 0
+        linked = getattr(library, ENTRY)
+        # PyTorch's own calls go to the first library that is there for all, such as one that was
+        # loaded before it by LD_PRELOAD, and then to the one that it is linked to.
+        found = getattr(ctypes.CDLL(None), ENTRY, linked)
+        return ctypes.cast(found, ctypes.c_void_p).value or 0
     except (OSError, AttributeError):
         return 0

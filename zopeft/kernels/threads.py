@@ -43,7 +43,7 @@ def _bounds(table: Table, threads: int) -> npt.NDArray[np.int64]:
     if known is not None and known[0]() is table and known[1] == threads:
         return known[2]
     alone = threads == 1 or len(table) < 2 or table[:, LENGTH].sum() <= ALONE
-    found = np.array([0, len(table)]) if alone else runs.bounds(table, threads * SHARES)
+    found = np.array([0, len(table)], np.int64) if alone else runs.bounds(table, threads * SHARES)
     if len(_known) >= KNOWN:
         _known.clear()
     _known[id(table)] = weakref.ref(table), threads, found
