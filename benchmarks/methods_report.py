@@ -192,10 +192,10 @@ def draw(ranked: dict[str, list[Standing]], told: Row, file: Path) -> None:
         axes.set_xlabel("validation loss over MeZO's, same seeds and batches", fontsize=9)
     figure.suptitle(
         f"{told['model']}: loss after {told['budget']:,} forward passes, each method at its best "
-        "rate. Dot: mean; bar: ± one standard deviation of a run; small marks: "
-        "tasks (circle sst2, square squad, triangle copa)",
+        "rate, three seeds. Blue and orange: better and worse than MeZO by more than two standard "
+        "errors.\nDot: mean; bar: ± one standard deviation of a run; small marks: tasks (circle "
+        "sst2, square squad, triangle copa)",
         fontsize=9.5,
-        wrap=True,
     )
     figure.savefig(file, dpi=110)
 
