@@ -107,7 +107,7 @@ def start_adapter(
     """
     start, model = recipe.peft.options.get("start"), blocks.model
     if start == "finetuner" and finetuner is not None:
-        from zopeft.finetuner.lora_start import start_from_finetuner
+        from zopeft.models.learned_start import start_from_finetuner
 
         start_from_finetuner(blocks, finetuner, recipe.training.seed)
     if start != "activations":

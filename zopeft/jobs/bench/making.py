@@ -32,7 +32,7 @@ def make_method(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed:
     if entry.finetuner:
         finetuner = options["finetuner"] = finetuner_of(entry)
         if recipe.peft.options.get("start") == "finetuner" and finetuner.bases:
-            from zopeft.finetuner.lora_start import start_from_finetuner
+            from zopeft.models.learned_start import start_from_finetuner
 
             # Of a control, what the control has learned; entries without any start at random.
             start_from_finetuner(body.blocks, finetuner, seed)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from zopeft.errors import input_error
 from zopeft.finetuner.bases import input_side, orthonormal
+from zopeft.models.activations import fresh_lora_layers
 
 if TYPE_CHECKING:
     from zopeft.blocks import Blocks
@@ -38,8 +39,6 @@ def start_from_finetuner(blocks: Blocks, finetuner: FineTuner, seed: int = 0) ->
         InputError: There is no LoRA layer, one that has been trained already, or none whose inputs
             the fine-tuner has directions of.
     """
-    from zopeft.models.activations import fresh_lora_layers
-
     layers = fresh_lora_layers(blocks.model, "finetuner")
     directions = _directions(blocks, finetuner)
     generator = torch.Generator().manual_seed(seed)

@@ -13,11 +13,11 @@ import zopeft
 from zopeft.embedded import MODEL_DIR
 from zopeft.errors import InputError
 from zopeft.finetuner import FineTuner
-from zopeft.finetuner.lora_start import start_from_finetuner
 from zopeft.jobs.bench.entry import parse_entry
 from zopeft.jobs.bench.making import make_method
 from zopeft.models import attach, load_model
 from zopeft.models.activations import lora_layers
+from zopeft.models.learned_start import start_from_finetuner
 from zopeft.recipe.schema import PeftSection, Recipe
 
 FAMILIES = ("llama", "gpt2")
