@@ -45,13 +45,13 @@ def sides_of(module: nn.Module, factors: Factors, dtype: torch.dtype) -> Factors
         factors: left and right, fp32; their product has the shape of the weight.
         dtype: The input's.
     """
-    given = dtype
-    dtype = torch.float32 if factors[0].device.type == "cpu" and dtype.itemsize == 2 else dtype
+    widened = factors[0].device.type == "cpu" and dtype.itemsize == 2
+    dtype = torch.float32 if widened else dtype
     left, right = factors[0].to(dtype), factors[1].to(dtype)
     # A linear layer holds [O, I] and a Conv1D [I, O].
     into, out = (left, right) if _is_conv1d(module) else (right.t(), left.t())
-    # Rows are added by a kernel there, which reads them as they lie.
-    return (into, out.contiguous()) if dtype == torch.float32 != given else (into, out)
+    # Rows are added by a kernel then, which reads them as they lie.
+    return into, out.contiguous() if widened else out
 
 
 def add_product(
