@@ -32,6 +32,7 @@ from zopeft.tasks.encoding import Encoded
 from zopeft.tasks.encoding_cache import EncodingCache
 from zopeft.tasks.files import read_file
 from zopeft.training.checkpoints import read_seal, seal
+from zopeft.training.loading import read_state
 
 
 def made(lr=1e-3):
@@ -154,6 +155,27 @@ def test_a_mark_names_files_of_its_checkpoint_alone(name, tmp_path):
     (folder / "complete.json").write_text(json.dumps(mark))
     assert read_seal(folder) is None
     assert read_seal(folder, summed=True) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("train_batch_size", {}),
+        ("train_batch_size", None),
+        ("best_metric", "good"),
+        ("best_global_step", [1]),
+        ("is_hyper_param_search", "no"),
+        ("epoch", "one"),
+    ],
+)
+def test_a_trainers_state_is_refused_by_the_field(name, value, tmp_path):
+    callbacks = {"TrainerControl": {"args": {}, "attributes": {}}}
+    good = {"train_batch_size": 2, "stateful_callbacks": callbacks, "log_history": []}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(good))
+    assert read_state(tmp_path).train_batch_size == 2
+    (tmp_path / "trainer_state.json").write_text(json.dumps(good | {name: value}))
+    with pytest.raises(InputError, match=f"trainer_state.json: has no readable state: {name}"):
+        read_state(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ the same number makes the same file again.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -147,6 +148,8 @@ def _work(reader: Reader, folder: Path, numbers: range, sink: int) -> None:
             # What libraries print is nobody's business here.
             os.dup2(nowhere.fileno(), 1)
             os.dup2(nowhere.fileno(), 2)
+            # What is here already is not looked through again at each of a library's collections.
+            gc.freeze()
             for number in numbers:
                 print(tried(reader, folder, number), file=lines, flush=True)
             print(_reached("VmPeak") - here, file=lines, flush=True)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import random
+import re
+import struct
+import sys
 import tempfile
 from copy import deepcopy
 from functools import cache
@@ -10,7 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_damage import json_damaged, pickle_damaged, tensors_damaged
+from fuzz_damage import (
+    EXTREMES,
+    bytes_damaged,
+    json_damaged,
+    pickle_damaged,
+    tensors_damaged,
+)
 from fuzz_reader import Reader
 
 from zopeft.embedded import MODEL_DIR
@@ -134,6 +144,55 @@ def read_shards(folder: Path) -> None:
     check_folder(folder)
 
 
+@cache
+def packed() -> dict[str, bytes]:
+    """A small model with a tokenizer of single bytes in one file of GGUF."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    sys.path.append(str(Path(__file__).parent.parent / "tests"))
+    try:
+        from gguf_files import write_gguf
+    finally:
+        sys.path.pop()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    words = {word: n for n, word in enumerate(("<s>", "</s>", "<pad>", *letters, "th"))}
+    inner = Tokenizer(models.BPE(words, [("t", "h")]))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    told = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **told)
+    with tempfile.TemporaryDirectory() as place:
+        write_gguf(Path(place) / "small.gguf", model(8, len(words)), tokenizer)
+        return read_from(Path(place))
+
+
+def gguf_damaged(content: bytes, dice: random.Random) -> bytes:
+    """Damages what a file of GGUF says of itself, or the whole."""
+    end = content.rindex(b".weight") + 48
+    match dice.randrange(4):
+        case 0:
+            return bytes_damaged(content, dice)
+        case 1:
+            return bytes_damaged(content[:end], dice) + content[end:]
+        case 2:
+            # The place of a name, and what stands before it: a length, a kind.
+            names = [at.start() for at in re.finditer(rb"[a-z_]{3,}[.]", content[:end])]
+            at = max(0, dice.choice(names) - dice.randrange(1, 16))
+        case _:
+            # Version, how many tensors and settings.
+            at = dice.randrange(4, 24)
+    number = struct.pack("<Q", dice.choice(EXTREMES))[: dice.choice((1, 4, 8))]
+    return content[:at] + number + content[at + len(number) :]
+
+
+def read_gguf(file: Path) -> None:
+    """Loads model and tokenizer of one file."""
+    from zopeft.models import load_model
+
+    load_model(str(file), "float32", device="cpu")
+
+
 def _damaged(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, json_damaged)
 
@@ -175,4 +234,5 @@ READERS = (
         read_tokenizer,
         folder=True,
     ),
+    Reader("gguf", packed, {"small.gguf": gguf_damaged}, read_gguf),
 )

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import tempfile
+from copy import deepcopy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -202,14 +203,19 @@ def checkpoint() -> dict[str, bytes]:
         return read_from(Path(place) / "checkpoint-2")
 
 
-def _trainer(place: str | Path, rows: list[Any], steps: int = 2) -> Any:
+@cache
+def _adapted() -> Any:
     from zopeft.models import attach
 
+    return attach(model(), "lora")
+
+
+def _trainer(place: str | Path, rows: list[Any], steps: int = 2) -> Any:
     args = zopeft.ZOTrainingArguments(
         output_dir=str(place), max_steps=steps, save_steps=2, learning_rate=1e-3, use_cpu=True,
         method="mezo_adam", disable_tqdm=True, report_to=[], per_device_train_batch_size=2,
     )  # fmt: skip
-    return zopeft.ZOTrainer(model=attach(model(), "lora"), args=args, train_dataset=rows)
+    return zopeft.ZOTrainer(model=deepcopy(_adapted()), args=args, train_dataset=rows)
 
 
 def read_checkpoint(folder: Path) -> None:

@@ -25,11 +25,15 @@ STATE = {
     "logging_steps": "number",
     "eval_steps": "number",
     "save_steps": "number",
+    "train_batch_size": "count",
     "num_train_epochs": "number",
     "num_input_tokens_seen": "count",
     "total_flos": "number",
     "log_history": "list",
+    "best_metric": "number?",
+    "best_global_step": "count?",
     "best_model_checkpoint": "text?",
+    "is_hyper_param_search": "flag",
     "stateful_callbacks": "object",
 }
 """What the Trainer reckons with of its state, and the kinds (`zopeft.reading.fits`)."""
@@ -85,7 +89,9 @@ def read_state(checkpoint: str | Path) -> TrainerState:
     values = read_object(path, "name an earlier checkpoint")
     with refused(path):
         state = TrainerState(**values)
-    checked({name: values[name] for name in STATE if name in values}, STATE, str(path), "state")
+    # The Trainer divides by the batch size, and takes the others to be as in a new run.
+    told = {name: values[name] for name in STATE if name in values}
+    checked({"train_batch_size": None, **told}, STATE, str(path), "state")
     if "TrainerControl" not in values.get("stateful_callbacks", {}):
         raise input_error(str(path), "has no state of the Trainer's control")
     return state
