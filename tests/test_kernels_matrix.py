@@ -79,3 +79,24 @@ def test_an_update_nobody_measures_writes_the_same(dtype):
     plain.update(SEED, ADDRESS, expected, -0.02, 0.99, None)
     assert fast.update(SEED, ADDRESS, got, -0.02, 0.99, None, False) is None
     assert same(got, expected)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_probes_of_rows_with_scales_have_the_bits_of_each(rounding, dtype):
+    both = pair()
+    for width in WIDTHS:
+        form, weight = form_of(5, width, 0, True), weights(5, width, dtype)
+        for rows in (slice(0, 5), slice(1, 4)):
+            shape = (rows.stop - rows.start, width)
+            ahead, behind = (torch.full(shape, 7.0, dtype=dtype) for _ in range(2))
+            for kernels in both:
+                kernels.rounding = rounding
+                key = (SEED, ADDRESS, weight, rows)
+                kernels.shift_rows_both(*key, 3e-3, form.scale, ahead, behind)
+                for step, got in ((3e-3, ahead), (-3e-3, behind)):
+                    expected = torch.full(shape, 7.0, dtype=dtype)
+                    both[0].rounding = rounding
+                    both[0].shift_matrix(*key, step, form, expected)
+                    assert same(got, expected), (width, rows, step)
+            assert not same(ahead, behind)

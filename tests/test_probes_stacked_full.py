@@ -10,8 +10,11 @@ from tiny_families import CONFIGS, build
 import zopeft
 from zopeft.engine import Direction, Engine, layers
 from zopeft.engine.carrier import UnstackableError
+from zopeft.engine.shapes import Rows
 from zopeft.engine.standing import StandingLayer
+from zopeft.engine.subspace import Subspace
 from zopeft.errors import InputError
+from zopeft.kernels.form import Form
 from zopeft.optim.directions import directions_of
 from zopeft.probing.stacking import Stacking
 from zopeft.tasks import task_loss
@@ -115,6 +118,62 @@ def test_one_draw_shows_both_probes_what_each_is_shown_alone(dtype, rounding, wi
             found = layer(inputs)
         assert torch.equal(found, torch.cat(alone)) and not torch.equal(*alone)
     assert set(drawn) == {"stands" if width is None else "parts"}
+
+
+def shaped(model, kind):
+    """An engine whose up projection has a shape with noise in it."""
+    blocks = zopeft.discover(model)
+    index = next(n for n, b in enumerate(blocks) if b.name.endswith("layers.1.mlp.up_proj.weight"))
+    rows, columns = blocks[index].shape
+    generator = torch.Generator().manual_seed(3)
+    if kind == "rows":
+        shape = Rows(torch.rand(rows, generator=generator) + 0.5)
+    else:
+        sides = (
+            torch.linalg.qr(torch.randn(n, 4, generator=generator))[0] for n in (rows, columns)
+        )
+        shape = Subspace(*sides, mix=0.4)
+    return Engine(blocks, carrier="modules", backend="numba", shapes={index: shape}), index
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["rows", "subspace"])
+@pytest.mark.parametrize("width", [None, 256], ids=["whole", "in parts"])
+def test_one_draw_serves_both_probes_of_a_shape(kind, dtype, width, monkeypatch):
+    if width is not None:
+        monkeypatch.setattr(layers, "CHUNK", width)
+    model = build("llama").to(dtype)
+    layer, inputs = model.model.layers[1].mlp.up_proj, torch.randn(4, 8, 32, dtype=dtype)
+    engine, index = shaped(model, kind)
+    stands, parts, both = [], [], StandingLayer.both
+    rows_both, alone = engine.kernels.shift_rows_both, engine.kernels.shift_matrix
+    monkeypatch.setattr(
+        StandingLayer, "both", lambda s, *a: stands.append(s._module is layer) or both(s, *a)
+    )
+    monkeypatch.setattr(
+        engine.kernels, "shift_rows_both", lambda *a: parts.append(True) or rows_both(*a)
+    )
+    for seed, scales in ((1, None), (2, torch.linspace(0.5, 2.0, len(engine.blocks)))):
+        probes = [(direction := Direction(seed, scales), 0.02), (direction, -0.02)]
+        form, weight = engine.forms.of(index, direction, inputs.device), layer.weight.detach()
+        key = (seed, engine.blocks[index].address, weight, slice(0, len(weight)))
+        expected = []
+        for (_, step), part in zip(probes, inputs.chunk(2), strict=True):
+            twin = torch.empty_like(weight)
+            alone(*key, step, Form(form.scale, None), twin)
+            output = torch.nn.functional.linear(part, twin).float()
+            if form.factors is not None:
+                left, right = form.factors
+                output = output + step * (part.float() @ right.t() @ left.t())
+            expected.append(output)
+        with torch.no_grad(), Stacking(engine).shown(probes):
+            model(input_ids=torch.zeros(4, 8, dtype=torch.long))
+            found = layer(inputs).float()
+        tolerance = 1e-5 if dtype == torch.float32 else 2**-7
+        torch.testing.assert_close(found, torch.cat(expected), rtol=tolerance, atol=tolerance)
+        assert float((expected[0] - expected[1]).abs().max()) > 100 * 1e-5
+    assert any(stands) == (kind == "subspace" and width is None)
+    assert bool(parts) == (width is not None)
 
 
 def test_runs_of_before_go_on_apart():

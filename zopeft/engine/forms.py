@@ -47,6 +47,7 @@ class Forms:
         self.shapes: dict[int, Shape] = {}
         self._homes: dict[int, torch.device] = {}
         self._row_scales: dict[int, Tensor | None] = {}
+        self._shares: dict[int, float | None] = {}
         for index, shape in sorted(shapes.items()):
             if not 0 <= index < len(blocks):
                 raise input_error("shapes", f"there are {len(blocks)} blocks", index)
@@ -57,7 +58,9 @@ class Forms:
             home = torch.device("cpu") if device.type == "meta" else device
             self.blocks[index], self._homes[index] = block, home
             self.shapes[index] = shape.to(home)
-            self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
+            rows = self._row_scales[index] = self.shapes[index].row_scales(block.shape[0], home)
+            alike = rows is not None and block.shard is None and bool((rows == rows[0]).all())
+            self._shares[index] = float(rows[0]) if rows is not None and alike else None
         self.kept = 1
         self.chosen: Collection[int] | None = None
         self._factors: dict[Key, dict[int, Factors | None]] = {}
@@ -69,6 +72,13 @@ class Forms:
     def noisy(self, index: int) -> bool:
         """Whether isotropic noise is part of a block's u."""
         return index not in self.shapes or self.shapes[index].noisy
+
+    def share(self, index: int) -> float | None:
+        """Returns what the noise of all rows of a block is multiplied by before its scale.
+
+        An fp32 number; None where rows differ, where there is no noise, or for a shard.
+        """
+        return self._shares[index] if index in self.shapes else 1.0
 
     def has_product(self, index: int) -> bool:
         """Whether a product of factors is part of a block's u."""

@@ -19,7 +19,7 @@ from zopeft.engine.flips import flips_of
 from zopeft.engine.scratch import remade
 from zopeft.engine.side_path import add_product, has_side_path, sides_of
 from zopeft.engine.standing import StandingLayer, standing_layer
-from zopeft.engine.swaps import Swaps
+from zopeft.engine.swaps import Place, Swaps
 from zopeft.kernels.form import Factors
 
 
@@ -63,8 +63,11 @@ class LayerForward:
         self._flips_beside = known and straight and has_side_path(module, forward)
         wide = type(module) is nn.Linear and module.weight.numel() > layers.CHUNK
         self._by_chunks = wide and alone and bool(self._changed)
-        self._alike = not (self.mixed or any(self.twins.shaped(p.number) for p in places))
-        self._stands = self._alike and straight and not (self._by_rows or self._by_chunks)
+        # Whether all that its twins have of a direction is noise.
+        self._noises = not self.mixed and all(map(self._only_noise, self._changed))
+        shares = [self.twins.share(place.number) for place in self._changed]
+        self._stands = self._noises and None not in shares and straight and bool(shares)
+        self._stands = self._stands and not (self._by_rows or self._by_chunks)
         # What comes from CPU or disk for a forward must not be held beyond it.
         self._stands = self._stands and not swaps.offload
         self._rounding = self.twins.kernels.rounding
@@ -75,6 +78,14 @@ class LayerForward:
             self.twins.reserve(weights if self._stands else parts)
         self._standing: StandingLayer | None = None
         self._sides: tuple[Any, Factors] | None = None
+
+    def _only_noise(self, place: Place) -> bool:
+        if not self.twins.shaped(place.number):
+            return True
+        beside = place is self.main and self._product_beside
+        return self.twins.noisy(place.number) and (
+            beside or not self.twins.has_product(place.number)
+        )
 
     def fits(self, forward: Callable[..., Any], numbers: Sequence[int]) -> bool:
         """Whether it is the forward of a layer still.
@@ -89,6 +100,11 @@ class LayerForward:
 
     def one(self, inputs: Tensor) -> Any:
         """Runs it on its input under the twins' own probe."""
+        output = self._without_product(inputs)
+        return self._beside(output, inputs, [self.twins.step]) if self._product_beside else output
+
+    def _without_product(self, inputs: Tensor) -> Any:
+        """Does `one` but for a product that runs beside."""
         standing = self._standing
         apart = torch.is_grad_enabled() or self.twins.mixed
         if standing is not None and not apart and standing.here():
@@ -99,10 +115,8 @@ class LayerForward:
                 self.twins, module, main.leaf, main.number, self.forward, inputs
             )
         if self._by_chunks and main is not None:
-            output = layers.wide_linear(self.twins, module, main.number, inputs, product)
-        else:
-            output = self._swapped(inputs, product) if self._changed else self.forward(inputs)
-        return output if product else self._beside(output, inputs, [self.twins.step])
+            return layers.wide_linear(self.twins, module, main.number, inputs, product)
+        return self._swapped(inputs, product) if self._changed else self.forward(inputs)
 
     def copied(self, inputs: Tensor, probes: Sequence[Probe], copies: CopiedBatch) -> Tensor:
         """Runs it on copies of a batch, each under a probe of its own.
@@ -121,24 +135,32 @@ class LayerForward:
             if found is None:
                 found = add_flips(twins, self.module, self.forward(inputs), *seen)
             return add_biases(twins, found, dim, flips, probes[0][1], self._bias)
-        once = self._product_beside and not self._changed
-        whole = self.forward(inputs) if once else inputs
-        if once and dim == 0:
+        beside = self._product_beside
+        if beside and not self._changed:
+            whole = self.forward(inputs)
+        else:
+            parts = inputs.chunk(len(probes), dim)
+            whole = torch.cat(self._pieces(parts, probes), dim)
+        if not beside:
+            return whole
+        if dim == 0:
             return self._all_beside(whole, inputs, probes)
-        parts, own = (tensor.chunk(len(probes), dim) for tensor in (inputs, whole))
+        pieces = []
+        own = (tensor.chunk(len(probes), dim) for tensor in (whole, inputs))
+        for probe, output, given in zip(probes, *own, strict=True):
+            twins.show(*probe)
+            pieces.append(self._beside(output, given, [probe[1]]))
+        return torch.cat(pieces, dim)
+
+    def _pieces(self, parts: Sequence[Tensor], probes: Sequence[Probe]) -> list[Tensor]:
+        """Runs it on each copy under its probe, but for a product that runs beside."""
         pieces: list[Tensor] = []
         while (place := len(pieces)) < len(probes):
             pair = slice(place, place + 2)
-            twins.show(*probes[place])
-            both = None if once else self._both(probes[pair], parts[pair])
-            if both is not None:
-                pieces += both
-            elif once:
-                pieces.append(self._beside(own[place], parts[place], [probes[place][1]]))
-            else:
-                pieces.append(self.one(parts[place]))
-        written = once and all(a is b for a, b in zip(pieces, own, strict=True))
-        return whole if written else torch.cat(pieces, dim)
+            self.twins.show(*probes[place])
+            both = self._both(probes[pair], parts[pair])
+            pieces += [self._without_product(parts[place])] if both is None else both
+        return pieces
 
     def _both(self, probes: Sequence[Probe], parts: Sequence[Tensor]) -> list[Tensor] | None:
         """Runs it under a pair of probes with one draw of noise; None where that cannot be.
@@ -149,7 +171,7 @@ class LayerForward:
         """
         if len(probes) < 2 or torch.is_grad_enabled() or not self.twins.pairs(*probes):
             return None
-        if self._by_chunks and self.main is not None and self._alike:
+        if self._by_chunks and self.main is not None and self._noises:
             return layers.wide_pair(self.twins, self.module, self.main.number, parts)
         standing = self._standing
         if standing is None or not (standing.pairs and standing.here()):

@@ -34,6 +34,7 @@ class Twin:
         write: The kernel.
         memory: Where the twin goes; None for new memory each time.
         dtype: What the twin is made of.
+        share: What its noise is multiplied by before the block's scale.
     """
 
     leaf: str
@@ -44,6 +45,15 @@ class Twin:
     write: Standing
     memory: Tensor | None
     dtype: torch.dtype
+    share: float
+
+    def scale(self, scales: list[float] | None) -> float:
+        """What its noise is multiplied by, of two fp32 numbers an exact product.
+
+        Args:
+            scales: Of all blocks of the engine; None for ones.
+        """
+        return self.share if scales is None else self.share * scales[self.index]
 
     def here(self, parameters: Mapping[str, Tensor | None]) -> bool:
         """Whether the layer still holds the weight that the kernel has in hand."""
@@ -51,7 +61,9 @@ class Twin:
 
 
 class StandingLayer:
-    """A layer's forward under a probe along one direction of isotropic noise.
+    """A layer's forward under a probe along one direction, whose noise alone its twins have.
+
+    A product of factors that is part of the direction runs beside, see `LayerForward`.
 
     Args:
         module: The layer.
@@ -88,8 +100,7 @@ class StandingLayer:
                 memory = twin.memory
                 if memory is None:
                     memory = torch.empty_like(twin.own, dtype=twin.dtype, requires_grad=False)
-                scale = 1.0 if scales is None else scales[twin.index]
-                twin.write(seed, step, scale, memory)
+                twin.write(seed, step, twin.scale(scales), memory)
                 own[twin.leaf] = memory
             output = self._forward(inputs)
         finally:
@@ -118,7 +129,7 @@ class StandingLayer:
         try:
             for twin, (write, _) in zip(self._weights, self._both, strict=True):
                 assert twin.memory is not None
-                write(seed, step, 1.0 if scales is None else scales[twin.index], twin.memory)
+                write(seed, step, twin.scale(scales), twin.memory)
                 own[twin.leaf] = twin.memory
             outputs.append(self._forward(ahead))
             for twin, (_, back) in zip(self._weights, self._both, strict=True):
@@ -170,6 +181,8 @@ def standing_layer(
             return None
         made = weight.dtype if dtype is None else torch.float32
         index = twins.indices[place.number]
+        share = twins.share(place.number)
+        assert share is not None
         given = (place.leaf, place.number, index, own, weight.data_ptr(), write, memory, made)
-        weights.append(Twin(*given))
+        weights.append(Twin(*given, share))
     return StandingLayer(module, forward, twins, weights, dtype)

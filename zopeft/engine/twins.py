@@ -124,6 +124,10 @@ class Twins:
         """Whether a block's direction has a shape of its own."""
         return self.indices[number] in self.forms
 
+    def share(self, number: int) -> float | None:
+        """See `Forms.share`."""
+        return self.forms.share(self.indices[number])
+
     def has_product(self, number: int) -> bool:
         """Whether a product of factors is part of a block's direction, beside the weight."""
         return not self.mixed and self.forms.has_product(self.indices[number])
@@ -180,14 +184,22 @@ class Twins:
     def both(self, number: int, weight: Tensor, rows: slice) -> tuple[Tensor, Tensor]:
         """Makes the twins of some rows under the probe, and under the one with minus its step.
 
+        Products of factors are left out.
+
         Args:
-            number: The number of a block along isotropic noise.
+            number: The number of a block along noise.
             weight: The whole matrix.
             rows: Which rows.
         """
         direction, some = self.direction, weight.detach()[rows]
         assert direction is not None
         shown = self.memory_for(some, 0), self.memory_for(some, 0, second=True)
+        if self.shaped(number):
+            scales = self.form(number, weight.device).scale
+            assert scales is not None
+            key = (direction.seed, self.blocks[number].address)
+            self.kernels.shift_rows_both(*key, weight.detach(), rows, self.step, scales, *shown)
+            return shown
         start, scale = rows.start * weight.shape[1], self.scale(number, direction)
         given = (direction.seed, self.blocks[number].address, start, some.reshape(-1))
         self.kernels.shift_both(*given, self.step, scale, *(each.view(-1) for each in shown))

@@ -84,6 +84,26 @@ class NumbaKernels(PlainKernels):
         given = (*self._key(seed), arrays.one_scale(scale), np.float32(step), *places)
         share_out(compiled.shift_both, table, *given, int(self.dithers(out)))
 
+    def shift_rows_both(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        rows: slice,
+        step: float,
+        scales: Tensor,
+        out: Tensor,
+        back: Tensor,
+    ) -> None:
+        """See `PlainKernels.shift_rows_both`."""
+        if not all(map(arrays.taken, (weight, out, back))):
+            super().shift_rows_both(seed, address, weight, rows, step, scales, out, back)
+            return
+        table = arrays.row_table(rows, weight, address)
+        places = (*arrays.stored(weight), arrays.stored(out)[0], *arrays.stored(back))
+        given = (*self._key(seed), arrays.numbers(scales), np.float32(step), *places)
+        share_out(compiled.shift_both, table, *given, int(self.dithers(out)))
+
     def standing(
         self, address: int, weight: Tensor, out: Tensor | None, back: Tensor | None = None
     ) -> Standing | None:

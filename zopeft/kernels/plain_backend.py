@@ -184,6 +184,33 @@ class PlainKernels:
         self.shift(seed, address, start, weight, step, scale, out)
         self.shift(seed, address, start, weight, -step, scale, back)
 
+    def shift_rows_both(
+        self,
+        seed: int,
+        address: int,
+        weight: Tensor,
+        rows: slice,
+        step: float,
+        scales: Tensor,
+        out: Tensor,
+        back: Tensor,
+    ) -> None:
+        """Does `shift_both` for rows of a matrix, each with a scale of its own.
+
+        Args:
+            seed: 64-bit key of the step.
+            address: 32-bit address of the matrix.
+            weight: The whole matrix as stored, [O, I].
+            rows: A slice with start and stop.
+            step: Finite-difference step with its sign.
+            scales: fp32 [O], of all rows.
+            out: [n, I], contiguous: ``weight + step * u``.
+            back: [n, I], contiguous: ``weight - step * u``.
+        """
+        form = Form(scales, None)
+        self.shift_matrix(seed, address, weight, rows, step, form, out)
+        self.shift_matrix(seed, address, weight, rows, -step, form, back)
+
     def standing(
         self, address: int, weight: Tensor, out: Tensor | None, back: Tensor | None = None
     ) -> Standing | None:
