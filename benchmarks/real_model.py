@@ -10,7 +10,8 @@ passes. All entries of a seed see the same batches. Projected gradients are clip
 Rows are appended to results/real_model/MODEL/, a file a task and space. A run whose row is there
 is not made again, so the command is repeated until all are made; `--seeds`, `--only`, `--rates`,
 `--task` and `--space` choose what a sitting makes. What `--entry` names runs beside, as a
-`zopeft bench` would write it; the name=value in it are arguments of the method.
+`zopeft bench` would write it; the name=value in it are arguments of the method, and of a LoRA
+start= and train= (`real_model_ground.OF_LORA`).
 
     OMP_NUM_THREADS=1 python benchmarks/real_model.py MODEL --data DIR --finetuner FOLDER
     OMP_NUM_THREADS=1 python benchmarks/real_model.py MODEL --data DIR --finetuner FOLDER \

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -18,6 +19,7 @@ from zopeft.finetuner.digest import digest_of
 from zopeft.jobs.bench.entry import LEARNED, OF_SUBSPACES, Entry, parse_entry
 from zopeft.jobs.bench.making import finetuner_of
 from zopeft.methods import METHODS
+from zopeft.models.learned_start import start_from_finetuner
 from zopeft.tasks import TaskDataset, evaluate, load_rows, task_loss
 from zopeft.tasks.evaluation import mean_loss
 from zopeft.tasks.feed import Feed
@@ -29,6 +31,12 @@ LENGTHS = {"sst2": 48, "copa": 64, "boolq": 96, "squad": 160}
 """Most tokens of a row: longer ones are left out, none is cut."""
 SEVERAL = "directions=4 sides=one"
 """Options of the entries that take four one-sided directions a step."""
+OF_LORA = ("start=", "train=")
+"""Words of an entry that say how a LoRA begins, and what of it is trained.
+
+``start=finetuner`` is `start_from_finetuner` by the entry's own one or its control,
+``start=FOLDER`` by one that takes no part otherwise; ``train=B`` leaves A as it begins.
+"""
 LONGEST = 8192
 """Tokens of a row, as far as they are counted."""
 SCORED = 16
@@ -41,9 +49,11 @@ class Competitor:
 
     Args:
         entry: Method, fine-tuner or control, and options; its label is the name in rows.
+        lora: Of `OF_LORA`, what is not "start=random train=AB".
     """
 
     entry: Entry
+    lora: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -60,10 +70,26 @@ class Competitor:
         """What a run's row says of it: what was learned by its digest, not by its folder."""
         told: dict[str, Any] = {"method": self.method}
         told |= {"options": {key: str(value) for key, value in self.entry.options.items()}}
+        told["options"] |= self.lora
+        if self.start is not None:
+            told["options"]["start"] = digest_of(self.start)
         if self.entry.finetuner:
             told |= {"control": self.entry.control, "shuffle": self.entry.shuffle}
             told |= {"finetuner": digest_of(made(self.entry.finetuner))}
         return told
+
+    @property
+    def start(self) -> Any:
+        """The fine-tuner whose directions of the inputs a LoRA's A begins with; None for noise."""
+        given = self.lora.get("start")
+        if given == "finetuner":
+            return made(self.entry.finetuner, self.entry.control, self.entry.shuffle)
+        return None if given is None else made(given)
+
+    @property
+    def only_b(self) -> bool:
+        """Whether a LoRA's A stays as it begins."""
+        return self.lora.get("train") == "B"
 
     def make(
         self, blocks: zopeft.Blocks, data: Any, lr: float | str, seed: int, mask: Any = None
@@ -99,13 +125,19 @@ def competitors(finetuner: str, lines: Sequence[str] = ()) -> list[Competitor]:
         own += [("learned", learned), ("learned K=4", f"{learned} {SEVERAL}")]
         controls = ("scales", "shuffled", "untrained", "random")
         own += [(control, f"{learned} {control}") for control in controls]
-    found = [parse_entry(f"{line} label={name!r}") for name, line in own]
-    found += [parse_entry(line) for line in lines]
+    found = [_competitor(f"{line} label={name!r}") for name, line in own]
+    found += [_competitor(line) for line in lines]
     names = [one.name for one in found]
     for name in names:
         if names.count(name) > 1:
             raise input_error("--entry", "two have one name", name, "add label=NAME")
-    return [Competitor(entry) for entry in found]
+    return found
+
+
+def _competitor(line: str) -> Competitor:
+    words = shlex.split(line)
+    lora = dict(word.split("=", 1) for word in words if word.startswith(OF_LORA))
+    return Competitor(parse_entry(shlex.join(w for w in words if not w.startswith(OF_LORA))), lora)
 
 
 def serves(one: Competitor, space: str) -> bool:
@@ -153,6 +185,7 @@ class RealGround(Ground):
     ) -> None:
         self.amounts = amounts
         super().__init__(model, data, task, space, batch, length, compiled=False)
+        self._all_blocks = self.blocks
 
     def _read(self) -> None:
         held = self.amounts.held
@@ -177,6 +210,20 @@ class RealGround(Ground):
     def _fits(self, one: Any) -> bool:
         pairs = zip(one.prompts, one.options, strict=True)
         return max(len(prompt) + len(option) for prompt, option in pairs) <= self.length
+
+    def reset(self, seed: int, entry: Any) -> None:
+        """Puts the weights to the start of a seed, and of an entry."""
+        if self.space == "full":
+            super().reset(seed, entry)
+            return
+        self.blocks = self._all_blocks
+        super().reset(seed, entry)
+        if entry.start is not None:
+            start_from_finetuner(self.blocks, entry.start, seed)
+        for block in self.blocks:
+            block.parameter.requires_grad_(not (entry.only_b and ".lora_A." in block.name))
+        if entry.only_b:
+            self.blocks = zopeft.discover(self.model)
 
     def closure(self, method: Any, batch: dict[str, Tensor]) -> zopeft.BatchLoss:
         """Returns what a method's step calls: a packed batch, whose prompts are shared."""
