@@ -115,6 +115,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _ran(words: list[str]) -> int:
     """Runs one command, and tells what went wrong."""
+    odd = next((word for word in words if not word.isascii() and not _is_text(word)), None)
+    if odd is not None:
+        do = "rename the file or folder; what is written names it, in UTF-8"
+        return _fail(f"command line: a word that is no UTF-8, got {odd!r}; {do}", 2)
     try:
         with ended_by_signals():
             code = app(args=words, prog_name="zopeft", standalone_mode=False)
@@ -127,6 +131,15 @@ def _ran(words: list[str]) -> int:
     if code == TYPERS_INTERRUPT:
         return _fail("interrupted", 1)
     return code if isinstance(code, int) else 0
+
+
+def _is_text(word: str) -> bool:
+    """Whether a word could be written to a file: of bytes that are no UTF-8 Python makes halves."""
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _told(error: Exception) -> int:

@@ -5,6 +5,9 @@ import shutil
 
 import pytest
 
+from zopeft.errors import InputError
+from zopeft.jobs.claim import Claim
+
 TUNE = ("tune", "--task", "sst2", "--steps", 2, "--batch-size", 2, "--lr", "1e-3")
 
 
@@ -31,6 +34,17 @@ def test_unknown_model(zopeft_command):
     line = zopeft_command.refused("tune", "lama-3.2-1b", "--task", "sst2")
     assert "got 'lama-3.2-1b'; did you mean 'llama-3.2-1b'" in line
     assert "no such folder" in zopeft_command.refused("blocks", "./nowhere/at/all")
+
+
+def test_a_name_that_is_no_utf8_is_refused_before_anything_is_made(
+    zopeft_command, tiny_model, tmp_path
+):
+    folder = tmp_path / "a\udc80b"
+    line = zopeft_command.refused(*TUNE, tiny_model, "--out", folder)
+    assert "no UTF-8, got" in line and "a\\udc80b" in line
+    with pytest.raises(InputError, match="--out: the folder's name is no UTF-8"):
+        Claim(folder)
+    assert not list(tmp_path.iterdir())
 
 
 LONG = "long" * 75

@@ -222,6 +222,24 @@ def test_headers_are_checked_field_by_field(change, told):
         JournalHeader.from_bytes(json.dumps(HEADER | change).encode(), "j")
 
 
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_json, '{"a": ["\\ud83d"]}'),
+        (parse_json, b'{"\\uDC80": 1}'),
+        (parse_yaml, 'a: ["\\udc80"]'),
+        (parse_yaml, '"\\U0000DC80": 1'),
+    ],
+)
+def test_half_a_character_is_refused_where_it_is_read(parse, text):
+    # It could be read and not be written again: reports, cards and terminals are UTF-8.
+    with pytest.raises(InputError, match=r"^a file: half of a character written as two"):
+        parse(text, "a file")
+    whole = '"\\ud83d\\ude00"' if parse is parse_json else '"\\U0001F600"'
+    assert parse(whole, "a file") == "\U0001f600"
+    assert parse('{"a": "C:\\\\ud83d"}', "a file") == {"a": "C:\\ud83d"}
+
+
 def test_a_checkpoint_with_a_changed_byte_is_not_whole(tmp_path):
     for step in (5, 10):
         folder = tmp_path / f"checkpoint-{step}"

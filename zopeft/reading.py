@@ -14,6 +14,8 @@ from typing import Any
 
 from zopeft.errors import input_error
 
+HALVES = ("\\ud", "\\uD", "\\U0000d", "\\U0000D")
+"""How JSON and YAML write the halves of a character that they write as two."""
 LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
 
@@ -35,14 +37,44 @@ def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
         do: What the user can do about it.
 
     Raises:
-        InputError: It is no JSON, or more than the parser takes.
+        InputError: It is no JSON, more than the parser takes, or has half a character.
     """
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except RecursionError:
         raise input_error(where, "unreadable JSON (nested too deeply)", do=do) from None
     except ValueError as error:
         raise input_error(where, f"unreadable JSON ({error})", do=do) from None
+    return whole(value, text, where)
+
+
+def whole(value: Any, text: str | bytes, where: str) -> Any:
+    r"""Returns what was read of a text, unless it has half a character (``\ud83d`` alone).
+
+    Args:
+        value: What was read: lists, objects, texts and others.
+        text: What it was read of.
+        where: File, and place in it, for the message.
+
+    Raises:
+        InputError: A text in it could not be written again: no UTF-8 has it.
+    """
+    content = text if isinstance(text, str) else text.decode("ascii", "replace")
+    if any(mark in content for mark in HALVES):
+        waiting, seen = [value], set()
+        while waiting:
+            one = waiting.pop()
+            if id(one) in seen:
+                continue
+            seen.add(id(one))
+            if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
+                what = "half of a character written as two (a lone surrogate)"
+                raise input_error(where, what, do="write the text as UTF-8")
+            if isinstance(one, dict):
+                waiting += [*one, *one.values()]
+            elif isinstance(one, list | tuple | set | frozenset):
+                waiting += one
+    return value
 
 
 def to_json(value: Any) -> str:
@@ -98,15 +130,15 @@ def parse_yaml(text: str, where: str) -> Any:
         where: The file or setting, for the message.
 
     Raises:
-        InputError: It is no YAML, names a type of some program, or is deeper, larger or more than
-            the limits of `zopeft.plain_yaml`.
+        InputError: It is no YAML, names a type of some program, has half a character, or is
+            deeper, larger or more than the limits of `zopeft.plain_yaml`.
     """
     import yaml
 
     from zopeft.plain_yaml import TooMuch, load
 
     try:
-        return load(text)
+        value = load(text)
     except TooMuch as error:
         line = f" on line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise input_error(where, f"{error.problem}{line}") from None
@@ -121,6 +153,7 @@ def parse_yaml(text: str, where: str) -> Any:
         # A date that is none, an empty number: the constructors' own errors.
         what = f"not valid YAML (a value that YAML takes for another kind: {error})"
         raise input_error(where, what, do="put it in quotes") from None
+    return whole(value, text, where)
 
 
 def read_yaml(path: Path) -> Any:

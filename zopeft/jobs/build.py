@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from zopeft.errors import input_error
+from zopeft.errors import InputError, input_error
 from zopeft.jobs.libraries import load_libraries
 from zopeft.jobs.progress import Listener, Progress
+from zopeft.reading import read_json
 from zopeft.recipe.names import registry
 from zopeft.recipe.schema import BITFIT, FULL, SCALES, Recipe
 
@@ -178,9 +178,8 @@ def on_embedded(source: ModelSource) -> bool:
     if source.embedded or not source.local:
         return source.embedded
     try:
-        record = json.loads((Path(source.path) / "run.json").read_text(encoding="utf-8"))
-        return bool(record["embedded"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return bool(read_json(Path(source.path) / "run.json")["embedded"])
+    except (InputError, KeyError, TypeError):
         return False
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
-from zopeft.reading import checked
+from zopeft.reading import checked, parse_json
 from zopeft.staging import is_left
 
 CLAIM = ".zopeft-claim"
@@ -88,11 +88,17 @@ class Claim:
 
     Raises:
         FileExistsError: It is there, and `new` is set.
-        InputError: Another process has it.
+        InputError: Another process has it, or its name is no UTF-8, which what is written in it
+            could not name.
         OSError: It cannot be written to.
     """
 
     def __init__(self, folder: Path, new: bool = False) -> None:
+        try:
+            str(folder).encode()
+        except UnicodeEncodeError:
+            do = "choose another name"
+            raise input_error("--out", "the folder's name is no UTF-8", str(folder), do) from None
         self.path = folder / CLAIM
         self._made = _make(folder, new)
         try:
@@ -239,8 +245,8 @@ def _lines(file: int) -> list[dict[str, Any]]:
     except OSError:
         return []
     for line in text.splitlines():
-        with suppress(ValueError, RecursionError):
-            found.append(json.loads(line))
+        with suppress(InputError):
+            found.append(parse_json(line, CLAIM))
     return [line for line in found if isinstance(line, dict)]
 
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from zopeft.errors import input_error
+from zopeft.errors import InputError, input_error
 from zopeft.jobs.build import load_task
 from zopeft.jobs.progress import Listener, Progress
+from zopeft.reading import read_json
 from zopeft.recipe.names import registry
 from zopeft.recipe.schema import Recipe
 
@@ -39,10 +39,10 @@ class Tuned:
             return None
         path = Path(folder).expanduser()
         try:
-            record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            record = read_json(path / "run.json")
             settings = record["recipe"].get("data") or {}
             labels = tuple((record.get("data") or {}).get("labels") or ())
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (InputError, LookupError, TypeError, AttributeError):
             return None
         return cls(dict(settings), labels)
 

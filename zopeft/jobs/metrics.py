@@ -10,7 +10,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from zopeft.reading import fits
+from zopeft.errors import InputError
+from zopeft.reading import fits, parse_json
 from zopeft.staging import staged
 
 METRICS = "metrics.jsonl"
@@ -113,8 +114,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            entry = json.loads(line)
-        except (ValueError, RecursionError):
+            entry = parse_json(line, str(path))
+        except InputError:
             continue
         if isinstance(entry, dict) and fits(entry.get("step"), "count"):
             found.append(entry)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
-from zopeft.errors import input_error
+from zopeft.errors import InputError, input_error
 from zopeft.jobs.build import EMBEDDED_NOTE, load_base
 from zopeft.jobs.progress import Listener
-from zopeft.reading import is_there
+from zopeft.reading import is_there, read_json
 from zopeft.recipe.schema import Recipe
 
 if TYPE_CHECKING:
@@ -32,9 +31,9 @@ def base_of(adapter: str) -> str | None:
         A folder or hub id; None for the embedded model, and where nothing is named.
     """
     try:
-        text = (Path(adapter) / "adapter_config.json").read_text(encoding="utf-8")
-        base = json.loads(text).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        told = read_json(Path(adapter) / "adapter_config.json")
+        base = told.get("base_model_name_or_path")
+    except (InputError, AttributeError):
         return None
     if not isinstance(base, str) or not base:
         return None

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
-from zopeft.errors import input_error
-from zopeft.reading import fits, to_json
+from zopeft.errors import InputError, input_error
+from zopeft.reading import fits, parse_json, to_json
 from zopeft.staging import staged
 
 FILE = "rows.jsonl"
@@ -59,9 +58,9 @@ def read_rows(folder: str | Path) -> list[Row]:
     rows: dict[str, Row] = {}
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line, f"{file}, line {number}")
             rows[row["key"]] = row
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (InputError, KeyError, TypeError):
             if number < len(lines):
                 raise input_error(f"{file}, line {number}", "is no row of a bench") from None
     return list(rows.values())

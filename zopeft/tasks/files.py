@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import InputError, input_error
-from zopeft.reading import parse_json
+from zopeft.reading import parse_json, whole
 from zopeft.tasks.row_files import (
     GZIP,
     checked,
@@ -21,7 +21,6 @@ from zopeft.tasks.row_files import (
     opened,
     parquet,
     text_lines,
-    whole,
 )
 from zopeft.tasks.unpacking import check_rows
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import input_error
-from zopeft.reading import parse_json
-from zopeft.tasks.row_files import json_lines, opened, whole
+from zopeft.reading import parse_json, whole
+from zopeft.tasks.row_files import json_lines, opened
 
 CHUNK = 1 << 16
 """Bytes that are read at a time; an object that is longer asks for twice as many, and so on."""

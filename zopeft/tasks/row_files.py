@@ -65,17 +65,6 @@ def text_lines(path: Path) -> Iterator[tuple[int, str]]:
                 ) from error
 
 
-def whole(value: Any, text: str, where: str) -> Any:
-    r"""Returns what was read of a text, unless it has half a character (``\\ud83d`` alone)."""
-    if "\\ud" in text or "\\uD" in text:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            what = "half of a character written as two (a lone surrogate)"
-            raise input_error(where, what, do="write the text as UTF-8") from None
-    return value
-
-
 def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     """Yields the values of a file with one JSON value a line, each with its line.
 
@@ -85,7 +74,7 @@ def json_lines(path: Path) -> Iterator[tuple[int, Any]]:
     for number, line in text_lines(path):
         if line.strip():
             where = f"{path}, line {number}"
-            yield number, whole(parse_json(line, where), line, where)
+            yield number, parse_json(line, where)
 
 
 def csv_rows(path: Path, delimiter: str) -> tuple[Sequence[str], Iterator[tuple[int, Any]]]:
