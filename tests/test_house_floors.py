@@ -11,6 +11,7 @@ FLOORS = {
     "embedded": 0,
     "staging": 0,
     "plain_yaml": 0,
+    "installed": 0,
     "reading": 1,
     "hub": 1,
     "noise": 1,

@@ -17,7 +17,7 @@ from zopeft.errors import input_error
 from zopeft.finetuner import controlled, storage
 from zopeft.finetuner.bases import Basis, Pair, sides_of
 from zopeft.finetuner.bounded import nets_of
-from zopeft.finetuner.config import FineTunerConfig, library_versions, public_name
+from zopeft.finetuner.config import FineTunerConfig, public_name
 from zopeft.finetuner.controls import distance, make_constant
 from zopeft.finetuner.course import Reading
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
@@ -28,6 +28,7 @@ from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.pertnn import PertNN
 from zopeft.finetuner.share import learned_share
 from zopeft.finetuner.subspaces import Fitted, fitted_shapes
+from zopeft.installed import library_versions
 
 
 class FineTuner:

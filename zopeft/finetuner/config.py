@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
@@ -230,14 +229,3 @@ def public_name(base_name: str) -> str:
     if base_name.count("/") == 1 and base_name[0] not in "/.~" and "\\" not in base_name:
         return base_name
     return PurePath(base_name).name
-
-
-def library_versions() -> dict[str, str]:
-    """Returns the versions of zopeft and of what it stands on, where installed."""
-    found = {}
-    for name in ("zopeft", "torch", "transformers", "peft"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

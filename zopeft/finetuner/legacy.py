@@ -12,10 +12,11 @@ from zopeft.blocks import Blocks
 from zopeft.blocks.roles import FAMILIES, role_of
 from zopeft.errors import input_error
 from zopeft.finetuner.artifact import FineTuner
-from zopeft.finetuner.config import FineTunerConfig, Group, library_versions, public_name
+from zopeft.finetuner.config import FineTunerConfig, Group, public_name
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.pertnn import PertNN
 from zopeft.finetuner.pickled import read_pickle
+from zopeft.installed import library_versions
 
 TOKENS = 15
 """Tokens of an example that the authors' code counts for an embedding."""

@@ -10,11 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from zopeft import hub
+from zopeft.installed import installed
 
 NEEDED = ("torch", "transformers", "peft", "accelerate", "datasets", "numpy", "matplotlib")
 ASKED = {
@@ -70,15 +70,16 @@ def _guarded(look: Callable[[], Iterator[Check]]) -> list[Check]:
 def _packages() -> Iterator[Check]:
     yield Check("python", "ok", platform.python_version())
     for name in ("zopeft", *NEEDED):
-        try:
-            yield Check(name, "ok", version(name))
-        except PackageNotFoundError:
-            yield Check(name, "broken", "not installed", f"pip install {name}")
+        yield _package(name, "broken", f"pip install {name}")
     for name, do in ASKED.items():
-        try:
-            yield Check(name, "ok", version(name))
-        except PackageNotFoundError:
-            yield Check(name, "warning", "not installed", do)
+        yield _package(name, "warning", do)
+
+
+def _package(name: str, without: str, do: str) -> Check:
+    number = installed(name)
+    if number is None:
+        return Check(name, without, "not installed", do)
+    return Check(name, "ok", number)
 
 
 def _devices() -> Iterator[Check]:

@@ -8,12 +8,12 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from dataclasses import fields as dataclass_fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor, uint8
 
 from zopeft.errors import input_error
+from zopeft.installed import library_versions
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
 from zopeft.reading import checked, fits, parse_json, refuse_newer
@@ -35,7 +35,6 @@ ASIDE = ("lr", "max_bad_steps", "carrier", "probes", "finetuner", "token_counts"
 tell what counts of tokens do, and a trainer's settings hold digest and way of probing."""
 REPLAYED = ("eps", "clip")
 """Options that matter to the steps to come alone: of those made the records hold what they did."""
-PACKAGES = ("zopeft", "torch", "transformers", "peft")
 
 
 KINDS = {
@@ -127,7 +126,7 @@ class JournalHeader:
     usual: dict[str, Any] = field(default_factory=dict, compare=False)
     settings: dict[str, Any] = field(default_factory=dict)
     run: str = field(default_factory=lambda: secrets.token_hex(8))
-    versions: dict[str, str] = field(default_factory=lambda: _versions())
+    versions: dict[str, str] = field(default_factory=library_versions)
     format_version: int = FORMAT_VERSION
 
     @property
@@ -274,13 +273,3 @@ def _plain(value: Any) -> Any:
         return f"{value.dtype} {list(value.shape)} {digest}"
     named = value if hasattr(value, "__qualname__") else type(value)
     return f"{named.__module__}.{named.__qualname__}"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

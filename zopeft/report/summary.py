@@ -9,22 +9,18 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("zopeft", "torch", "transformers", "peft", "datasets", "bitsandbytes")
+from zopeft.installed import LIBRARIES, versions_of
 
 
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the libraries that shape a run."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {
+        "python": platform.python_version(),
+        **versions_of((*LIBRARIES, "datasets", "bitsandbytes")),
+    }
 
 
 def ends(losses: Sequence[float]) -> dict[str, float | None]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor, nn
 from zopeft.blocks import Blocks
 from zopeft.blocks.shards import how_sharded
 from zopeft.errors import input_error
+from zopeft.installed import LIBRARIES, installed
 from zopeft.journal.start import fingerprint
 from zopeft.ranks import Ranks
 
 SOME_ELEMENTS, SOME_EXAMPLES = 4096, 64
 """Of each tensor of the model, and of the data: evenly chosen, to be compared."""
-PACKAGES = ("zopeft", "torch", "transformers", "peft")
 _WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -58,7 +57,7 @@ def check_likeness(
 
 def facts_of(model: nn.Module, blocks: Blocks, data: Any) -> dict[str, str]:
     """Returns what must be alike, by name, from versions down to what follows from them."""
-    facts = {f"{name}": _version(name) for name in PACKAGES}
+    facts = {name: installed(name) or "not installed" for name in LIBRARIES}
     floats = {str(p.dtype).removeprefix("torch.") for p in model.parameters()}
     facts["dtype"] = ", ".join(sorted(floats))
     facts["number of examples"] = str(len(data)) if hasattr(data, "__len__") else "not counted"
@@ -80,13 +79,6 @@ def compute_alike(ranks: Ranks, device: torch.device) -> bool:
     else:
         name = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
     return len(set(ranks.everyone(name))) == 1
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def model_digest(model: nn.Module, blocks: Blocks) -> str:
