@@ -154,3 +154,30 @@ def test_its_own_weights_are_back_when_a_layer_raises():
         model(torch.ones(3, 5))
     for name, parameter in model.named_parameters():
         assert parameter is own[name][0] and torch.equal(parameter, own[name][1])
+
+
+def test_memory_that_is_made_in_inference_mode_serves_in_others():
+    model = Small()
+    engine = engine_of(model)
+    x = torch.linspace(-2, 2, 36).view(3, 12)
+    mixed = scaled(5) + 0.5 * scaled(7)
+    for vector in (Direction(1), Direction(2), mixed):
+        with torch.inference_mode(), engine.perturbed(vector, 0.02):
+            model(x)
+    for vector in (Direction(3), mixed):
+        assert torch.equal(seen(engine, model, vector), expected(model, vector))
+
+
+def test_a_norm_is_tried_anew_for_others_of_its_vectors():
+    model = torch.nn.Sequential(torch.nn.LayerNorm(12), torch.nn.Linear(12, 4)).to(torch.bfloat16)
+    x = torch.linspace(-2, 2, 36, dtype=torch.bfloat16).view(3, 12)
+
+    def shown(engine, vector):
+        with torch.no_grad(), engine.perturbed(vector, 0.02):
+            return model(x)
+
+    engine = engine_of(model)
+    bias = [n for n, block in enumerate(engine.blocks) if block.name == "0.bias"]
+    assert len(bias) == 1
+    for vector in (Direction(1), Direction(1).only(bias), Direction(2)):
+        assert torch.equal(shown(engine, vector), shown(engine_of(model), vector))

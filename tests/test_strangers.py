@@ -12,11 +12,16 @@ import yaml
 
 from zopeft.errors import LONGEST, InputError, input_error
 from zopeft.finetuner import FineTuner
+from zopeft.jobs.data import Tuned
+from zopeft.jobs.served import base_of
 from zopeft.journal import codec, frames
 from zopeft.journal.header import JournalHeader
 from zopeft.optim.record import StepRecord
 from zopeft.plain_yaml import DEEPEST, MOST
-from zopeft.reading import LARGEST, fits, parse_json, parse_yaml, read_yaml
+from zopeft.reading import LARGEST, fits, parse_json, parse_yaml, read_json, read_yaml
+from zopeft.tasks.conversation import turns
+from zopeft.tasks.row_files import class_names
+from zopeft.tasks.task import RowError
 from zopeft.training.checkpoints import newest_checkpoint, read_seal, seal
 
 TOOLS = str(Path(__file__).parent.parent / "tools")
@@ -229,15 +234,38 @@ def test_headers_are_checked_field_by_field(change, told):
         (parse_json, b'{"\\uDC80": 1}'),
         (parse_yaml, 'a: ["\\udc80"]'),
         (parse_yaml, '"\\U0000DC80": 1'),
+        (parse_yaml, 'a: "\\ud83d\\ude00"'),
     ],
 )
 def test_half_a_character_is_refused_where_it_is_read(parse, text):
     # It could be read and not be written again: reports, cards and terminals are UTF-8.
-    with pytest.raises(InputError, match=r"^a file: half of a character written as two"):
+    with pytest.raises(InputError, match=r"^a file: half of a character \(a lone surrogate"):
         parse(text, "a file")
     whole = '"\\ud83d\\ude00"' if parse is parse_json else '"\\U0001F600"'
     assert parse(whole, "a file") == "\U0001f600"
+    for content in (b'"\xed\xa0\xbd"', '"a"'.encode("utf-16"), '"a"'.encode("utf-32")):
+        with pytest.raises(InputError, match=r"a file: unreadable JSON \(its text is not UTF-8\)"):
+            parse_json(content, "a file")
     assert parse('{"a": "C:\\\\ud83d"}', "a file") == {"a": "C:\\ud83d"}
+
+
+def test_a_name_with_a_nul_is_a_file_that_cannot_be_read(tmp_path):
+    for read in (read_json, read_yaml):
+        with pytest.raises(InputError, match=r"cannot be read \(embedded null byte\)"):
+            read(tmp_path / "a\0b")
+    assert Tuned.of(str(tmp_path / "a\0b")) is None
+    assert base_of(str(tmp_path / "a\0b")) is None
+
+
+def test_half_a_character_is_refused_in_what_is_read_of_a_text(tmp_path):
+    turn = {"role": "user", "content": "a"}, {"role": "assistant", "content": "b \ud83d"}
+    with pytest.raises(RowError, match=r"column 'turns' has half of a character"):
+        turns(json.dumps(turn), "turns")
+    assert turns(json.dumps(turn[:1]), "turns") == [turn[0]]
+    note = {"info": {"features": {"label": {"_type": "ClassLabel", "names": ["a", "b"]}}}}
+    assert class_names(json.dumps(note).encode()) == {"label": ("a", "b")}
+    note["info"]["features"]["label"]["names"] = ["a", "\ud83d"]
+    assert class_names(json.dumps(note).encode()) == {}
 
 
 def test_a_checkpoint_with_a_changed_byte_is_not_whole(tmp_path):

@@ -173,6 +173,10 @@ def test_a_trainers_state_is_refused_by_the_field(name, value, tmp_path):
     good = {"train_batch_size": 2, "stateful_callbacks": callbacks, "log_history": []}
     (tmp_path / "trainer_state.json").write_text(json.dumps(good))
     assert read_state(tmp_path).train_batch_size == 2
+    # The Trainer's own start of a metric that has been nothing but NaN.
+    for metric in (float("-inf"), float("nan"), 0.5, None):
+        (tmp_path / "trainer_state.json").write_text(json.dumps(good | {"best_metric": metric}))
+        assert read_state(tmp_path).best_global_step is None
     (tmp_path / "trainer_state.json").write_text(json.dumps(good | {name: value}))
     with pytest.raises(InputError, match=f"trainer_state.json: has no readable state: {name}"):
         read_state(tmp_path)

@@ -14,8 +14,8 @@ from typing import Any
 
 from zopeft.errors import input_error
 
-HALVES = ("\\ud", "\\uD", "\\U0000d", "\\U0000D")
-"""How JSON and YAML write the halves of a character that they write as two."""
+HOLDING = (str, dict, list, tuple, set, frozenset)
+"""Kinds of values that can hold text."""
 LARGEST = 1 << 17
 """Bytes of the largest YAML file; recipes and tasks have some hundreds."""
 
@@ -40,41 +40,50 @@ def parse_json(text: str | bytes, where: str, do: str = "") -> Any:
         InputError: It is no JSON, more than the parser takes, or has half a character.
     """
     try:
-        value = json.loads(text)
+        content = text if isinstance(text, str) else text.decode("utf-8-sig")
+        value = json.loads(content)
+    except UnicodeDecodeError:
+        raise input_error(where, "unreadable JSON (its text is not UTF-8)", do=do) from None
     except RecursionError:
         raise input_error(where, "unreadable JSON (nested too deeply)", do=do) from None
     except ValueError as error:
         raise input_error(where, f"unreadable JSON ({error})", do=do) from None
-    return whole(value, text, where)
+    # What is UTF-8 has no half of a character but by an escape.
+    return whole(value, where) if "\\ud" in content or "\\uD" in content else value
 
 
-def whole(value: Any, text: str | bytes, where: str) -> Any:
-    r"""Returns what was read of a text, unless it has half a character (``\ud83d`` alone).
+def whole(value: Any, where: str) -> Any:
+    r"""Returns what was read of a text, unless it has half a character (``\\ud83d`` alone).
 
     Args:
         value: What was read: lists, objects, texts and others.
-        text: What it was read of.
         where: File, and place in it, for the message.
 
     Raises:
         InputError: A text in it could not be written again: no UTF-8 has it.
     """
-    content = text if isinstance(text, str) else text.decode("ascii", "replace")
-    if any(mark in content for mark in HALVES):
-        waiting, seen = [value], set()
-        while waiting:
-            one = waiting.pop()
-            if id(one) in seen:
-                continue
-            seen.add(id(one))
-            if isinstance(one, str) and any("\ud800" <= letter <= "\udfff" for letter in one):
-                what = "half of a character written as two (a lone surrogate)"
-                raise input_error(where, what, do="write the text as UTF-8")
-            if isinstance(one, dict):
-                waiting += [*one, *one.values()]
-            elif isinstance(one, list | tuple | set | frozenset):
-                waiting += one
+    if has_half(value):
+        what = "half of a character (a lone surrogate, such as \\ud83d)"
+        raise input_error(where, what, do="write the character itself, in UTF-8")
     return value
+
+
+def has_half(value: Any) -> bool:
+    """Whether a text in a value, or a name, has half of a character that is written as two."""
+    waiting, seen = [value], set()
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, str):
+            if not one.isascii():
+                try:
+                    one.encode()
+                except UnicodeEncodeError:
+                    return True
+        elif isinstance(one, dict | list | tuple | set | frozenset) and id(one) not in seen:
+            seen.add(id(one))
+            inside = [*one, *one.values()] if isinstance(one, dict) else one
+            waiting += [each for each in inside if isinstance(each, HOLDING)]
+    return False
 
 
 def to_json(value: Any) -> str:
@@ -105,8 +114,9 @@ def read_json(path: Path, do: str = "") -> Any:
     """
     try:
         content = path.read_bytes()
-    except OSError as error:
-        raise input_error(str(path), f"cannot be read ({error.strerror})", do=do) from None
+    except (OSError, ValueError) as error:  # A name with a NUL in it is no name.
+        why = getattr(error, "strerror", None) or str(error)
+        raise input_error(str(path), f"cannot be read ({why})", do=do) from None
     return parse_json(content, str(path), do)
 
 
@@ -153,7 +163,7 @@ def parse_yaml(text: str, where: str) -> Any:
         # A date that is none, an empty number: the constructors' own errors.
         what = f"not valid YAML (a value that YAML takes for another kind: {error})"
         raise input_error(where, what, do="put it in quotes") from None
-    return whole(value, text, where)
+    return whole(value, where)
 
 
 def read_yaml(path: Path) -> Any:
@@ -169,8 +179,9 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise input_error(str(path), "its text is not UTF-8", do="save it as UTF-8") from None
-    except OSError as error:
-        raise input_error(str(path), f"cannot be read ({error.strerror})") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise input_error(str(path), f"cannot be read ({why})") from None
     return parse_yaml(text, str(path))
 
 
@@ -179,7 +190,8 @@ def fits(value: Any, kind: str) -> bool:
 
     Args:
         value: The value.
-        kind: "text", "count" (a whole number from 0), "number" (finite), "flag", "list",
+        kind: "text", "count" (a whole number from 0), "number" (finite), "real" (a number that
+            need not be finite), "flag", "list",
             "counts" (a list of counts), "object", "numbers" (an object of finite numbers),
             "texts" (an object of texts).
     """
@@ -187,12 +199,12 @@ def fits(value: Any, kind: str) -> bool:
         return isinstance(value, str)
     if kind == "flag":
         return isinstance(value, bool)
-    if kind in ("count", "number"):
+    if kind in ("count", "number", "real"):
         if isinstance(value, bool) or not isinstance(value, int | float):
             return False
         if kind == "count":
             return isinstance(value, int) and value >= 0
-        return abs(value) <= 1e308
+        return kind == "real" or abs(value) <= 1e308
     if kind in ("list", "counts"):
         whole = isinstance(value, list)
         return whole and (kind == "list" or all(fits(one, "count") for one in value))

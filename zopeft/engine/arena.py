@@ -24,11 +24,20 @@ class Arena:
                 return free.pop(at)
         if free:
             free.pop()
-        return torch.empty(weight.numel(), dtype=weight.dtype, device=weight.device)
+        return lasting(weight.numel(), weight)
 
     def give_back(self, buffer: Tensor) -> None:
         """Takes a buffer that nothing reads any more."""
         self._free[(buffer.device, buffer.dtype)].append(buffer)
+
+
+def lasting(count: int, weight: Tensor) -> Tensor:
+    """Returns [count] of a weight's device and dtype that may be written in any later mode.
+
+    What is made in inference mode could be written in no other.
+    """
+    with torch.inference_mode(False):
+        return torch.empty(count, dtype=weight.dtype, device=weight.device)
 
 
 def returns_new_memory(module: nn.Module) -> bool:

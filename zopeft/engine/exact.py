@@ -24,12 +24,13 @@ TOKENS = 8
 class ExactVectors:
     """Which modules give the same numbers, bit for bit, whether their vectors are fp32 or not.
 
-    Each is tried once, at its first forward, on inputs that depend on nothing but its width,
-    so that a run that is resumed finds what the first one found.
+    Each is tried once for those of its vectors that are moved and for a dtype of its input, on
+    inputs that depend on nothing but its width, so that a run that is resumed finds what the
+    first one found.
     """
 
     def __init__(self) -> None:
-        self._found: dict[nn.Module, torch.dtype | None] = {}
+        self._found: dict[tuple[Any, ...], torch.dtype | None] = {}
 
     def output(
         self, module: nn.Module, leaves: Sequence[str], forward: Callable[..., Any], inputs: Any
@@ -44,10 +45,12 @@ class ExactVectors:
         """
         if torch.compiler.is_compiling() or not isinstance(inputs, Tensor):
             return None
-        if module not in self._found:
+        cast = torch.is_autocast_enabled(inputs.device.type)
+        key = (module, *leaves, inputs.dtype, cast)
+        if key not in self._found:
             with torch.no_grad():
-                self._found[module] = _same(module, leaves, forward, inputs)
-        return self._found[module]
+                self._found[key] = _same(module, leaves, forward, inputs)
+        return self._found[key]
 
 
 def _same(

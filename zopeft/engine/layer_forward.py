@@ -67,6 +67,7 @@ class LayerForward:
         self._noises = not self.mixed and all(map(self._only_noise, self._changed))
         shares = [self.twins.share(place.number) for place in self._changed]
         self._stands = self._noises and None not in shares and straight and bool(shares)
+        self._stands = self._stands and self.twins.kernels.stands
         self._stands = self._stands and not (self._by_rows or self._by_chunks)
         # What comes from CPU or disk for a forward must not be held beyond it.
         self._stands = self._stands and not swaps.offload

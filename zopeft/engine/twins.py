@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from zopeft.blocks import Block
-from zopeft.engine.arena import Arena
+from zopeft.engine.arena import Arena, lasting
 from zopeft.engine.direction import Direction, Probe
 from zopeft.engine.elements import Elements, as_matrix
 from zopeft.engine.scratch import Scratch, Shift
@@ -89,7 +89,7 @@ class Twins:
         kind, count = (weight.device, weight.dtype), weight.numel()
         memory = self._memory.get((*kind, second))
         if memory is None or len(memory) < at + count:
-            memory = weight.new_empty(max(at + count, self._wanted.get(kind, 0)))
+            memory = lasting(max(at + count, self._wanted.get(kind, 0)), weight)
             self._memory[*kind, second] = memory
         return memory[at : at + count].view(weight.shape)
 

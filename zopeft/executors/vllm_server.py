@@ -15,6 +15,7 @@ from urllib.error import HTTPError, URLError
 from urllib.request import Request, urlopen
 
 from zopeft.errors import InputError, RunError, input_error, run_error
+from zopeft.reading import parse_json
 
 URL = "executor.url"
 LONGEST = 1 << 30
@@ -183,8 +184,8 @@ class VLLMServer:
         except (HTTPException, ValueError, OverflowError) as error:
             raise self._silent(f"no server of HTTP answers ({error!r:.80})") from error
         try:
-            return json.loads(text)
-        except (ValueError, RecursionError):
+            return parse_json(text, self.url)
+        except InputError:
             return text
 
     def _silent(self, what: str) -> RunError:

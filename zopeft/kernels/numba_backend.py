@@ -32,6 +32,7 @@ class NumbaKernels(PlainKernels):
 
     name = "numba"
     pairs = True
+    stands = True
 
     @property
     def _hashed(self) -> int:

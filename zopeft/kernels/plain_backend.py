@@ -42,12 +42,14 @@ class PlainKernels:
     Attributes:
         rounding: How 16 bits are rounded to, one of `plain.ROUNDINGS`.
         pairs: Whether `shift_both` draws the noise of two probes once.
+        stands: Whether `standing` returns anything.
         formulas: Whether `map` is the way to do a map that has a formula; it is not where
             PyTorch's own operations on tensors are the faster ones.
     """
 
     name = "plain"
     pairs = False
+    stands = False
     formulas = True
 
     def __init__(self, noise: Noise) -> None:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zopeft.reading import has_half
 from zopeft.tasks.task import Conversation, Example, RowError
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -54,7 +55,7 @@ def conversation(
     own = [turn for turn in found if turn["role"] == "assistant"]
     if not any(turn["content"].strip() or len(turn) > 2 for turn in own):
         raise RowError(f"column {column!r}: the assistant says nothing, its content is empty")
-    return Conversation(tuple(found), _json(tools), dict(options or {}), plain)
+    return Conversation(tuple(found), _json(tools, "tools"), dict(options or {}), plain)
 
 
 def turns(value: Any, column: str) -> list[Turn]:
@@ -63,7 +64,7 @@ def turns(value: Any, column: str) -> list[Turn]:
     Raises:
         RowError: It is no such list.
     """
-    value = _json(value)
+    value = _json(value, column)
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Sequence):
@@ -74,12 +75,15 @@ def turns(value: Any, column: str) -> list[Turn]:
     return [_turn(one, f"column {column!r}, turn {k}") for k, one in enumerate(value, 1)]
 
 
-def _json(value: Any) -> Any:
+def _json(value: Any, column: str) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
         try:
-            return json.loads(value)
+            found = json.loads(value)
         except (ValueError, RecursionError):
             return value
+        if "\\u" in value and has_half(found):
+            raise RowError(f"column {column!r} has half of a character (a lone surrogate)")
+        return found
     return value
 
 

@@ -106,7 +106,7 @@ def _json(path: Path) -> Source:
         raise input_error(f"{path}, line {error.lineno}", f"unreadable JSON ({error})") from error
     except (ValueError, RecursionError):
         value = parse_json(content, str(path))
-    whole(value, content, str(path))
+    whole(value, str(path))
     if isinstance(value, dict):
         value = _of_object(path, value)
     if not isinstance(value, list):

@@ -128,7 +128,7 @@ def _values(path: Path) -> Iterator[Any]:
                     raise input_error(where, "unreadable JSON", do="correct it") from None
         count += 1
         text, held = held[:end], held[end:]
-        yield whole(value, text, where)
+        yield whole(value, where) if "\\u" in text else value
     rest = held[1:] + "".join(texts)
     if rest.strip(SPACE):
         raise input_error(str(path), "unreadable JSON (text after the list)", rest.strip()[:40])

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -172,13 +171,13 @@ def class_names(note: bytes | None) -> dict[str, tuple[str, ...]]:
         Column to names.
     """
     try:
-        features = json.loads(note or b"{}")["info"]["features"]
+        features = parse_json(note or b"{}", "class names")["info"]["features"]
         return {
             column: tuple(feature["names"])
             for column, feature in features.items()
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel"
         }
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (InputError, KeyError, TypeError, AttributeError):
         return {}
 
 

@@ -30,7 +30,7 @@ STATE = {
     "num_input_tokens_seen": "count",
     "total_flos": "number",
     "log_history": "list",
-    "best_metric": "number?",
+    "best_metric": "real?",
     "best_global_step": "count?",
     "best_model_checkpoint": "text?",
     "is_hyper_param_search": "flag",
