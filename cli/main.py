@@ -124,8 +124,10 @@ def _ran(words: list[str]) -> int:
             code = app(args=words, prog_name="zopeft", standalone_mode=False)
     except KeyboardInterrupt:
         return _fail("interrupted", 1)
-    except Exception as error:
-        if "--debug" in words:
+    except BaseException as error:
+        from zopeft.errors import panicked
+
+        if "--debug" in words or not (isinstance(error, Exception) or panicked(error)):
             raise
         return _told(error)
     if code == TYPERS_INTERRUPT:
@@ -142,7 +144,7 @@ def _is_text(word: str) -> bool:
     return True
 
 
-def _told(error: Exception) -> int:
+def _told(error: BaseException) -> int:
     """Prints the one line of an error and returns its exit code."""
     from zopeft.errors import ZopeftError
 

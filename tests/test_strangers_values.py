@@ -28,7 +28,7 @@ from zopeft.models import adapters
 from zopeft.models.checkpoint import weight_files
 from zopeft.recipe.load import check_recipe, load_recipe
 from zopeft.tasks import row_files, unpacking
-from zopeft.tasks.encoding import Encoded
+from zopeft.tasks.encoding import Encoded, tokenize
 from zopeft.tasks.encoding_cache import EncodingCache
 from zopeft.tasks.files import read_file
 from zopeft.training.checkpoints import read_seal, seal
@@ -418,3 +418,31 @@ def test_lines_without_anything_come_to_an_end(name, tmp_path, monkeypatch):
     file.write_bytes(b"\n\r\n" * 501)
     with pytest.raises(InputError, match=rf"{name}: has more than 1,000 blank lines"):
         read_file(file)
+
+
+class PanicException(BaseException):
+    """What PyO3 raises where code in Rust gives up."""
+
+
+def test_a_tokenizer_that_gives_up_is_told_in_a_line(monkeypatch, zopeft_command, tiny_model):
+    def gives_up(*_, **__):
+        raise PanicException("an index is out of range")
+
+    for name in ("AutoTokenizer", "AutoModelForCausalLM"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"transformers.{name}.from_pretrained", gives_up)
+            line = zopeft_command.refused("tune", tiny_model, "--task", "sst2")
+            assert "(an index is out of range)" in line and str(tiny_model) in line
+    with pytest.raises(InputError, match="tokenizer: gives up on a text"):
+        tokenize(gives_up, ["a"])
+    # Wherever else that may be.
+    monkeypatch.setattr("zopeft.models.load_model", gives_up)
+    assert "an index" in zopeft_command.refused("tune", tiny_model, "--task", "sst2", code=1)
+
+
+def test_a_tokenizer_that_is_interrupted_has_not_given_up():
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tokenize(interrupted, ["a"])

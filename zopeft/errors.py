@@ -40,6 +40,11 @@ class ZopeftError(Exception):
         super().__init__(one_line(text))
 
 
+def panicked(error: BaseException) -> bool:
+    """Whether code in Rust (tokenizers, safetensors) gave up: what it raises is no `Exception`."""
+    return type(error).__name__ == "PanicException"
+
+
 class InputError(ZopeftError, ValueError):
     """Something the user gave is wrong; nothing has been changed on disk."""
 

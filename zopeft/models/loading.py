@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from zopeft import hub
 from zopeft.blocks.packing import keep_unpacked
-from zopeft.errors import InputError, close_matches, input_error, warn
+from zopeft.errors import InputError, close_matches, input_error, panicked, warn
 from zopeft.models.checkpoint import check_folder, read_json
 from zopeft.models.gguf import check_gguf, check_reader, dense, mend
 from zopeft.models.quantization import quantization_config
@@ -172,8 +172,10 @@ def load_tokenizer(source: ModelSource, offline: bool = False) -> PreTrainedToke
         special = {*tokenizer.all_special_ids, *getattr(tokenizer, "added_tokens_decoder", ())}
         # Some files are read, and then give a tokenizer that reads nothing.
         tokenizer("a")
-    except Exception as error:
-        if not source.local:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
+        if not source.local and isinstance(error, Exception):
             raise _hub_error(source, offline, error) from error
         raise _no_tokenizer(source, _first_line(error)) from error
     if len(tokenizer) <= len(special):
@@ -198,7 +200,9 @@ def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTr
             source.path, output_loading_info=True, **options
         )
         model, info = loaded
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and not panicked(error):
+            raise
         if not source.local and isinstance(error, OSError):
             raise _hub_error(source, offline, error) from error
         if type(error).__name__ == "OutOfMemoryError":
@@ -259,7 +263,7 @@ def _hub_error(source: ModelSource, offline: bool, error: Exception) -> InputErr
     )
 
 
-def _first_line(error: Exception) -> str:
+def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     line = lines[0] if lines else type(error).__name__
     return line if len(line) <= 160 else line[:157] + "..."

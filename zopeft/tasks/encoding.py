@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from zopeft.errors import input_error
+from zopeft.errors import input_error, panicked
 from zopeft.tasks.task import Example
 from zopeft.tasks.template import Ids, Template
 from zopeft.tasks.threads import threads_for
@@ -71,8 +71,15 @@ def tokenize(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Returns the ids of each text, without special tokens."""
     if not texts:
         return []
-    with threads_for(len(texts)):
-        return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
+    try:
+        with threads_for(len(texts)):
+            return unwarned(tokenizer)(list(texts), add_special_tokens=False).input_ids
+    except BaseException as error:
+        if not panicked(error):
+            raise
+        what = f"gives up on a text ({error!s:.80})"
+        do = "take the base model's tokenizer files"
+        raise input_error("tokenizer", what, do=do) from error
 
 
 def by_number(index: int) -> str:
