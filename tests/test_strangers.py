@@ -28,10 +28,19 @@ TOOLS = str(Path(__file__).parent.parent / "tools")
 NAMES = (
     "journal", "replay", "start", "run", "bench", "claim", "mark", "checkpoint",
     "finetuner", "networks", "recipe", "task", "data", "streams", "chats", "template", "encoded",
-    "adapter", "pickled", "model", "shards", "tokenizer", "gguf", "question", "answer", "server",
+    "adapter", "prefix", "outline", "pickled", "model", "shards", "tokenizer", "gguf",
+    "question", "answer", "server",
 )  # fmt: skip
 CASES = 30
-FEWER = {"checkpoint": 4, "adapter": 15, "pickled": 10, "model": 10, "mark": 15, "gguf": 10}
+FEWER = {
+    "checkpoint": 4,
+    "adapter": 15,
+    "prefix": 15,
+    "pickled": 10,
+    "model": 10,
+    "mark": 15,
+    "gguf": 10,
+}
 
 
 @pytest.fixture(scope="module")

@@ -62,13 +62,22 @@ def read_from(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
 
 
-@cache
 def adapter() -> dict[str, bytes]:
     """A LoRA as PEFT saves it."""
+    return _saved("lora")
+
+
+def prefix() -> dict[str, bytes]:
+    """A prefix as PEFT saves it."""
+    return _saved("prefix")
+
+
+@cache
+def _saved(kind: str) -> dict[str, bytes]:
     from zopeft.models import attach
 
     with tempfile.TemporaryDirectory() as place:
-        attach(model(), "lora").save_pretrained(place)
+        attach(model(), kind).save_pretrained(place)
         found = read_from(Path(place))
     told = json.loads(found["adapter_config.json"]) | {"base_model_name_or_path": BASE}
     return {
@@ -193,6 +202,13 @@ def read_gguf(file: Path) -> None:
     load_model(str(file), "float32", device="cpu")
 
 
+def read_outline(file: Path) -> None:
+    """Makes the outline of a model from its configuration, as `blocks` and `estimate` do."""
+    from zopeft.models.skeleton import skeleton
+
+    skeleton(str(file.parent))
+
+
 def _damaged(*names: str) -> dict[str, Any]:
     return dict.fromkeys(names, json_damaged)
 
@@ -205,6 +221,14 @@ READERS = (
         read_adapter,
         folder=True,
     ),
+    Reader(
+        "prefix",
+        prefix,
+        {"adapter_config.json": json_damaged, "adapter_model.safetensors": tensors_damaged},
+        read_adapter,
+        folder=True,
+    ),
+    Reader("outline", model_folder, {"config.json": json_damaged}, read_outline),
     Reader(
         "pickled",
         pickled_adapter,

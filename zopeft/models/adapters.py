@@ -145,7 +145,7 @@ def _prompt_fits(tuned: Any) -> bool:
     try:
         with torch.no_grad(), quiet():
             tuned(input_ids=token, **task)
-    except RuntimeError as error:
+    except Exception as error:  # Of shapes, of caches of another kind of model.
         if isinstance(error, torch.OutOfMemoryError):
             raise
         return False

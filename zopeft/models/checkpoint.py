@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from zopeft.errors import InputError, input_error
+from zopeft.models.counts import check_counts
 from zopeft.reading import fits, is_there, read_object
 
 _POINTER = b"version https://git-lfs"
@@ -36,6 +37,7 @@ def check_folder(folder: Path) -> None:
         )
     config = read_json(folder / "config.json")
     _check_architecture(folder, config)
+    check_counts(config, str(folder / "config.json"))
     for weights in weight_files(folder):
         check_weights(weights)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from zopeft.errors import input_error, warn
+from zopeft.models.counts import check_counts
 
 if TYPE_CHECKING:
     from zopeft.models.source import ModelSource
@@ -36,7 +37,8 @@ def check_gguf(path: Path) -> None:
     """Checks that a file can be read as GGUF here.
 
     Raises:
-        InputError: It is none, or the package that reads it is not installed.
+        InputError: It is none, it claims more layers than any model has, or the package that
+            reads it is not installed.
     """
     try:
         with path.open("rb") as file:
@@ -46,6 +48,19 @@ def check_gguf(path: Path) -> None:
     if begins != MAGIC:
         raise input_error(str(path), "not a GGUF file", do="download it again")
     check_reader(str(path))
+    try:
+        settings = settings_of(path)
+    except Exception:
+        return  # What cannot be read, the loader says.
+    check_counts(settings, str(path))
+
+
+def settings_of(path: str | Path) -> dict[str, Any]:
+    """Returns the settings in a file, by name: of the model, ``llama.block_count``, and others."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    metadata, _ = read_gguf_metadata(str(path))
+    return dict(metadata)
 
 
 def check_reader(name: str) -> None:
@@ -120,11 +135,9 @@ def _split(tokenizer: Any, source: ModelSource) -> list[str]:
     """Sets how texts are split before BPE, where the reader does not know the file's way."""
     from tokenizers import pre_tokenizers
     from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
-    from transformers.integrations.gguf.reader import read_gguf_metadata
     from transformers.utils.hub import cached_file
 
-    path = str(cached_file(source.path, str(source.gguf)))
-    metadata, _ = read_gguf_metadata(path)
+    metadata = settings_of(str(cached_file(source.path, str(source.gguf))))
     way = str(metadata.get("tokenizer.ggml.pre", "default"))
     known = way in GGUF_PRE_TOKENIZER_SPLITS or way in PLAIN
     if metadata.get("tokenizer.ggml.model") != BYTE_LEVEL or known:

@@ -10,6 +10,7 @@ from zopeft import hub
 from zopeft.blocks.packing import keep_unpacked
 from zopeft.errors import InputError, close_matches, input_error, panicked, warn
 from zopeft.models.checkpoint import check_folder, read_json
+from zopeft.models.counts import check_counts
 from zopeft.models.gguf import check_gguf, check_reader, dense, mend
 from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
@@ -193,13 +194,18 @@ def _no_tokenizer(source: ModelSource, why: str) -> InputError:
 
 
 def _model(source: ModelSource, offline: bool, options: dict[str, Any]) -> PreTrainedModel:
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, PreTrainedConfig
 
     try:
+        if not source.local and not source.gguf:
+            told, _ = PreTrainedConfig.get_config_dict(source.path)
+            check_counts(told, f"{source.label}/config.json")
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source.path, output_loading_info=True, **options
         )
         model, info = loaded
+    except InputError:
+        raise
     except BaseException as error:
         if not isinstance(error, Exception) and not panicked(error):
             raise

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
 from zopeft.errors import InputError, input_error
+from zopeft.models.counts import check_counts
 from zopeft.models.gguf import check_gguf, check_reader
 from zopeft.models.quiet import quiet
 from zopeft.models.source import ModelSource, resolve
@@ -28,7 +29,7 @@ def load_config(source: ModelSource | str | None = None) -> Any:
     Raises:
         InputError: There is no configuration, or it cannot be had.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, PreTrainedConfig
 
     if not isinstance(source, ModelSource):
         source = resolve(source)
@@ -39,7 +40,12 @@ def load_config(source: ModelSource | str | None = None) -> Any:
     offline = not source.local and not hub.reachable()
     try:
         with quiet(), hub.cache_only(offline):
+            if not source.gguf:
+                told, _ = PreTrainedConfig.get_config_dict(source.path)
+                check_counts(told, f"{source.label}/{CONFIG}")
             return AutoConfig.from_pretrained(source.path, **source.files)
+    except InputError:
+        raise
     except Exception as error:  # the hub's client raises its own, httpx's and the system's
         raise _unavailable(source, error) from None
 
@@ -91,7 +97,7 @@ def outline(config: Any, name: str, dtype: Any = None) -> PreTrainedModel:
             model = AutoModelForCausalLM.from_config(
                 config, dtype=dtype or config.dtype or torch.float32
             )
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+    except Exception as error:  # Each architecture has its own for what it cannot be made of.
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise input_error(
             name,
