@@ -35,7 +35,7 @@ from zopeft.tasks.encoding import Encoded, tokenize
 from zopeft.tasks.encoding_cache import EncodingCache
 from zopeft.tasks.files import read_file
 from zopeft.training.checkpoints import read_seal, seal
-from zopeft.training.loading import read_state
+from zopeft.training.loading import check_scheduler, read_state, refused
 
 
 def made(lr=1e-3):
@@ -502,3 +502,37 @@ def test_a_prompt_for_an_encoder_and_a_decoder_is_refused(tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"num_transformer_submodules": 2}))
     with pytest.raises(InputError, match="--adapter"):
         adapters.load_adapter(made(1e-3)[0].blocks.model, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["lr", "weight_decay"])
+@pytest.mark.parametrize("value", [None, "fast", float("nan"), True])
+def test_a_state_without_its_rates_is_refused_before_a_step(name, value):
+    method, loss = made()
+    method.step(loss)
+    state = method.state_dict()
+    made()[0].load_state_dict(state)
+    for group in state["param_groups"]:
+        group[name] = value
+    with pytest.raises(InputError, match=f"optimizer state: a group's {name} is no finite number"):
+        made()[0].load_state_dict(state)
+
+
+def test_a_scheduler_without_its_rates_is_refused():
+    method, _ = made()
+    scheduler = torch.optim.lr_scheduler.LambdaLR(method, lambda step: 1.0)
+    check_scheduler(scheduler, 1)
+    for name, value in (("base_lrs", [float("inf")]), ("base_lrs", []), ("last_epoch", "one")):
+        damaged = SimpleNamespace(**{**vars(scheduler), name: value})
+        with pytest.raises(InputError, match="scheduler.pt: it"):
+            check_scheduler(damaged, 1)
+
+
+def test_what_a_checkpoint_says_wrongly_is_told_with_its_name():
+    def wrong():
+        raise InputError("rounding: unknown rounding")
+
+    with (
+        pytest.raises(InputError, match=r"^checkpoint-5: rounding: unknown"),
+        refused("checkpoint-5"),
+    ):
+        wrong()

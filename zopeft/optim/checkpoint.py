@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from zopeft.errors import input_error
 
 if TYPE_CHECKING:
     from zopeft.optim.zeroth_order import ZerothOrder
@@ -29,6 +35,21 @@ def state_of(method: ZerothOrder) -> dict[str, Any]:
         "budget": method.budget.state_dict(),
         **method._own_state(),
     }
+
+
+def check_groups(groups: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that the groups of a state have the numbers that steps are made with.
+
+    Raises:
+        InputError: One lacks a learning rate or a weight decay, or it is no finite number.
+    """
+    for group in groups:
+        for name in ("lr", "weight_decay"):
+            value = group.get(name)
+            number = isinstance(value, int | float | Tensor) and not isinstance(value, bool)
+            if value is None or not number or not math.isfinite(value):
+                what = f"a group's {name} is no finite number"
+                raise input_error("optimizer state", what, f"{value!r:.40}", "take an earlier one")
 
 
 def load_state(method: ZerothOrder, state: dict[str, Any]) -> None:

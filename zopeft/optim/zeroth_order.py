@@ -17,7 +17,7 @@ from zopeft.noise import step_seed
 from zopeft.optim.arguments import check_arguments, check_fit, group_of
 from zopeft.optim.bad_steps import BadSteps
 from zopeft.optim.budget import Budget
-from zopeft.optim.checkpoint import load_state, state_of
+from zopeft.optim.checkpoint import check_groups, load_state, state_of
 from zopeft.optim.clipping import RunningClip
 from zopeft.optim.closing import closed
 from zopeft.optim.declared import take_options
@@ -436,5 +436,6 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         state = dict(state_dict)
         own = state.pop("zopeft")
         super().load_state_dict(state)
+        check_groups(self.param_groups)
         self.pace.load(self.param_groups, own)
         load_state(self, own)

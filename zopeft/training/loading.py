@@ -13,8 +13,8 @@ from transformers import TrainerState
 
 from zopeft.blocks import Blocks
 from zopeft.blocks.offloaded import Offload
-from zopeft.errors import ZopeftError, input_error
-from zopeft.reading import checked, read_object
+from zopeft.errors import InputError, ZopeftError, input_error
+from zopeft.reading import checked, fits, read_object
 from zopeft.training.offloaded import load_offloaded
 from zopeft.training.scales import is_scales, load_scales
 
@@ -70,13 +70,37 @@ def refused(checkpoint: str | Path | None) -> Iterator[None]:
     """
     try:
         yield
-    except (ZopeftError, torch.OutOfMemoryError):
+    except torch.OutOfMemoryError:
+        raise
+    except InputError as error:
+        if str(checkpoint) in str(error):
+            raise
+        raise InputError(f"{checkpoint}: {error}") from error
+    except ZopeftError:
         raise
     except Exception as error:
         lines = str(error).strip().splitlines() or [""]
         what = f"the checkpoint cannot be read ({type(error).__name__}: {lines[0]:.100})"
         do = "name an earlier one, or take this one away: the journal holds its steps"
         raise input_error(str(checkpoint), what, do=do) from error
+
+
+def check_scheduler(scheduler: Any, groups: int) -> None:
+    """Checks what a scheduler has been given back: what it computes rates from.
+
+    Args:
+        scheduler: The scheduler.
+        groups: Of how many param groups it sets the rate.
+
+    Raises:
+        InputError: Its first rates are no numbers, or it does not know its step.
+    """
+    rates, step = getattr(scheduler, "base_lrs", None), getattr(scheduler, "last_epoch", None)
+    numbers = isinstance(rates, list) and all(fits(float(one), "number") for one in rates)
+    if rates is not None and not (numbers and len(rates) == groups):
+        raise input_error("scheduler.pt", "its first rates are no numbers", f"{rates!r:.60}")
+    if step is not None and not fits(step, "count"):
+        raise input_error("scheduler.pt", "it does not know its step", f"{step!r:.60}")
 
 
 def read_state(checkpoint: str | Path) -> TrainerState:

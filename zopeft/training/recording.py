@@ -179,7 +179,7 @@ class RecordingCallback(TrainerCallback):
         trainer, method = self.trainer, self.trainer.method
         if trainer.resumed is not None and method.steps != state.global_step:
             raise input_error(
-                "resume",
+                str(trainer.resumed.checkpoint or "resume"),
                 f"the checkpoint is at step {state.global_step}, its optimizer at another",
                 method.steps,
                 "resume from a checkpoint that was saved with save_only_model=False",

@@ -36,7 +36,7 @@ from zopeft.training.arguments import ZOTrainingArguments
 from zopeft.training.card import correct_card
 from zopeft.training.grid import Grid, grid_of
 from zopeft.training.held import held_together, refuse_held
-from zopeft.training.loading import load_weights, refused
+from zopeft.training.loading import check_scheduler, load_weights, refused
 from zopeft.training.making import finetuner_of, method_of, probes_of
 from zopeft.training.mode import said_to_train
 from zopeft.training.process_loss import ProcessLoss
@@ -453,6 +453,8 @@ class ZOTrainerMixin(Beneath):
         """As the Trainer; what cannot be read is told in a line."""
         with refused(checkpoint):
             super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is not None and self.lr_scheduler is not None:
+                check_scheduler(self.lr_scheduler, len(self.optimizer.param_groups))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """As the Trainer; what cannot be read is told in a line."""
