@@ -3,7 +3,9 @@
 Entries: MeZO; rows of token embeddings by frequency alone (needs no meta-training); the
 fine-tuner; without its subspaces (`scales`); with all that it learned serving other blocks
 (`shuffled`); not trained; with subspaces in random directions; and MeZO and the fine-tuner with
-four one-sided directions a step. Each runs at lr auto and at its own best rate, which is chosen
+four one-sided directions a step. Of a LoRA also those whose B alone is trained (`mezo B`), with A
+begun with what the fine-tuner, or its shuffle, has learned (`mezo start`, `learned start`,
+`shuffled start`). Each runs at lr auto and at its own best rate, which is chosen
 on two seeds that are not reported, by the loss of training rows that are held out, after as many
 passes. All entries of a seed see the same batches. Projected gradients are clipped in all.
 

@@ -120,11 +120,15 @@ def competitors(finetuner: str, lines: Sequence[str] = ()) -> list[Competitor]:
         InputError: A line is unreadable, or two have one name.
     """
     own = [("mezo", "mezo"), ("rows", "mezo rows=frequency"), ("mezo K=4", f"mezo {SEVERAL}")]
+    own += [("mezo B", "mezo train=B")]
     if finetuner:
         learned = f"finetuner {finetuner!r}"
         own += [("learned", learned), ("learned K=4", f"{learned} {SEVERAL}")]
         controls = ("scales", "shuffled", "untrained", "random")
         own += [(control, f"{learned} {control}") for control in controls]
+        own += [("mezo start", f"mezo start={finetuner!r} train=B")]
+        own += [("learned start", f"{learned} start=finetuner train=B")]
+        own += [("shuffled start", f"{learned} shuffled start=finetuner train=B")]
     found = [_competitor(f"{line} label={name!r}") for name, line in own]
     found += [_competitor(line) for line in lines]
     names = [one.name for one in found]
@@ -141,8 +145,13 @@ def _competitor(line: str) -> Competitor:
 
 
 def serves(one: Competitor, space: str) -> bool:
-    """Whether an entry differs in a space from others: an adapter has no learned subspace."""
-    return space == "full" or one.entry.control not in OF_SUBSPACES
+    """Whether an entry differs in a space from others.
+
+    An adapter has no learned subspace, and full weights have no start of their own.
+    """
+    if space == "full":
+        return not one.lora
+    return bool(one.lora) or one.entry.control not in OF_SUBSPACES
 
 
 @dataclass(frozen=True)

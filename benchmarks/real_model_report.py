@@ -19,6 +19,9 @@ CLAIMS = {
     "Does it matter what was learned, and where it serves?": (
         *("learned", "scales", "shuffled", "untrained", "random"),
     ),
+    "A LoRA whose A begins with learned directions and stays there": (
+        *(BASELINE, "mezo B", "mezo start", "learned", "learned start", "shuffled start"),
+    ),
     "Four one-sided directions a step, with and without learning": (
         *(BASELINE, "mezo K=4", "learned", "learned K=4"),
     ),
