@@ -15,6 +15,7 @@ from zopeft.models.gguf import check_gguf, check_reader, dense, mend
 from zopeft.models.quantization import quantization_config
 from zopeft.models.quiet import quiet
 from zopeft.models.sharding import check_loaded, check_sharded, sharding_options
+from zopeft.models.skeleton import check_size
 from zopeft.models.source import ModelSource, resolve
 
 if TYPE_CHECKING:
@@ -80,7 +81,11 @@ def load_model(
     on_cpu = str(place) == "cpu" or (place == "auto" and not torch.cuda.is_available())
     chosen = _dtype(dtype, on_cpu)
     if source.local:
-        check_gguf(Path(source.label)) if source.gguf else check_folder(Path(source.path))
+        if source.gguf:
+            check_gguf(Path(source.label))
+        else:
+            check_folder(Path(source.path))
+        check_size(source)
     elif source.gguf:
         check_reader(source.label)
     check_sharded(sharded, source, load_in_8bit or load_in_4bit, device)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from zopeft import hub
 from zopeft.errors import InputError, input_error
+from zopeft.models.checkpoint import weight_files
 from zopeft.models.counts import check_counts
 from zopeft.models.gguf import check_gguf, check_reader
 from zopeft.models.quiet import quiet
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CONFIG = "config.json"
+DENSEST = 16
+"""Numbers a byte of weight files at most: those of one bit are eight, and some may be tied."""
 
 
 def load_config(source: ModelSource | str | None = None) -> Any:
@@ -107,6 +110,33 @@ def outline(config: Any, name: str, dtype: Any = None) -> PreTrainedModel:
     model.config._name_or_path = name
     model.tie_weights()
     return model.eval()
+
+
+def check_size(source: ModelSource) -> None:
+    """Checks that a local model is no larger than its weight files can hold.
+
+    The loader would make and fill tensors of the size that the configuration claims, before it says
+    that those in the files are of another.
+
+    Args:
+        source: A folder with weights, or a file of GGUF.
+
+    Raises:
+        InputError: It has more than `DENSEST` numbers for each byte of them.
+    """
+    try:
+        found = skeleton(source)
+    except InputError:
+        return  # The loader says what is wrong.
+    count = sum(parameter.numel() for parameter in found.parameters())
+    files = [Path(source.label)] if source.gguf else weight_files(Path(source.path))
+    size = sum(path.stat().st_size for path in files)
+    if count > DENSEST * size:
+        raise input_error(
+            source.label if source.gguf else f"{source.path}/{CONFIG}",
+            f"claims {count:,} weights, which {size:,} bytes of weight files cannot hold",
+            do="copy or download the folder again",
+        )
 
 
 def _unavailable(source: ModelSource, error: Exception) -> InputError:
