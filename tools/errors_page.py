@@ -57,6 +57,9 @@ FILES: dict[str, str | bytes] = {
     "bench.yaml": "job: bench\n",
     "model/config.json": json.dumps({"model_type": "bert", "architectures": ["BertForMaskedLM"]}),
     "torn/config.json": '{"model_type": "llama", ',
+    "deep/config.json": json.dumps(
+        {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "num_hidden_layers": 10**9}
+    ),
     "pointer/config.json": json.dumps(
         {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     ),
@@ -153,6 +156,7 @@ CASES: dict[str, tuple[Case, ...]] = {
         _tune("a hub that cannot be reached", "organisation/model", "--task", "sst2"),
         _tune("a model that is no decoder", "model", "--task", "sst2"),
         _tune("a configuration cut off", "torn", "--task", "sst2"),
+        _tune("layers that no model has", "deep", "--task", "sst2"),
         _tune("a pointer instead of weights", "pointer", "--task", "sst2"),
         _tune("a file that is no GGUF", "bad.gguf", "--task", "sst2"),
         _tune("an adapter in place of a model", "adapter", "--task", "sst2"),

@@ -40,4 +40,4 @@ def check_counts(config: Mapping[str, Any], where: str) -> None:
             most = most or MOST_OF_GGUF.get(str(name).rpartition(".")[2])
             if most and isinstance(value, int | float) and value > most:
                 do = "correct it; no model has as many"
-                raise input_error(where, f"{name} must be at most {most}", f"{value!r:.40}", do)
+                raise input_error(where, f"{name} must be at most {most}", value, do)
