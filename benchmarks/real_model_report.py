@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -35,7 +36,8 @@ HEAD = [
     "loss",
     "metric",
     "calibrated",
-    "passes to MeZO's last loss",
+    "passes to MeZO's last training loss",
+    "to its last held-out loss",
     "CPU s",
 ]
 Key = tuple[str, str, int, int]
@@ -71,14 +73,57 @@ def line(task: str, name: str, runs: dict[int, Row], base: dict[int, Row]) -> li
     lost = f", {len(runs) - len(good)} diverged" if len(good) < len(runs) else ""
     cells = [task, f"`{name}`", f"{len(runs)}{lost}", _spread(good, "loss")]
     cells += [_spread(good, "metric"), _spread(good, "calibrated")]
-    pairs = reaching(runs, base) if name != BASELINE else []
-    shared = len(runs.keys() & base.keys())
-    ratios = [own / theirs for own, theirs in pairs]
-    if ratios:
-        cells.append(f"{statistics.median(ratios):.2f} of its own ({len(ratios)} of {shared})")
-    else:
-        cells.append("" if name == BASELINE else f"none of {shared}")
+    cells.append(_saved(name, reaching(runs, base), len(runs.keys() & base.keys())))
+    looked = [seed for seed in runs.keys() & base.keys() if _looks(runs[seed], base[seed])]
+    cells.append(_saved(name, reaching_held(runs, base), len(looked)))
     return [*cells, f"{statistics.fmean(row['cpu_seconds'] for row in runs.values()):.0f}"]
+
+
+def reaching_held(runs: dict[int, Row], base: dict[int, Row]) -> list[tuple[float, float]]:
+    """Returns, for each seed that comes to MeZO's last held-out loss, own and MeZO's passes.
+
+    Unlike the training loss, the held-out one is taken at the weights, not at the probes, whose
+    loss is the higher the further they reach, and of the same rows along the run. Between two
+    looks the loss is taken to fall evenly; MeZO's own count is its first time there.
+    """
+    pairs = []
+    for seed in sorted(runs.keys() & base.keys()):
+        mine, theirs = runs[seed], base[seed]
+        if _looks(mine, theirs) and not mine["diverged"] and not theirs["diverged"]:
+            target = theirs["looks"][-1][1]
+            own, its = crossing(mine, target), crossing(theirs, target)
+            if own is not None and its:
+                pairs.append((own, its))
+    return pairs
+
+
+def crossing(row: Row, loss: float) -> float | None:
+    """Returns the passes after which a run's held-out loss is first at or below `loss`."""
+    passes, last = 0.0, row["before"]["held"]["loss"]
+    for at, found in row["looks"]:
+        value = math.inf if found is None else found
+        if value <= loss:
+            if last == math.inf:
+                return float(at)
+            share = (last - loss) / (last - value) if last > loss else 0.0
+            return passes + share * (at - passes)
+        passes, last = at, value
+    return None
+
+
+def _looks(*rows: Row) -> bool:
+    """Whether runs were looked at along the way; the first that were made were not."""
+    return all(row.get("looks") for row in rows)
+
+
+def _saved(name: str, pairs: Sequence[tuple[float, float]], shared: int) -> str:
+    """Returns a cell: the median of own passes over MeZO's, and of how many seeds."""
+    if name == BASELINE or not shared:
+        return ""
+    if not pairs:
+        return f"none of {shared}"
+    ratio = statistics.median(own / theirs for own, theirs in pairs)
+    return f"{ratio:.2f} of its own ({len(pairs)} of {shared})"
 
 
 def _spread(rows: Sequence[Row], name: str) -> str:
@@ -101,7 +146,7 @@ def table(
             continue
         start = starts[task]["validation"]
         told = [f"{start[n]:.3f}" if n in start else "" for n in ("loss", "metric", "calibrated")]
-        lines.append("| " + " | ".join([task, "before tuning", "", *told, "", ""]) + " |")
+        lines.append("| " + " | ".join([task, "before tuning", "", *told, "", "", ""]) + " |")
         for name in own:
             cells = line(task, name, entries[name], entries.get(BASELINE, {}))
             lines.append("| " + " | ".join(cells) + " |")

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,20 @@ TAIL = 0.05
 SURE = 3.0
 """Standard errors of the difference of two such means that are no scatter of batches."""
 AUTO = "auto"
+LOOKS = 10
+"""Times that a reported run's held-out training rows are looked at."""
+
+
+@dataclass
+class Run(Outcome):
+    """What a run came to, and where it stood on its way.
+
+    Attributes:
+        looks: Forward passes, and the loss of held-out training rows after them (None where it
+            is not finite). What looking costs counts neither as passes nor as time.
+    """
+
+    looks: list[tuple[int, float | None]] = field(default_factory=list)
 
 
 def diverged(losses: Sequence[float]) -> bool:
@@ -51,13 +66,30 @@ def diverged(losses: Sequence[float]) -> bool:
 
 
 @torch.no_grad()
-def go(ground: RealGround, one: Competitor, lr: float | str, seed: int, forwards: int) -> Outcome:
-    """Trains from the start of a seed until its passes are spent, and leaves the weights there."""
+def go(
+    ground: RealGround,
+    one: Competitor,
+    lr: float | str,
+    seed: int,
+    forwards: int,
+    looks: int = 0,
+) -> Run:
+    """Trains from the start of a seed until its passes are spent, and leaves the weights there.
+
+    Args:
+        ground: Model and data.
+        one: Who runs.
+        lr: A learning rate, or "auto".
+        seed: Of the batches, the noise and a new adapter.
+        forwards: Passes, with those that lr auto takes.
+        looks: Times that the held-out rows are looked at, evenly over the passes.
+    """
     ground.reset(seed, one)
     method = one.make(ground.blocks, ground.train, lr, seed)
     feed, begun = ground.feed(seed), time.process_time()
-    out = Outcome(0.0 if lr == AUTO else float(lr), "given")
+    out = Run(0.0 if lr == AUTO else float(lr), "given")
     cost = method.forwards
+    looking = 0.0
     if lr == AUTO:
         method.probing.steps_planned = forwards // method.forwards
         method.settle(ground.closure(method, next(ground.feed(seed))))
@@ -76,10 +108,16 @@ def go(ground: RealGround, one: Competitor, lr: float | str, seed: int, forwards
         if not math.isfinite(last) or last > BLOWN * statistics.fmean(out.losses[:20]):
             out.diverged = True
             break
+        if method.forward_passes * looks >= (len(out.looks) + 1) * forwards:
+            since = time.process_time()
+            stands = ground.loss(ground.held)
+            stands = _rounded(stands) if math.isfinite(stands) else None
+            out.looks.append((method.forward_passes, stands))
+            looking += time.process_time() - since
     if lr == AUTO and method.rate is not None:
         out.lr = float(method.rate.began)
     out.steps, out.forwards = len(out.losses), method.forward_passes
-    out.seconds = time.process_time() - begun
+    out.seconds = time.process_time() - begun - looking
     out.diverged = out.diverged or diverged(out.losses)
     return out
 
@@ -139,7 +177,8 @@ class Sitting(Field):
         if known is not None:
             return known
         before = self.start(one)
-        out = go(self.ground, one, lr, seed, self.forwards)
+        looks = 0 if kind == "rate" else LOOKS
+        out = go(self.ground, one, lr, seed, self.forwards, looks)
         after = self._looked(kind, out)
         chosen = "held" if kind == "rate" else "validation"
         row = {
@@ -157,6 +196,7 @@ class Sitting(Field):
             "forwards": out.forwards,
             "cpu_seconds": round(out.seconds, 1),
             "curve": out.curve(),
+            "looks": out.looks,
         }
         return self._keep(row)
 
@@ -171,7 +211,7 @@ class Sitting(Field):
             known = self._keep({"kind": "start", "entry": "", **found})
         return {name: known[name] for name in ("held", "validation")}
 
-    def _looked(self, kind: str, out: Outcome) -> Row:
+    def _looked(self, kind: str, out: Run) -> Row:
         """Returns the scores at a run's end: of one that chooses a rate, of held rows alone."""
         held = self.ground.loss(self.ground.held) if out.losses else math.inf
         if not math.isfinite(held):

@@ -181,8 +181,30 @@ def test_runs_are_kept_and_not_made_again(bench, finetuner, tmp_path, monkeypatc
     # Wherever it is measured, the start is the untrained model.
     first, again = (row for row in rows if row["kind"] == "start")
     assert first["validation"] == again["validation"] and first["held"] == again["held"]
+    # A reported run is looked at on its way, at the weights; one that chooses a rate is not.
+    assert [at for at, _ in last["looks"]] == [2, 4, 6]
+    assert last["looks"][-1][1] == last["after"]["held"]["loss"]
+    assert all(row["looks"] == [] for row in rows if row["kind"] == "rate")
     text = bench["report"].markdown(rows)
     assert text.count("before tuning") >= 2 and "| copa | `tight` | 1 |" in text
+
+
+def looked(*values, before=8.0, diverged=False):
+    looks = [[60 * (k + 1), value] for k, value in enumerate(values)]
+    return {"before": {"held": {"loss": before}}, "looks": looks, "diverged": diverged}
+
+
+def test_passes_to_the_held_out_loss_are_between_looks(bench):
+    report = bench["report"]
+    base = {1: looked(6.0, 4.0, 2.0), 2: looked(6.0, 2.0, 4.0), 3: looked(6.0, 4.0)}
+    base[4] = {**looked(6.0), "looks": []}
+    runs = {1: looked(2.0, 1.0), 2: looked(6.0, None, 3.0), 3: looked(7.0, 5.0), 4: looked(1.0)}
+    # The second comes to 4 between infinity and 3, which is at 3's look; MeZO is there at 90.
+    assert report.reaching_held(runs, base) == [(60.0, 180.0), (180.0, 90.0)]
+    assert report.crossing(looked(2.0, 1.0), 5.0) == pytest.approx(30.0)
+    assert report.crossing(looked(2.0), 9.0) == 0.0
+    runs[1]["diverged"] = True
+    assert report.reaching_held(runs, base) == [(180.0, 90.0)]
 
 
 def test_what_does_not_serve_a_space_is_said_once(bench, finetuner, tmp_path):
