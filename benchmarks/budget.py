@@ -6,7 +6,7 @@ measures with counts among its forward passes. Entries of a seed see the same ba
 
 A row a run is appended to results/budget.jsonl; a run whose row is there is not made again. With
 --probes no run is made: E, h and their quotient of each sort of blocks are printed and kept, along
-many directions, a batch each.
+so many directions of each seed, a batch each.
 
     OMP_NUM_THREADS=1 python benchmarks/budget.py MODEL --data DIR --finetuner FOLDER
     OMP_NUM_THREADS=1 python benchmarks/budget.py MODEL --data DIR --finetuner FOLDER --probes 16
@@ -144,10 +144,12 @@ def main() -> None:
             "finetuner": digest_of(zopeft.FineTuner.from_pretrained(args.finetuner)),
         }
         if args.probes:
-            rows = probed(ground, args.finetuner, args.seeds[0], args.probes)
-            rows = [{"kind": "probes", **shared, **row, **about()} for row in rows]
-            keep("budget", rows)
-            print(*map(json.dumps, rows), sep="\n", flush=True)
+            for seed in args.seeds:
+                rows = probed(ground, args.finetuner, seed, args.probes)
+                told = {"kind": "probes", **shared, "seed": seed}
+                rows = [{**told, **row, **about()} for row in rows]
+                keep("budget", rows)
+                print(*map(json.dumps, rows), sep="\n", flush=True)
             continue
         for seed in args.seeds:
             for name in args.only:
