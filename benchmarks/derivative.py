@@ -22,15 +22,23 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from zopeft.errors import InputError
+from zopeft.errors import InputError, input_error
 
 WARM = 10
 """Steps over which the learning rate rises."""
+FURTHEST = 2.0
+"""Times the distance that was asked beyond which a step has gone too far, or is no number."""
 
 
 def passages(folder: Path, column: str) -> list[str]:
     """Returns the different texts of a column of a task's training rows."""
-    rows = (json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines())
+    path = folder / "train.jsonl"
+    if not path.exists():
+        raise input_error("--data", "no such file", str(path))
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    if not rows or column not in rows[0]:
+        there = ", ".join(rows[0]) if rows else "no row"
+        raise input_error("--column", f"not in {path}", column, f"there is {there}")
     return list(dict.fromkeys(row[column] for row in rows))
 
 
@@ -58,11 +66,11 @@ def distance(model: Any, start: dict[str, Tensor]) -> float:
 def derive(args: argparse.Namespace) -> None:
     """Tunes and saves."""
     if Path(args.out).exists():
-        raise InputError(f"OUT: exists, got {args.out!r}; name another folder")
+        raise input_error("OUT", "exists", args.out, "name another folder")
+    texts = passages(Path(args.data) / args.task, args.column)
     torch.manual_seed(args.seed)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32)
-    texts = passages(Path(args.data) / args.task, args.column)
     joined = (tokenizer.eos_token or "\n").join(texts)
     feed = batches(tokenizer(joined)["input_ids"], args.length, args.batch, args.seed)
     start = {name: weight.detach().clone() for name, weight in model.named_parameters()}
@@ -79,6 +87,9 @@ def derive(args: argparse.Namespace) -> None:
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step, away = step + 1, distance(model, start)
+        if not away <= FURTHEST * args.away:
+            what = f"step {step} went to {away:.2g} of the norm, {args.away:.2g} were asked"
+            raise input_error("--lr", what, args.lr, "take a lower one")
         print(json.dumps({"step": step, "loss": round(float(loss), 4), "away": round(away, 5)}))
     model.eval().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)

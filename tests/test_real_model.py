@@ -185,6 +185,7 @@ def test_runs_are_kept_and_not_made_again(bench, finetuner, tmp_path, monkeypatc
     assert [at for at, _ in last["looks"]] == [2, 4, 6]
     assert last["looks"][-1][1] == last["after"]["held"]["loss"]
     assert all(row["looks"] == [] for row in rows if row["kind"] == "rate")
+    assert [at for at, _ in went(ground, mezo, 1e-6, 1, 6, looks=2).looks] == [4, 6]
     text = bench["report"].markdown(rows)
     assert text.count("before tuning") >= 2 and "| copa | `tight` | 1 |" in text
 
@@ -205,6 +206,31 @@ def test_passes_to_the_held_out_loss_are_between_looks(bench):
     assert report.crossing(looked(2.0), 9.0) == 0.0
     runs[1]["diverged"] = True
     assert report.reaching_held(runs, base) == [(180.0, 90.0)]
+
+
+def test_a_derivative_is_as_far_away_as_was_asked(bench, tmp_path, monkeypatch):
+    import derivative
+
+    def derive(out, *more):
+        words = [str(MODEL_DIR), str(tmp_path / out), "--data", str(DATA), "--task", "cb"]
+        words += ["--column", "premise", "--away", "0.004", "--length", "32", *more]
+        monkeypatch.setattr(sys, "argv", ["derivative.py", *words])
+        derivative.derive(derivative.arguments())
+
+    derive("near")
+    folders = MODEL_DIR, tmp_path / "near"
+    base, found = (load_model(str(one), "float32", device="cpu")[0] for one in folders)
+    start = {name: weight.detach() for name, weight in base.named_parameters()}
+    assert 0.004 <= derivative.distance(found, start) < 0.008
+    for out, more, message in (
+        ("near", (), "OUT: exists"),
+        ("far", ("--column", "nothing"), "--column: not in"),
+        ("far", ("--task", "none"), "--data: no such file"),
+        ("far", ("--lr", "1e38"), "--lr: step 1 went to"),
+    ):
+        with pytest.raises(InputError, match=message):
+            derive(out, *more)
+        assert not (tmp_path / "far").exists()
 
 
 def test_what_does_not_serve_a_space_is_said_once(bench, finetuner, tmp_path):

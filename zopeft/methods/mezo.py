@@ -29,8 +29,8 @@ class MeZO(ZerothOrder):
     1e-4 or 5e-5, eps 1e-2; prefix lr 1e-2 or 1e-3, eps 1e-1. The public code restores
     weights by a third perturbation; here they are never written by a probe.
 
-    With ``budget="measured"`` thirteen forward passes before the first step tell how tables of
-    the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`).
+    With ``budget="measured"`` at most thirteen forward passes before the first step tell how tables
+    of the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`).
 
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,
