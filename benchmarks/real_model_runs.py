@@ -113,6 +113,7 @@ def go(
             stands = ground.loss(ground.held)
             stands = _rounded(stands) if math.isfinite(stands) else None
             out.looks.append((method.forward_passes, stands))
+            print(f"{one.name}, seed {seed}: {stands} after {out.looks[-1][0]} passes", flush=True)
             looking += time.process_time() - since
     if lr == AUTO and method.rate is not None:
         out.lr = float(method.rate.began)

@@ -4,21 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from zopeft.optim.budget import MEASURED
+from zopeft.optim.budget import GIVEN, MEASURED, TURNS
 from zopeft.optim.declared import Options, option
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
+
+
+BUDGETS = (GIVEN, MEASURED, TURNS)
+BUDGET = (
+    "what shares noise power between vocabulary tables and the rest: scales, first probes, or "
+    "first steps that take turns"
+)
+"""What the option ``budget`` may be, and is about."""
 
 
 @dataclass(frozen=True)
 class MeZOOptions(Options):
     """The options of `MeZO`."""
 
-    budget: str = option(
-        "given",
-        "what shares noise power between vocabulary tables and the rest: scales, or first probes",
-        choices=("given", MEASURED),
-    )
+    budget: str = option(GIVEN, BUDGET, choices=BUDGETS)
 
 
 class MeZO(ZerothOrder):
@@ -30,7 +34,8 @@ class MeZO(ZerothOrder):
     weights by a third perturbation; here they are never written by a probe.
 
     With ``budget="measured"`` at most thirteen forward passes before the first step tell how tables
-    of the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`).
+    of the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`);
+    with "turns" the first 24 steps serve one of the two each, in turn, and tell it on their way.
 
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,

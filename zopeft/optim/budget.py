@@ -12,6 +12,9 @@ directions:
     ``a_k = given_k^(1 - TRUST) (E_k / h_k)^POWER / sum``
 
 Sorts keep what they are inside: the ratio of their blocks' scales and their blocks' shapes.
+
+"turns" takes E and h from the run's first steps (`zopeft.optim.turns`), "measured" from probes
+before the first one, which are many passes for few directions of one batch.
 """
 
 from __future__ import annotations
@@ -30,20 +33,25 @@ from zopeft.blocks import Block, Blocks
 from zopeft.engine.direction import Direction
 from zopeft.engine.vector import HERE, Vector
 from zopeft.noise import role_seed, step_seed
+from zopeft.optim.estimator import PAIR, Estimator
 from zopeft.optim.executor import losses_of
 from zopeft.optim.learning_rate import rounding_of
 from zopeft.optim.looks import Aside
+from zopeft.optim.record import StepRecord
+from zopeft.optim.turns import Turns
 
 if TYPE_CHECKING:
     from zopeft.optim.step import Step
     from zopeft.optim.zeroth_order import ZerothOrder
     from zopeft.probing.closure import Closure
 
-MEASURED = "measured"
+GIVEN, MEASURED, TURNS = "given", "measured", "turns"
+TAKING_TURNS = frozenset({"vocabulary", "rest"})
+"""Sorts that take turns, where a step is about both and about nothing else."""
 NOTE, AHEAD = "budget", "ahead"
 """Names of the notes in each step's record: what scales are multiplied by, fp32 [N]; and the
 curvature and energy of the shared budget, over how many directions they are means, and the
-forward passes that were measured with, fp32 [4]."""
+forward passes that were measured with and that no look of the rate has been, fp32 [4]."""
 POWER = 2.0
 """The power of ``E_k / h_k`` that a share is."""
 TRUST = 0.5
@@ -98,22 +106,28 @@ def shares(sorts: Sequence[Sort]) -> list[float]:
 
 
 class Budget:
-    """The shares of a run: measured before its first step, then kept.
+    """The shares of a run: measured before its first step or by its first steps, then kept.
 
     Args:
         blocks: The blocks, [N].
         options: The method's options; those without ``budget`` have none measured.
+        estimator: How a step's directions are probed.
 
     Attributes:
         factors: What the blocks' scales are multiplied by, before the budget is restored, fp32
             [N]; None as long as nothing was measured.
         ahead: Curvature and energy of directions that share the budget so, over how many
             directions they are means (0 where bends were lost), and the forward passes, fp32 [4].
+        turns: The turns that the first steps take; None where none do.
     """
 
-    def __init__(self, blocks: Blocks, options: Any) -> None:
-        self.measured = getattr(options, "budget", "") == MEASURED
+    def __init__(self, blocks: Blocks, options: Any, estimator: Estimator = PAIR) -> None:
+        kind = getattr(options, "budget", GIVEN)
+        self.measured = kind == MEASURED
         self.names = [sort_of(block) for block in blocks]
+        self.turns: Turns | None = None
+        if kind == TURNS and set(self.names) == TAKING_TURNS:
+            self.turns = Turns(sorted(TAKING_TURNS), estimator)
         self.factors: np.ndarray | None = None
         self.ahead = np.zeros(4, dtype=np.float32)
         self._numels = torch.tensor(blocks.numels, dtype=torch.float64)
@@ -145,6 +159,84 @@ class Budget:
             chosen: Indices of the blocks that the step is about; None for all.
         """
         return self.measured and self.factors is None and len(self.sorts(chosen)) > 1
+
+    def of_step(self, method: ZerothOrder, closure: Closure, scales: Tensor | None) -> Tensor | None:
+        """Returns the scales of the step that is due, which may have to measure first.
+
+        Args:
+            method: The method.
+            closure: Returns the loss of the step's batch.
+            scales: fp32 [N], as the method has them; None for ones.
+        """
+        chosen = method.selection.at(method.steps)
+        if self.due(chosen):
+            method.forward_passes += self.measure(method, closure, scales, chosen)
+            method.look_ahead()
+        elif self.turns is not None and self.factors is None:
+            own, sorts = self._own(scales), self.sorts(chosen)
+            given = self._given(own, sorts)
+            if set(sorts) != TAKING_TURNS or not all(given):
+                return scales
+            if not self.turns.over(method.probing.steps_planned):
+                name = self.turns.next
+                number = list(sorts).index(name)
+                return self._whole(own, sorts[name], given[number]).to(method.engine.device)
+            self._conclude(self.turns, sorts, given)
+            method.look_ahead()
+        return self.shared(scales)
+
+    def _own(self, scales: Tensor | None) -> Tensor:
+        return torch.ones(len(self.names)) if scales is None else scales.detach().cpu()
+
+    def _given(self, own: Tensor, sorts: dict[str, frozenset[int]]) -> list[float]:
+        """Returns the share of each sort as the scales have it, [K]."""
+        powers = self._numels * own.double().square()
+        parts = [float(powers[list(sort)].sum()) for sort in sorts.values()]
+        return [part / sum(parts) for part in parts]
+
+    def _whole(self, own: Tensor, sort: frozenset[int], given: float) -> Tensor:
+        """Returns scales with the whole budget on one sort, fp32 [N].
+
+        Scales of zero, and no block left out: what shows probes keeps whom they touch.
+        """
+        whole = torch.zeros(len(self.names))
+        whole[list(sort)] = (own[list(sort)].double() / math.sqrt(given)).float()
+        return whole
+
+    def turning(self, step: Step) -> str:
+        """Returns the sort that a step serves alone in its turn; "" for none."""
+        if self.turns is None or self.factors is not None or step.scales is None:
+            return ""
+        served = {self.names[n] for n in torch.nonzero(step.scales).flatten().tolist()}
+        return served.pop() if len(served) == 1 else ""
+
+    def looking(self, step: Step, planned: int) -> bool:
+        """Whether a step is a turn that is to look at the curvature."""
+        return bool(self.turning(step)) and self.turns is not None and self.turns.looking(planned)
+
+    def note(self, step: Step, record: StepRecord, asked: bool) -> None:
+        """Takes note of a step that has been made, or left out for its loss.
+
+        Args:
+            step: The step.
+            record: Its record.
+            asked: Whether the running rate had asked for a look.
+        """
+        name = self.turning(step)
+        if name and self.turns is not None:
+            self.turns.note(name, record, asked)
+
+    def _conclude(
+        self, turns: Turns, sorts: dict[str, frozenset[int]], given: list[float]
+    ) -> None:
+        """Settles the shares by what all turns have shown."""
+        tallies = [turns.tallies[name] for name in sorts]
+        found = [
+            Sort(part, one.energy, one.curvature)
+            for part, one in zip(given, tallies, strict=True)
+        ]
+        count = sum(len(one.kept()) for one in tallies) * turns.estimator.directions
+        self._take(list(sorts.values()), found, count, turns.looks)
 
     def shared(self, scales: Tensor | None) -> Tensor | None:
         """Returns scales with the measured shares, of the same budget; None for ones.
@@ -184,27 +276,24 @@ class Budget:
         Returns:
             The number of forward passes.
         """
-        own = torch.ones(len(self.names)) if scales is None else scales.detach().cpu()
-        powers = self._numels * own.double().square()
-        sorts = self.sorts(chosen)
-        total = float(sum(powers[list(sort)].sum() for sort in sorts.values()))
+        own, sorts = self._own(scales), self.sorts(chosen)
         look, found = _Look(method, closure, len(sorts)), []
-        for number, sort in enumerate(sorts.values()):
-            part = float(powers[list(sort)].sum()) / total
-            # Scales of zero, and no block left out: what shows probes keeps whom they touch.
-            whole = torch.zeros(len(self.names))
-            whole[list(sort)] = (own[list(sort)].double() / math.sqrt(part)).float()
-            found.append(look.along(number, whole.to(method.engine.device), part))
+        given = self._given(own, sorts)
+        for number, (sort, part) in enumerate(zip(sorts.values(), given, strict=True)):
+            whole = self._whole(own, sort, part).to(method.engine.device)
+            found.append(look.along(number, whole, part))
             if not found[-1].energy > 0.0:
                 # The others would tell nothing that is to be compared with this one.
                 break
         if all(math.isfinite(one.energy) for one in found):
-            self._take(list(sorts.values()), found, look)
+            self._take(list(sorts.values()), found, look.pairs * len(sorts), look.passes)
         return look.passes
 
-    def _take(self, sorts: list[frozenset[int]], found: list[Sort], look: _Look) -> None:
+    def _take(
+        self, sorts: list[frozenset[int]], found: list[Sort], directions: int, passes: int
+    ) -> None:
         self.factors = np.ones(len(self.names), dtype=np.float32)
-        self.ahead = np.array([0.0, 0.0, 0.0, look.passes], dtype=np.float32)
+        self.ahead = np.array([0.0, 0.0, 0.0, passes], dtype=np.float32)
         if len(found) < len(sorts):
             return
         new = shares(found)
@@ -215,11 +304,11 @@ class Budget:
             # Directions of different sorts are independent: what they see adds up.
             self.ahead[0] = sum(share * one.curvature for share, one in pairs)
             self.ahead[1] = sum(share * one.energy for share, one in pairs)
-            self.ahead[2] = look.pairs * len(sorts)
+            self.ahead[2] = directions
 
     def settle(self, step: Step) -> None:
         """Notes the shares in a step's record; one that is repeated tells them."""
-        if not self.measured:
+        if not self.measured and self.turns is None:
             return
         notes = (step.record and step.record.notes) or {}
         if step.record is not None and NOTE not in notes:
@@ -233,14 +322,17 @@ class Budget:
             step.method.look_ahead()
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Returns what later steps depend on; None where nothing was measured."""
-        if self.factors is None:
-            return None
-        return {"factors": torch.from_numpy(self.factors.copy())}
+        """Returns what later steps depend on; None where there is nothing."""
+        if self.factors is not None:
+            return {"factors": torch.from_numpy(self.factors.copy())}
+        return None if self.turns is None else {"turns": self.turns.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Takes what `state_dict` gave."""
-        self.factors = None if state is None else state["factors"].numpy().copy()
+        state = state or {}
+        self.factors = state["factors"].numpy().copy() if "factors" in state else None
+        if self.turns is not None and "turns" in state:
+            self.turns.load_state_dict(state["turns"])
         self._on.clear()
 
 

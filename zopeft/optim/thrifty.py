@@ -115,7 +115,9 @@ class ThriftyRate:
         self.measured = Measured(energy=energy, spread=spread, steps=1).looked(curvature, bends)
 
     def take(self, curvature: float, energy: float, bends: float, passes: float) -> None:
-        """Takes in what was measured before the first step for other ends; looks pay for it.
+        """Takes in what was measured for other ends; looks pay for it.
+
+        Directions are others from here on, so that the rate may be another at once.
 
         Args:
             curvature: Mean of ``u' H u`` of directions like those of the run.
@@ -125,6 +127,7 @@ class ThriftyRate:
         """
         if bends:
             self._ahead(curvature, energy, int(bends))
+            self._most = math.inf
         most = PART * self.estimator.forwards * (int(self.start["steps"]) or USUAL)
         self._left = max(LEAST_LEFT, 1.0 - passes / most)
 

@@ -136,8 +136,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         check_arguments(type(self).__name__, blocks, lr, eps, weight_decay, max_bad_steps, clip)
         assert eps is not None
         self.blocks, self.selection = blocks, Selection(blocks, self.own, type(self).__name__)
-        self.budget = Budget(blocks, self.own)
         self.estimator = Estimator(directions, sides, normalise)
+        self.budget = Budget(blocks, self.own, self.estimator)
         self.pace = Pace(lr, self.estimator)
         self.kept = State(blocks, self.declared(), lambda index: self.engine.weights(index))
         shapes = {**self.shapes(blocks), **(shapes or {})}
@@ -290,12 +290,13 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             if scales is not None and self.agree is not None:
                 scales = self.agree(scales)
             self._select(closure)
-            scales = self._shared(closure, scales)
+            scales = self.budget.of_step(self, closure, scales)
             if self.steps == 0:
                 start = scales, self.eps, self.seed, self.estimator.one_sided
                 self.forward_passes += self.probing.look_for_noise(closure, *start)
             looks = self._looks(self.rate is not None and self.rate.due())
             step = Step(self, self.steps, self.due_seed, self.eps, scales, looks)
+            step.looks = looks or self.budget.looking(step, self.probing.steps_planned)
             self.selection.settle(step)
             self.budget.settle(step)
             self._pending = begun(step)
@@ -314,14 +315,6 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             self.selection.find(closure, self.engine.reads.agree)
             self.forward_passes += 1
             logger.info("the dominant layer is layer %d", self.selection.found)
-
-    def _shared(self, closure: Closure, scales: Tensor | None) -> Tensor | None:
-        """Returns scales that share the budget as measured, which a first batch has to tell."""
-        chosen = self.selection.at(self.steps)
-        if self.budget.due(chosen):
-            self.forward_passes += self.budget.measure(self, closure, scales, chosen)
-            self.look_ahead()
-        return self.budget.shared(scales)
 
     def look_ahead(self) -> None:
         """Has a running rate take in what the budget was measured by, once."""
@@ -380,8 +373,10 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self.bad.note(not skipped)
         for gradient in () if skipped else step.taken.raw:
             self.clip.note(gradient)
+        asked = self.rate is not None and self.rate.due()
         if self.rate is not None:
             self.rate.note(record)
+        self.budget.note(step, record, asked)
         if skipped:
             self.bad.check(record.losses[0])
         else:
