@@ -1,8 +1,9 @@
-"""The budget of a step shared by first probes, against shares that are fixed.
+"""The budget of a step shared by first steps or first probes, against shares that are fixed.
 
 Entries, all full weights and lr auto: MeZO; rows of token embeddings by frequency alone; a learned
-fine-tuner; the fine-tuner whose budget first probes share out (`zopeft.optim.budget`). What a run
-measures with counts among its forward passes. Entries of a seed see the same batches.
+fine-tuner with the shares that were learned, with those that its first steps' turns tell
+(`zopeft.optim.turns`), and with those of first probes (`zopeft.optim.budget`); MeZO with turns.
+What a run measures with counts among its passes. Entries of a seed see the same batches.
 
 A row a run is appended to results/budget.jsonl; a run whose row is there is not made again. With
 --probes no run is made: E, h and their quotient of each sort of blocks are printed and kept, along
@@ -36,7 +37,9 @@ from zopeft.optim.budget import Budget
 from zopeft.tasks import task_loss
 from zopeft.tasks.frequency import frequency_options
 
-ENTRIES = ("measured", "learned", "rows", "mezo")
+ENTRIES = ("turns", "measured", "learned", "rows", "mezo", "mezo turns")
+SHARED = {"turns": "turns", "measured": "measured", "learned": "given", "mezo turns": "turns"}
+"""What shares the budget, by entry; of others nothing."""
 TASKS = ("sst2", "copa", "squad")
 LAST = 0.2
 """Part of the steps, at the end, whose mean loss is told."""
@@ -45,13 +48,14 @@ LAST = 0.2
 def made(ground: Ground, name: str, finetuner: str, seed: int) -> Any:
     """Returns the method of an entry over the model."""
     given: dict[str, Any] = {"lr": "auto", "clip": CLIP, "probes": "separate", "seed": seed}
-    if name in ("mezo", "rows"):
+    if name in SHARED:
+        given["budget"] = SHARED[name]
+    if name in ("mezo", "rows", "mezo turns"):
         rows = "frequency" if name == "rows" else None
         given |= frequency_options(rows, None, ground.blocks, [ground.train])
         return METHODS["mezo"](ground.blocks, **given)
     given |= {"finetuner": learned(finetuner, False)}
     given |= frequency_options(None, given["finetuner"], ground.blocks, [ground.train])
-    given["budget"] = "measured" if name == "measured" else "given"
     return METHODS["zo_finetuner"](ground.blocks, **given)
 
 

@@ -58,7 +58,7 @@ def power(method, scales):
 def test_slope_and_curvature_of_a_known_loss_are_measured_right(monkeypatch):
     monkeypatch.setattr(budget, "PROBES", 6000)
     seen = []
-    monkeypatch.setattr(budget, "shares", lambda sorts: seen.extend(sorts) or [0.5, 0.5])
+    monkeypatch.setattr(budget, "shares", lambda sorts, _: seen.extend(sorts) or [0.5, 0.5])
     method = make("mezo", Known())
     method.step(method.blocks.model.loss)
     rest, table = seen
@@ -84,7 +84,7 @@ class Bent(Known):
 @pytest.mark.parametrize("seed", range(4))
 def test_what_bends_scatter_by_is_not_taken_for_slope(monkeypatch, seed):
     seen = []
-    monkeypatch.setattr(budget, "shares", lambda sorts: seen.extend(sorts) or [0.5, 0.5])
+    monkeypatch.setattr(budget, "shares", lambda sorts, _: seen.extend(sorts) or [0.5, 0.5])
     method = make("mezo", Bent(), seed=seed)
     method.step(method.blocks.model.loss)
     assert len(seen) == 2
@@ -252,9 +252,13 @@ def test_lora_shares_once_both_of_its_matrices_move_the_loss(start):
 
 
 def test_other_values_are_refused_in_a_line():
-    with pytest.raises(InputError, match="budget: must be one of given, measured, got 'measure'"):
+    with pytest.raises(
+        InputError, match="budget: must be one of given, measured, turns, got 'measure'"
+    ):
         make("mezo", tiny(), budget="measure")
-    with pytest.raises(InputError, match="budget: must be one of given, measured, got 'even'"):
+    with pytest.raises(
+        InputError, match="budget: must be one of given, measured, turns, got 'even'"
+    ):
         load_recipe("tune", overrides=["method.budget=even"])
     with pytest.raises(InputError, match="clients send losses alone"):
         Federation(make("mezo", tiny()), ask=None)

@@ -9,7 +9,6 @@ from zopeft.optim.declared import Options, option
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
 
-
 BUDGETS = (GIVEN, MEASURED, TURNS)
 BUDGET = (
     "what shares noise power between vocabulary tables and the rest: scales, first probes, or "
@@ -35,7 +34,7 @@ class MeZO(ZerothOrder):
 
     With ``budget="measured"`` at most thirteen forward passes before the first step tell how tables
     of the vocabulary and all other blocks share the power of the noise (`zopeft.optim.budget`);
-    with "turns" the first 24 steps serve one of the two each, in turn, and tell it on their way.
+    with "turns" the first 48 steps serve one of the two each, in turn, and tell it on their way.
 
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,

@@ -48,7 +48,7 @@ class ZOFineTuner(MeZO):
     course is the mean over all of them.
 
     The learned scales hold within tables of the vocabulary and within the other blocks. What either
-    has of the whole is told by the run itself: its first 24 steps serve one of the two each, in
+    has of the whole is told by the run itself: its first 48 steps serve one of the two each, in
     turn (`zopeft.optim.turns`). With ``budget="measured"`` probes before the first step tell it,
     with "given" the scales.
 

@@ -9,7 +9,7 @@ at its best, one step takes off ``sum a_k E_k / sum a_k h_k`` of the loss, times
 (`zopeft.meta.signal`). So the budget goes with E over h, tempered, since both are means over few
 directions:
 
-    ``a_k = given_k^(1 - TRUST) (E_k / h_k)^POWER / sum``
+    ``a_k = given_k^(1 - TRUST) (E_k / h_k)^power / sum``
 
 Sorts keep what they are inside: the ratio of their blocks' scales and their blocks' shapes.
 
@@ -52,8 +52,8 @@ NOTE, AHEAD = "budget", "ahead"
 """Names of the notes in each step's record: what scales are multiplied by, fp32 [N]; and the
 curvature and energy of the shared budget, over how many directions they are means, and the
 forward passes that were measured with and that no look of the rate has been, fp32 [4]."""
-POWER = 2.0
-"""The power of ``E_k / h_k`` that a share is."""
+POWER, POWER_OF_TURNS = 2.0, 1.0
+"""The power of ``E_k / h_k`` that a share is, by probes and by turns."""
 TRUST = 0.5
 """How little of the shares as the scales give them is left."""
 LAST_BITS = 2e-7
@@ -84,7 +84,7 @@ class Sort:
     curvature: float
 
 
-def shares(sorts: Sequence[Sort]) -> list[float]:
+def shares(sorts: Sequence[Sort], power: float = POWER) -> list[float]:
     """Returns each sort's share of the budget, [K], with a sum of one.
 
     Where a bend is lost, or nowhere to be seen, E alone counts. Where a sort does not change the
@@ -92,13 +92,14 @@ def shares(sorts: Sequence[Sort]) -> list[float]:
 
     Args:
         sorts: What was seen of each sort, [K].
+        power: That of ``E_k / h_k``.
     """
     if any(not (math.isfinite(one.energy) and one.energy > 0.0) for one in sorts):
         return [one.given for one in sorts]
     bent = all(math.isfinite(one.curvature) and one.curvature > 0.0 for one in sorts)
     logs = [
         (1.0 - TRUST) * math.log(one.given)
-        + POWER * math.log(one.energy / (one.curvature if bent else 1.0))
+        + power * math.log(one.energy / (one.curvature if bent else 1.0))
         for one in sorts
     ]
     found = [math.exp(log - max(logs)) for log in logs]
@@ -160,7 +161,9 @@ class Budget:
         """
         return self.measured and self.factors is None and len(self.sorts(chosen)) > 1
 
-    def of_step(self, method: ZerothOrder, closure: Closure, scales: Tensor | None) -> Tensor | None:
+    def of_step(
+        self, method: ZerothOrder, closure: Closure, scales: Tensor | None
+    ) -> Tensor | None:
         """Returns the scales of the step that is due, which may have to measure first.
 
         Args:
@@ -226,14 +229,11 @@ class Budget:
         if name and self.turns is not None:
             self.turns.note(name, record, asked)
 
-    def _conclude(
-        self, turns: Turns, sorts: dict[str, frozenset[int]], given: list[float]
-    ) -> None:
+    def _conclude(self, turns: Turns, sorts: dict[str, frozenset[int]], given: list[float]) -> None:
         """Settles the shares by what all turns have shown."""
         tallies = [turns.tallies[name] for name in sorts]
         found = [
-            Sort(part, one.energy, one.curvature)
-            for part, one in zip(given, tallies, strict=True)
+            Sort(part, one.energy, one.curvature) for part, one in zip(given, tallies, strict=True)
         ]
         count = sum(len(one.kept()) for one in tallies) * turns.estimator.directions
         self._take(list(sorts.values()), found, count, turns.looks)
@@ -296,7 +296,7 @@ class Budget:
         self.ahead = np.array([0.0, 0.0, 0.0, passes], dtype=np.float32)
         if len(found) < len(sorts):
             return
-        new = shares(found)
+        new = shares(found, POWER if self.turns is None else POWER_OF_TURNS)
         for sort, one, share in zip(sorts, found, new, strict=True):
             self.factors[list(sort)] = math.sqrt(share / one.given)
         if all(one.curvature > 0.0 for one in found):

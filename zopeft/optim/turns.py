@@ -20,9 +20,9 @@ from zopeft.optim.estimator import Estimator
 from zopeft.optim.record import StepRecord
 from zopeft.optim.thrifty import PART, USUAL
 
-MOST, LEAST = 24, 8
-"""Steps that take turns, and how many must fit into a quarter of the run for any to do."""
-SHORTEST = 4
+MOST, LEAST = 48, 8
+"""Steps that take turns, and the fewest that tell anything."""
+SHORTEST = 5
 """A run has so many times the steps that take turns, at the least."""
 FIRST_LOOKS, LOOKS = 4, 0.4
 """Looks at the curvature that turns take at the least, and as a part of all that a run has."""
@@ -34,7 +34,7 @@ def turns_of(planned: int) -> int:
     Args:
         planned: Its steps; 0 where nobody knows.
     """
-    count = min(MOST, (planned or USUAL) // SHORTEST)
+    count = min(MOST, planned // SHORTEST) if planned else MOST
     return count if count >= LEAST else 0
 
 
@@ -109,7 +109,8 @@ class Turns:
     def looking(self, planned: int) -> bool:
         """Whether the turn that is due is to look at the curvature.
 
-        Every other round does, as long as there are looks, so that all sorts are seen as often.
+        Every other round does, as long as there are looks, so that all sorts are seen as often; of
+        one-sided steps every round, for without its look a turn tells nothing.
 
         Args:
             planned: Steps of the run; 0 where nobody knows.
@@ -117,7 +118,8 @@ class Turns:
         sorts = len(self.tallies)
         round_, forwards = self.taken // sorts, self.estimator.forwards
         most = max(FIRST_LOOKS, int(LOOKS * PART * forwards * (planned or USUAL)))
-        return round_ % 2 == 0 and round_ // 2 * sorts + sorts <= most
+        every = 1 if self.estimator.one_sided else 2
+        return round_ % every == 0 and (round_ // every + 1) * sorts <= most
 
     def note(self, name: str, record: StepRecord, asked: bool) -> None:
         """Takes note of a sort's turn.
