@@ -90,7 +90,8 @@ def derive(args: argparse.Namespace) -> None:
         if not away <= FURTHEST * args.away:
             what = f"step {step} went to {away:.2g} of the norm, {args.away:.2g} were asked"
             raise input_error("--lr", what, args.lr, "take a lower one")
-        print(json.dumps({"step": step, "loss": round(float(loss), 4), "away": round(away, 5)}))
+        stands = round(float(loss.detach()), 4)
+        print(json.dumps({"step": step, "loss": stands, "away": round(away, 5)}))
     model.eval().save_pretrained(args.out)
     tokenizer.save_pretrained(args.out)
 

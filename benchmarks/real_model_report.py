@@ -15,10 +15,11 @@ Row = dict[str, Any]
 BASELINE = "mezo"
 CLAIMS = {
     "Is what was learned better than MeZO, and than rows by frequency, which need no learning?": (
-        *(BASELINE, "rows", "learned"),
+        *(BASELINE, "rows", "learned", "learned given"),
     ),
     "Does it matter what was learned, and where it serves?": (
         *("learned", "scales", "shuffled", "untrained", "random"),
+        *("learned given", "shuffled given"),
     ),
     "A LoRA whose A begins with learned directions and stays there": (
         *(BASELINE, "mezo B", "mezo start", "learned", "learned start", "shuffled start"),
@@ -37,7 +38,7 @@ HEAD = [
     "metric",
     "calibrated",
     "passes to MeZO's last training loss",
-    "to its last held-out loss",
+    "to its held-out loss at the end",
     "CPU s",
 ]
 Key = tuple[str, str, int, int]
@@ -74,33 +75,32 @@ def line(task: str, name: str, runs: dict[int, Row], base: dict[int, Row]) -> li
     cells = [task, f"`{name}`", f"{len(runs)}{lost}", _spread(good, "loss")]
     cells += [_spread(good, "metric"), _spread(good, "calibrated")]
     cells.append(_saved(name, reaching(runs, base), len(runs.keys() & base.keys())))
-    looked = [seed for seed in runs.keys() & base.keys() if _looks(runs[seed], base[seed])]
+    looked = [seed for seed in runs.keys() & base.keys() if runs[seed].get("looks")]
     cells.append(_saved(name, reaching_held(runs, base), len(looked)))
     return [*cells, f"{statistics.fmean(row['cpu_seconds'] for row in runs.values()):.0f}"]
 
 
 def reaching_held(runs: dict[int, Row], base: dict[int, Row]) -> list[tuple[float, float]]:
-    """Returns, for each seed that comes to MeZO's last held-out loss, own and MeZO's passes.
+    """Returns, for each seed that comes to MeZO's held-out loss at its end, own and MeZO's passes.
 
     Unlike the training loss, the held-out one is taken at the weights, not at the probes, whose
     loss is the higher the further they reach, and of the same rows along the run. Between two
-    looks the loss is taken to fall evenly; MeZO's own count is its first time there.
+    looks the loss is taken to fall evenly. MeZO's count is that of its whole run.
     """
     pairs = []
     for seed in sorted(runs.keys() & base.keys()):
         mine, theirs = runs[seed], base[seed]
-        if _looks(mine, theirs) and not mine["diverged"] and not theirs["diverged"]:
-            target = theirs["looks"][-1][1]
-            own, its = crossing(mine, target), crossing(theirs, target)
-            if own is not None and its:
-                pairs.append((own, its))
+        if mine.get("looks") and not mine["diverged"] and not theirs["diverged"]:
+            own = crossing(mine, theirs["after"]["held"]["loss"])
+            if own is not None:
+                pairs.append((own, float(theirs["forwards"])))
     return pairs
 
 
 def crossing(row: Row, loss: float) -> float | None:
     """Returns the passes after which a run's held-out loss is first at or below `loss`."""
     passes, last = 0.0, row["before"]["held"]["loss"]
-    for at, found in row["looks"]:
+    for at, found in [*row["looks"], (row["forwards"], row["after"]["held"]["loss"])]:
         value = math.inf if found is None else found
         if value <= loss:
             if last == math.inf:
@@ -109,11 +109,6 @@ def crossing(row: Row, loss: float) -> float | None:
             return passes + share * (at - passes)
         passes, last = at, value
     return None
-
-
-def _looks(*rows: Row) -> bool:
-    """Whether runs were looked at along the way; the first that were made were not."""
-    return all(row.get("looks") for row in rows)
 
 
 def _saved(name: str, pairs: Sequence[tuple[float, float]], shared: int) -> str:

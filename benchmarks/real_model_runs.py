@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -90,8 +91,8 @@ def go(
     out = Run(0.0 if lr == AUTO else float(lr), "given")
     cost = method.forwards
     looking = 0.0
+    method.probing.steps_planned = forwards // method.forwards
     if lr == AUTO:
-        method.probing.steps_planned = forwards // method.forwards
         method.settle(ground.closure(method, next(ground.feed(seed))))
         out.lr_reason = method.lr_reason
     while method.forward_passes + cost <= forwards:
@@ -113,7 +114,8 @@ def go(
             stands = ground.loss(ground.held)
             stands = _rounded(stands) if math.isfinite(stands) else None
             out.looks.append((method.forward_passes, stands))
-            print(f"{one.name}, seed {seed}: {stands} after {out.looks[-1][0]} passes", flush=True)
+            told = f"{one.name}, seed {seed}: {stands} after {out.looks[-1][0]} passes"
+            print(told, file=sys.stderr, flush=True)
             looking += time.process_time() - since
     if lr == AUTO and method.rate is not None:
         out.lr = float(method.rate.began)

@@ -11,6 +11,7 @@ from zopeft.errors import InputError, RunError
 from zopeft.federated import Answer, Federation, Participant, Question
 from zopeft.journal import rebuild
 from zopeft.methods import METHODS
+from zopeft.optim import turns
 
 ROWS = (torch.arange(60).unsqueeze(1) * 7 + torch.arange(8)) % 60 + 2
 
@@ -96,6 +97,27 @@ def test_clients_have_the_servers_weights_and_send_losses_alone(name, options):
     assert all(len(question.records) <= 1 for _, question in network.sent)
     each = [len(answer.losses) for answer in network.received]
     assert sum(each) == sum(p.forward_passes for p in network.participants.values())
+
+
+def test_first_steps_take_turns_on_all_sides(monkeypatch):
+    monkeypatch.setattr(turns, "MOST", 8)
+
+    def whole():
+        options = {"lr": "auto", "budget": "turns", "directions": 2, "probes": "separate"}
+        return METHODS["mezo"](zopeft.discover(tiny_model().eval()), **options)
+
+    clients = [whole(), whole()]
+    server = whole()
+    start = weights(server)
+    own = [Participant(one, batches(one, n, 3)) for n, one in enumerate(clients)]
+    federation = Federation(server, Network(*own))
+    for _ in range(11):
+        federation.step([0, 1])
+    assert server.budget.factors is not None and server.budget.turns.taken == 8
+    assert not all(torch.equal(a, b) for a, b in zip(start, weights(server), strict=True))
+    for one in clients:
+        one.replay(federation.records[10])
+        assert same(one, server)
 
 
 def test_the_step_is_that_of_one_process_with_all_rows():

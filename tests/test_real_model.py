@@ -190,22 +190,28 @@ def test_runs_are_kept_and_not_made_again(bench, finetuner, tmp_path, monkeypatc
     assert text.count("before tuning") >= 2 and "| copa | `tight` | 1 |" in text
 
 
-def looked(*values, before=8.0, diverged=False):
+def looked(*values, before=8.0, end=0.0, diverged=False):
     looks = [[60 * (k + 1), value] for k, value in enumerate(values)]
-    return {"before": {"held": {"loss": before}}, "looks": looks, "diverged": diverged}
+    found = {"before": {"held": {"loss": before}}, "after": {"held": {"loss": end}}}
+    return {**found, "looks": looks, "diverged": diverged, "forwards": 240}
 
 
 def test_passes_to_the_held_out_loss_are_between_looks(bench):
     report = bench["report"]
-    base = {1: looked(6.0, 4.0, 2.0), 2: looked(6.0, 2.0, 4.0), 3: looked(6.0, 4.0)}
-    base[4] = {**looked(6.0), "looks": []}
-    runs = {1: looked(2.0, 1.0), 2: looked(6.0, None, 3.0), 3: looked(7.0, 5.0), 4: looked(1.0)}
-    # The second comes to 4 between infinity and 3, which is at 3's look; MeZO is there at 90.
-    assert report.reaching_held(runs, base) == [(60.0, 180.0), (180.0, 90.0)]
+    base = {1: looked(6.0, 3.0, end=2.0), 2: looked(3.0, end=4.0), 3: looked(end=4.0)}
+    # MeZO need not have been looked at along the way: all of its passes count.
+    base[4] = {**looked(end=5.0), "looks": []}
+    runs = {1: looked(2.0, 1.0), 2: looked(6.0, None, 3.0), 3: looked(7.0, end=5.0)}
+    runs |= {4: looked(7.0, 6.0, end=4.0), 5: looked(1.0)}
+    # The second comes to 4 between infinity and 3, which is at 3's look; the fourth at its end.
+    assert report.reaching_held(runs, base) == [(60.0, 240.0), (180.0, 240.0), (180.0, 240.0)]
     assert report.crossing(looked(2.0, 1.0), 5.0) == pytest.approx(30.0)
     assert report.crossing(looked(2.0), 9.0) == 0.0
+    assert report.crossing(looked(2.0, end=1.0), 0.5) is None
     runs[1]["diverged"] = True
-    assert report.reaching_held(runs, base) == [(180.0, 90.0)]
+    assert report.reaching_held(runs, base) == [(180.0, 240.0), (180.0, 240.0)]
+    runs[2]["looks"] = []
+    assert report.reaching_held(runs, base) == [(180.0, 240.0)]
 
 
 def test_a_derivative_is_as_far_away_as_was_asked(bench, tmp_path, monkeypatch):

@@ -14,15 +14,15 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
-from zopeft.methods.mezo import BUDGET, BUDGETS, MeZO
+from zopeft.methods.mezo import BUDGET, BUDGETS, MeZO, MeZOOptions
 from zopeft.optim.budget import TURNS
-from zopeft.optim.declared import Options, option
+from zopeft.optim.declared import option
 from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.optim.record import StepRecord
 
 
 @dataclass(frozen=True)
-class FineTunerOptions(Options):
+class FineTunerOptions(MeZOOptions):
     """The options of `ZOFineTuner`."""
 
     budget: str = option(TURNS, BUDGET, choices=BUDGETS)
