@@ -130,11 +130,10 @@ def _proposed(method: Any, loss: Counted) -> Outcome:
     return Outcome(lr, reason, forwards=loss.forwards, calibration=loss.forwards)
 
 
-def _settled(method: Any, loss: Counted, budget: int) -> Outcome:
+def _settled(method: Any, loss: Counted) -> Outcome:
     """Has a method settle where lr="auto" begins, which as a rule takes no forward pass."""
     if not hasattr(method, "settle"):
         return _proposed(method, loss)
-    method.probing.steps_planned = budget // method.forwards
     method.settle(loss)
     return Outcome(0.0, method.lr_reason, forwards=loss.forwards, calibration=loss.forwards)
 
@@ -155,6 +154,8 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
     bench, size = recipe.bench, recipe.training.batch_size
     body.blocks.model.eval()
     method = make_method(entry, body, lr, recipe, seed)
+    if hasattr(method, "probing"):
+        method.probing.steps_planned = bench.forwards // method.forwards
     loss = Counted(body, bool(entry.order))
     feed = batches(body, size, seed)
     out = Outcome(0.0 if lr == "auto" else float(lr), "given")
@@ -162,7 +163,7 @@ def run(entry: Entry, body: Body, lr: float | str, recipe: Recipe, seed: int) ->
         look = Counted(body, False)
         look.batch = next(batches(body, size, seed))
         try:
-            out = _settled(method, look, bench.forwards)
+            out = _settled(method, look)
         except RunError:
             return Outcome(math.nan, "no finite loss", diverged=True)
     budget = bench.forwards - (out.calibration if bench.count_calibration else 0)
