@@ -117,8 +117,7 @@ class ThriftyRate:
     def take(self, curvature: float, energy: float, bends: float, passes: float) -> None:
         """Takes in what was measured for other ends; looks pay for it.
 
-        Directions are others from here on: the rate may be another at once, and how the loss has
-        fallen along those of before tells nothing of the share.
+        Directions are others from here on, so that the rate may be another at once.
 
         Args:
             curvature: Mean of ``u' H u`` of directions like those of the run.
@@ -128,10 +127,13 @@ class ThriftyRate:
         """
         if bends:
             self._ahead(curvature, energy, int(bends))
-        self._most, self._falls = math.inf, Falls(self.estimator)
-        self.share = float(self.start["share"])
+        self._most = math.inf
         most = PART * self.estimator.forwards * (int(self.start["steps"]) or USUAL)
         self._left = max(LEAST_LEFT, 1.0 - passes / most)
+
+    def forget_falls(self) -> None:
+        """Forgets how the loss has fallen, which was along directions of another kind."""
+        self._falls = Falls(self.estimator)
 
     @property
     def factor(self) -> float:

@@ -20,7 +20,7 @@ from zopeft.optim.estimator import Estimator
 from zopeft.optim.record import StepRecord
 from zopeft.optim.thrifty import PART, USUAL
 
-MOST, LEAST = 28, 8
+MOST, LEAST = 48, 8
 """Steps that take turns, and the fewest that tell anything."""
 SHORTEST = 5
 """A run has so many times the steps that take turns, at the least."""

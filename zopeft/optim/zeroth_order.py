@@ -376,7 +376,10 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         asked = self.rate is not None and self.rate.due()
         if self.rate is not None:
             self.rate.note(record)
-        self.budget.note(step, record, asked)
+        if self.budget.turning(step):
+            self.budget.note(step, record, asked)
+            if isinstance(self.rate, ThriftyRate):
+                self.rate.forget_falls()
         if skipped:
             self.bad.check(record.losses[0])
         else:
