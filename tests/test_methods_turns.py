@@ -11,10 +11,13 @@ from peft import LoraConfig, get_peft_model
 from test_methods import WAYS, equal, weights
 from test_methods_budget import CURVES, SLOPES, Known, make, power
 from test_methods_selection import BATCH, tiny
+from training_run import digest, tiny_model, trainer
 
 import zopeft
+from zopeft.errors import InputError
 from zopeft.federated import Federation
 from zopeft.finetuner import FineTuner
+from zopeft.journal import rebuild
 from zopeft.journal.codec import decode, encode
 from zopeft.journal.header import header_of
 from zopeft.methods import METHODS
@@ -52,8 +55,9 @@ def test_first_steps_take_turns_and_all_have_the_whole_budget():
     assert NOTE in record.notes and method.budget.turns.taken == 48
 
 
-def test_a_turn_writes_its_own_sort_and_no_bit_of_the_other():
-    model = tiny()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_turn_writes_its_own_sort_and_no_bit_of_the_other(dtype):
+    model = tiny().to(dtype)
     method = turning("mezo", model)
     numbers = range(len(method.blocks))
     start = [method.engine.weights(n).clone() for n in numbers]
@@ -232,5 +236,32 @@ def test_another_way_to_share_is_another_run():
     blocks = zopeft.discover(tiny())
     ours = METHODS["zo_finetuner"](blocks, FineTuner.initial(blocks), lr=1e-3, budget="given")
     theirs = METHODS["zo_finetuner"](blocks, FineTuner.initial(blocks), lr=1e-3)
-    with pytest.raises(zopeft.errors.InputError, match="budget 'given' instead of 'turns'"):
+    with pytest.raises(InputError, match="budget 'given' instead of 'turns'"):
         header_of(theirs).check(header_of(ours), "journal")
+
+
+def test_a_run_of_before_goes_on_with_the_shares_it_began_with(tmp_path):
+    def run(out, steps, resume=None, **options):
+        model = tiny_model()
+        tuner = FineTuner.initial(zopeft.discover(model), seed=1)
+        made = trainer(
+            model, out, method="zo_finetuner", finetuner=tuner, max_steps=steps, **options
+        )
+        made.train(resume_from_checkpoint=resume)
+        return made
+
+    given = {"method_options": {"budget": "given"}}
+    want = digest(run(tmp_path / "whole", 10, **given).model)
+    run(tmp_path / "old", 6, **given)
+    resumed = run(tmp_path / "old", 10, resume=True)
+    assert digest(resumed.model) == want and resumed.method.budget.turns is None
+    # A rebuilt one too; another choice than the default is no run of before.
+    blocks = zopeft.discover(tiny_model())
+    tuner = FineTuner.initial(blocks, seed=1)
+    method = zopeft.ZOFineTuner(blocks, tuner, lr=1e-3, seed=3)
+    rebuild(tmp_path / "old" / "journal.bin", method)
+    assert digest(blocks.model) == want and method.budget.turns is None
+    blocks = zopeft.discover(tiny_model())
+    method = zopeft.ZOFineTuner(blocks, tuner, lr=1e-3, seed=3, budget="measured")
+    with pytest.raises(InputError, match="budget 'measured' instead of 'given'"):
+        rebuild(tmp_path / "old" / "journal.bin", method)

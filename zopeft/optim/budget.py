@@ -19,6 +19,7 @@ before the first one, which are many passes for few directions of one batch.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -44,6 +45,8 @@ if TYPE_CHECKING:
     from zopeft.optim.step import Step
     from zopeft.optim.zeroth_order import ZerothOrder
     from zopeft.probing.closure import Closure
+
+logger = logging.getLogger(__name__)
 
 GIVEN, MEASURED, TURNS = "given", "measured", "turns"
 TAKING_TURNS = frozenset({"vocabulary", "rest"})
@@ -299,6 +302,8 @@ class Budget:
         new = shares(found, POWER if self.turns is None else POWER_OF_TURNS)
         for sort, one, share in zip(sorts, found, new, strict=True):
             self.factors[list(sort)] = math.sqrt(share / one.given)
+            told = self.names[min(sort)], 100.0 * share, 100.0 * one.given
+            logger.info("budget: %s has %.0f %% of it, %.0f by the scales", *told)
         if all(one.curvature > 0.0 for one in found):
             pairs = list(zip(new, found, strict=True))
             # Directions of different sorts are independent: what they see adds up.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -260,6 +261,18 @@ class ZerothOrder(Method, torch.optim.Optimizer):
             lr: The learning rate that the run began with.
         """
         self.pace.take(self.param_groups, start, lr)
+
+    def begin_budget(self, kind: str) -> None:
+        """Takes up what shares the budget in a run that began before there was today's default.
+
+        Args:
+            kind: The option ``budget`` there. Another choice than the default is left as it is.
+        """
+        usual = getattr(self.Options(), "budget", kind)
+        if kind != usual == self.own.budget:
+            self.own, self.options = replace(self.own, budget=kind), self.options | {"budget": kind}
+            self.budget = Budget(self.blocks, self.own, self.estimator)
+            logger.info("budget: %s, as the run began", kind)
 
     @torch.no_grad()
     def estimate(self, closure: Closure) -> Tensor:
