@@ -268,6 +268,11 @@ def test_a_fine_tuner_of_llama_1b(tmp_path):
     sizes = finetuner_sizes(Recipe(model=ModelSection(name=str(tmp_path)), meta=meta))
     bases += 16 * (128256 + 2048)
     assert sizes["subspace"]["file_bytes"] == 4 * networks + 2 * bases
+    # By forward passes alone, directions of the inputs are learned and nothing else.
+    meta = MetaSection(gradients="forward", input_rank=32, rows="none")
+    sizes = finetuner_sizes(Recipe(model=ModelSection(name=str(tmp_path)), meta=meta))
+    inputs = 16 * 32 * (6 * 2048 + 8192)
+    assert sizes["subspace"]["file_bytes"] == 4 * networks + 2 * inputs
 
 
 def test_bad_input(zopeft_command, tiny_model, tmp_path):

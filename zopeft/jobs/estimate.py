@@ -76,7 +76,7 @@ def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
     """Returns what a fine-tuner of a recipe's model takes, without learning one.
 
     Args:
-        recipe: Its model, and the rank and widths of its ``meta`` section.
+        recipe: Its model, and ranks, widths and gradients of its ``meta`` section.
 
     Returns:
         ``file_bytes`` and ``memory_bytes`` for each capacity.
@@ -94,12 +94,16 @@ def finetuner_sizes(recipe: Recipe) -> dict[str, dict[str, int]]:
     source = resolve(recipe.model.name)
     blocks = discover(outline(load_config(source), source.label), "full")
     groups = groups_of(blocks, "block")
-    for index in matrices(blocks, embeddings=meta.rows == "none"):
+    forward = meta.gradients == "forward"
+    for index in matrices(blocks, embeddings=meta.rows == "none" and not forward):
         rows, columns = blocks[index].shape
         groups[index] = replace(groups[index], shape=(rows, columns))
+    rank, sides = (meta.input_rank, "inputs") if forward else (meta.rank, "both")
     found = {}
     for capacity in CAPACITIES:
-        config = FineTunerConfig(groups, hidden=meta.hidden, capacity=capacity, rank=meta.rank)
+        config = FineTunerConfig(
+            groups, hidden=meta.hidden, capacity=capacity, rank=rank, sides=sides
+        )
         found[capacity] = {
             "file_bytes": file_bytes(config),
             "memory_bytes": memory_bytes(config),
