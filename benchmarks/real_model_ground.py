@@ -126,8 +126,7 @@ def competitors(finetuner: str, lines: Sequence[str] = ()) -> list[Competitor]:
         own += [("learned", learned), ("learned K=4", f"{learned} {SEVERAL}")]
         controls = ("scales", "shuffled", "untrained", "random")
         own += [(control, f"{learned} {control}") for control in controls]
-        own += [("learned given", f"{learned} budget=given")]
-        own += [("shuffled given", f"{learned} shuffled budget=given")]
+        own += [("learned turns", f"{learned} budget=turns")]
         own += [("mezo start", f"mezo start={finetuner!r} train=B")]
         own += [("learned start", f"{learned} start=finetuner train=B")]
         own += [("shuffled start", f"{learned} shuffled start=finetuner train=B")]

@@ -11,16 +11,11 @@ from peft import LoraConfig, get_peft_model
 from test_methods import WAYS, equal, weights
 from test_methods_budget import CURVES, SLOPES, Known, make, power
 from test_methods_selection import BATCH, tiny
-from training_run import digest, tiny_model, trainer
 
 import zopeft
 from zopeft.errors import InputError
-from zopeft.federated import Federation
-from zopeft.finetuner import FineTuner
-from zopeft.journal import rebuild
 from zopeft.journal.codec import decode, encode
 from zopeft.journal.header import header_of
-from zopeft.methods import METHODS
 from zopeft.optim import turns
 from zopeft.optim.budget import NOTE
 from zopeft.optim.turns import Tally, turns_of
@@ -34,12 +29,6 @@ def served(method, record):
     """Returns the sorts that a step has moved."""
     scales = np.ones(len(method.blocks)) if record.scales is None else record.scales
     return {method.budget.names[n] for n in np.flatnonzero(scales)}
-
-
-def test_it_is_the_default_of_the_learned_method_alone():
-    blocks = zopeft.discover(tiny())
-    assert zopeft.ZOFineTuner(blocks, FineTuner.initial(blocks)).budget.turns is not None
-    assert zopeft.MeZO(blocks).budget.turns is None
 
 
 def test_first_steps_take_turns_and_all_have_the_whole_budget():
@@ -161,6 +150,17 @@ def test_looks_stay_within_a_twentieth_of_the_passes(steps, way):
     assert 0 < method.forward_passes - passes <= 0.05 * passes
 
 
+def test_turns_say_nothing_of_the_signal_share():
+    model = tiny()
+    method = turning("mezo", model, lr="auto")
+    for number in range(79):
+        method.step(zopeft.BatchLoss(model, BATCH))
+        if number == 76:
+            # Thirty steps after the last turn their falls are too few to tell.
+            assert method.rate.share == method.rate.start["share"]
+    assert method.rate.share != method.rate.start["share"]
+
+
 def test_a_run_too_short_for_turns_takes_none():
     assert [turns_of(planned) for planned in (0, 39, 40, 100, 240, 10**6)] == [48, 0, 8, 20, 48, 48]
     model = tiny()
@@ -209,15 +209,48 @@ def test_only_vocabulary_and_rest_take_turns():
     assert method.budget.turns is None and method.forward_passes == 2
 
 
-@pytest.mark.parametrize(("rest", "taken"), [(False, 0), (True, 3)])
-def test_layers_in_turn(rest, taken):
+@pytest.mark.parametrize("rest", [True, False])
+def test_layers_in_turn(rest, monkeypatch):
     """A step about some layers takes its turn where it is about the vocabulary too."""
+    monkeypatch.setattr(turns, "MOST", 8)
     model = tiny()
     method = turning("mezo", model, layers="cyclic", layer_rest=rest)
+    for _ in range(10):
+        method.step(zopeft.BatchLoss(model, BATCH))
+    budget = method.budget
+    assert budget.turns.taken == (8 if rest else 0)
+    if rest:
+        # What the turns of some layers tell serves those of the others.
+        found = dict(zip(budget.names, budget.factors.tolist(), strict=True))
+        assert budget.factors.tolist() == [found[name] for name in budget.names]
+        assert found["rest"] != found["vocabulary"]
+
+
+def test_a_sort_whose_scales_are_zero_has_no_turn():
+    model = tiny()
+    method = turning("mezo", model)
+    names = torch.tensor([float(name == "rest") for name in method.budget.names])
+    method._scales = lambda: names
     for _ in range(3):
         method.step(zopeft.BatchLoss(model, BATCH))
-        assert method.last_record.loss > 0.0
-    assert method.budget.turns.taken == taken
+    assert method.budget.turns is None and served(method, method.last_record) == {"rest"}
+
+
+@pytest.mark.parametrize("way", ["", "4 directions", "4 directions, one side"])
+def test_what_turns_have_looked_at_is_counted_once(way, monkeypatch):
+    monkeypatch.setattr(turns, "MOST", 8)
+    plain, looking = (turning("mezo", tiny(), lr="auto", **WAYS[way]) for _ in range(2))
+    # One that takes the loss at the weights for ends of its own pays for none of it.
+    looking._looks = lambda due: True
+    for method in (plain, looking):
+        for _ in range(9):
+            method.step(zopeft.BatchLoss(method.blocks.model, BATCH))
+    each = 1 if "one side" in way else plain.estimator.directions
+    assert looking.budget.ahead[2] == 8 * each and looking.budget.ahead[3] == 0
+    assert plain.budget.ahead[2] == each * sum(
+        not math.isnan(bend) for one in plain.budget.turns.tallies.values() for bend in one.bends
+    )
+    assert 0 <= plain.budget.ahead[3] <= 8
 
 
 def test_a_learning_rate_of_zero_changes_no_bit():
@@ -225,43 +258,15 @@ def test_a_learning_rate_of_zero_changes_no_bit():
     start, method = weights(model), turning("zo_finetuner", model, lr=0.0)
     for _ in range(50):
         method.step(zopeft.BatchLoss(model, BATCH))
-    assert equal(weights(model), start) and method.budget.factors is not None
-
-
-def test_federations_take_turns_too():
-    assert Federation(turning("mezo", tiny()), ask=None).method.budget.turns is not None
+    assert equal(weights(model), start) and len(set(method.budget.factors.tolist())) == 2
 
 
 def test_another_way_to_share_is_another_run():
-    blocks = zopeft.discover(tiny())
-    ours = METHODS["zo_finetuner"](blocks, FineTuner.initial(blocks), lr=1e-3, budget="given")
-    theirs = METHODS["zo_finetuner"](blocks, FineTuner.initial(blocks), lr=1e-3)
-    with pytest.raises(InputError, match="budget 'given' instead of 'turns'"):
-        header_of(theirs).check(header_of(ours), "journal")
-
-
-def test_a_run_of_before_goes_on_with_the_shares_it_began_with(tmp_path):
-    def run(out, steps, resume=None, **options):
-        model = tiny_model()
-        tuner = FineTuner.initial(zopeft.discover(model), seed=1)
-        made = trainer(
-            model, out, method="zo_finetuner", finetuner=tuner, max_steps=steps, **options
-        )
-        made.train(resume_from_checkpoint=resume)
-        return made
-
-    given = {"method_options": {"budget": "given"}}
-    want = digest(run(tmp_path / "whole", 10, **given).model)
-    run(tmp_path / "old", 6, **given)
-    resumed = run(tmp_path / "old", 10, resume=True)
-    assert digest(resumed.model) == want and resumed.method.budget.turns is None
-    # A rebuilt one too; another choice than the default is no run of before.
-    blocks = zopeft.discover(tiny_model())
-    tuner = FineTuner.initial(blocks, seed=1)
-    method = zopeft.ZOFineTuner(blocks, tuner, lr=1e-3, seed=3)
-    rebuild(tmp_path / "old" / "journal.bin", method)
-    assert digest(blocks.model) == want and method.budget.turns is None
-    blocks = zopeft.discover(tiny_model())
-    method = zopeft.ZOFineTuner(blocks, tuner, lr=1e-3, seed=3, budget="measured")
-    with pytest.raises(InputError, match="budget 'measured' instead of 'given'"):
-        rebuild(tmp_path / "old" / "journal.bin", method)
+    given, ours = make("mezo", tiny(), budget="given"), turning("mezo", tiny())
+    with pytest.raises(InputError, match="budget 'turns' instead of 'given'"):
+        header_of(given).check(header_of(ours), "journal")
+    # A checkpoint of a run without turns has none of them begin in its midst.
+    given.step(zopeft.BatchLoss(given.blocks.model, BATCH))
+    ours.load_state_dict(given.state_dict())
+    ours.step(zopeft.BatchLoss(ours.blocks.model, BATCH))
+    assert served(ours, ours.last_record) == {"rest", "vocabulary"}

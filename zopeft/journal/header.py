@@ -14,7 +14,6 @@ from torch import Tensor, uint8
 
 from zopeft.errors import input_error
 from zopeft.installed import library_versions
-from zopeft.optim.budget import GIVEN
 from zopeft.optim.options import options_of
 from zopeft.optim.zeroth_order import ZerothOrder
 from zopeft.reading import checked, fits, parse_json, refuse_newer
@@ -138,11 +137,6 @@ class JournalHeader:
         a run goes on as it began.
         """
         return str(self.settings.get("rounding", "nearest"))
-
-    @property
-    def budget(self) -> str:
-        """What shares the budget in the run; "given", where a journal does not say."""
-        return str((self.options or {}).get("budget", GIVEN))
 
     def to_bytes(self) -> bytes:
         """Returns the header as JSON in UTF-8."""

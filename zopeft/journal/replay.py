@@ -41,7 +41,6 @@ def rebuild(journal: str | Path | Journal, optimizer: ZerothOrder, until: int | 
     where = str(journal.path)
     with begun(where):
         optimizer.engine.rounding = journal.header.rounding
-        optimizer.begin_budget(journal.header.budget)
     journal.header.check(header_of(optimizer), where, replays=True)
     goal = journal.next_step if until is None else until
     if optimizer.steps == 0 and journal.first_step == 0:

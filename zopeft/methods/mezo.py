@@ -9,19 +9,17 @@ from zopeft.optim.declared import Options, option
 from zopeft.optim.step import Plan, Step
 from zopeft.optim.zeroth_order import ZerothOrder
 
-BUDGETS = (GIVEN, MEASURED, TURNS)
-BUDGET = (
-    "what shares noise power between vocabulary tables and the rest: scales, first probes, or "
-    "first steps that take turns"
-)
-"""What the option ``budget`` may be, and is about."""
-
 
 @dataclass(frozen=True)
 class MeZOOptions(Options):
     """The options of `MeZO`."""
 
-    budget: str = option(GIVEN, BUDGET, choices=BUDGETS)
+    budget: str = option(
+        GIVEN,
+        "what shares noise power between vocabulary tables and the rest: scales, first probes, or "
+        "first steps that take turns",
+        choices=(GIVEN, MEASURED, TURNS),
+    )
 
 
 class MeZO(ZerothOrder):

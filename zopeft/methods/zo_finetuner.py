@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,18 +13,9 @@ from zopeft.blocks import Blocks
 from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
-from zopeft.methods.mezo import BUDGET, BUDGETS, MeZO, MeZOOptions
-from zopeft.optim.budget import TURNS
-from zopeft.optim.declared import option
+from zopeft.methods.mezo import MeZO
 from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.optim.record import StepRecord
-
-
-@dataclass(frozen=True)
-class FineTunerOptions(MeZOOptions):
-    """The options of `ZOFineTuner`."""
-
-    budget: str = option(TURNS, BUDGET, choices=BUDGETS)
 
 
 class ZOFineTuner(MeZO):
@@ -47,10 +37,9 @@ class ZOFineTuner(MeZO):
     are those of the first (one-sided, loss_minus is put where a straight line has it), and the
     course is the mean over all of them.
 
-    The learned scales hold within tables of the vocabulary and within the other blocks. What either
-    has of the whole is told by the run itself: its first 48 steps serve one of the two each, in
-    turn (`zopeft.optim.turns`). With ``budget="measured"`` probes before the first step tell it,
-    with "given" the scales.
+    With ``budget="turns"`` the learned scales hold within tables of the vocabulary and within
+    the other blocks, and the first 48 steps, which serve one of the two each, tell what either has
+    of the whole (`zopeft.optim.turns`). With "measured" probes before the first step tell it.
 
     Args:
         blocks: The blocks to train, as `zopeft.discover` gives them, [N].
@@ -69,8 +58,6 @@ class ZOFineTuner(MeZO):
         Zhang et al., "Learning a Zeroth-Order Optimizer for Fine-Tuning LLMs", 2025,
         Algorithm 1, equations 2 and 3.
     """
-
-    Options = FineTunerOptions
 
     needs_finetuner = True
 

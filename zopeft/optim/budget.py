@@ -181,7 +181,11 @@ class Budget:
         elif self.turns is not None and self.factors is None:
             own, sorts = self._own(scales), self.sorts(chosen)
             given = self._given(own, sorts)
-            if set(sorts) != TAKING_TURNS or not all(given):
+            if set(sorts) != TAKING_TURNS:
+                return scales
+            if not all(given):
+                # A sort whose scales are zero has no turn, so there are none to be told from it.
+                self.turns = None
                 return scales
             if not self.turns.over(method.probing.steps_planned):
                 name = self.turns.next
@@ -226,7 +230,7 @@ class Budget:
         Args:
             step: The step.
             record: Its record.
-            asked: Whether the running rate had asked for a look.
+            asked: Whether it would have looked at the curvature without a turn.
         """
         name = self.turning(step)
         if name and self.turns is not None:
@@ -238,8 +242,7 @@ class Budget:
         found = [
             Sort(part, one.energy, one.curvature) for part, one in zip(given, tallies, strict=True)
         ]
-        count = sum(len(one.kept()) for one in tallies) * turns.estimator.directions
-        self._take(list(sorts.values()), found, count, turns.looks)
+        self._take(list(sorts.values()), found, turns.bends, turns.looks)
 
     def shared(self, scales: Tensor | None) -> Tensor | None:
         """Returns scales with the measured shares, of the same budget; None for ones.
@@ -301,7 +304,10 @@ class Budget:
             return
         new = shares(found, POWER if self.turns is None else POWER_OF_TURNS)
         for sort, one, share in zip(sorts, found, new, strict=True):
-            self.factors[list(sort)] = math.sqrt(share / one.given)
+            # Of a step that is about some blocks alone, the others of their sorts learn from it.
+            named = {self.names[index] for index in sort}
+            alike = [index for index, name in enumerate(self.names) if name in named]
+            self.factors[alike] = math.sqrt(share / one.given)
             told = self.names[min(sort)], 100.0 * share, 100.0 * one.given
             logger.info("budget: %s has %.0f %% of it, %.0f by the scales", *told)
         if all(one.curvature > 0.0 for one in found):
@@ -338,6 +344,9 @@ class Budget:
         self.factors = state["factors"].numpy().copy() if "factors" in state else None
         if self.turns is not None and "turns" in state:
             self.turns.load_state_dict(state["turns"])
+        elif self.factors is None:
+            # The run began without turns, and goes on so.
+            self.turns = None
         self._on.clear()
 
 

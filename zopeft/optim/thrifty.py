@@ -117,8 +117,6 @@ class ThriftyRate:
     def take(self, curvature: float, energy: float, bends: float, passes: float) -> None:
         """Takes in what was measured for other ends; looks pay for it.
 
-        Directions are others from here on, so that the rate may be another at once.
-
         Args:
             curvature: Mean of ``u' H u`` of directions like those of the run.
             energy: Mean of ``projected_grad^2`` of them.
@@ -127,13 +125,15 @@ class ThriftyRate:
         """
         if bends:
             self._ahead(curvature, energy, int(bends))
-        self._most = math.inf
         most = PART * self.estimator.forwards * (int(self.start["steps"]) or USUAL)
         self._left = max(LEAST_LEFT, 1.0 - passes / most)
 
-    def forget_falls(self) -> None:
-        """Forgets how the loss has fallen, which was along directions of another kind."""
-        self._falls = Falls(self.estimator)
+    def turn(self) -> None:
+        """Readies the rate for directions of another kind than those of the steps so far.
+
+        How the loss has fallen tells nothing of them, and their rate may be another at once.
+        """
+        self._falls, self._most = Falls(self.estimator), math.inf
 
     @property
     def factor(self) -> float:

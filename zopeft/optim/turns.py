@@ -80,7 +80,7 @@ class Turns:
 
     Attributes:
         tallies: What was seen of each sort, by name.
-        looks: Looks that were taken for the turns alone: no running rate had asked for them.
+        looks: Looks that were taken for the turns alone: the step had no other end for them.
     """
 
     def __init__(self, names: Sequence[str], estimator: Estimator) -> None:
@@ -92,6 +92,12 @@ class Turns:
     def taken(self) -> int:
         """Turns so far."""
         return sum(tally.taken for tally in self.tallies.values())
+
+    @property
+    def bends(self) -> int:
+        """Bends that were seen, of all directions of all turns that count."""
+        seen = sum(not math.isnan(bend) for one in self.tallies.values() for _, bend in one.kept())
+        return seen * (1 if self.estimator.one_sided else self.estimator.directions)
 
     def over(self, planned: int) -> bool:
         """Whether all turns have been taken.
@@ -127,7 +133,7 @@ class Turns:
         Args:
             name: The sort.
             record: The step's record.
-            asked: Whether the running rate had asked for a look.
+            asked: Whether it would have looked at the curvature without a turn.
         """
         tally, estimator = self.tallies[name], self.estimator
         tally.taken += 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -262,18 +261,6 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         """
         self.pace.take(self.param_groups, start, lr)
 
-    def begin_budget(self, kind: str) -> None:
-        """Takes up what shares the budget in a run that began before there was today's default.
-
-        Args:
-            kind: The option ``budget`` there. Another choice than the default is left as it is.
-        """
-        usual = getattr(self.Options(), "budget", kind)
-        if kind != usual == self.own.budget:
-            self.own, self.options = replace(self.own, budget=kind), self.options | {"budget": kind}
-            self.budget = Budget(self.blocks, self.own, self.estimator)
-            logger.info("budget: %s, as the run began", kind)
-
     @torch.no_grad()
     def estimate(self, closure: Closure) -> Tensor:
         """Runs the probes of this step, or of one more micro-batch of it.
@@ -386,13 +373,13 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         self.bad.note(not skipped)
         for gradient in () if skipped else step.taken.raw:
             self.clip.note(gradient)
-        asked = self.rate is not None and self.rate.due()
+        asked = self._looks(self.rate is not None and self.rate.due())
         if self.rate is not None:
             self.rate.note(record)
         if self.budget.turning(step):
             self.budget.note(step, record, asked)
             if isinstance(self.rate, ThriftyRate):
-                self.rate.forget_falls()
+                self.rate.turn()
         if skipped:
             self.bad.check(record.losses[0])
         else:

@@ -120,7 +120,6 @@ class Recording:
 
     def _continue(self, journal: Journal, method: ZerothOrder, settings: dict[str, Any]) -> None:
         method.engine.rounding = journal.header.rounding
-        method.begin_budget(journal.header.budget)
         journal.header.check(header_of(method, settings=settings), str(self.path))
         if not journal.first_step <= method.steps <= journal.next_step:
             raise input_error(
