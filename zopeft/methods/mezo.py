@@ -16,8 +16,7 @@ class MeZOOptions(Options):
 
     budget: str = option(
         GIVEN,
-        "what shares noise power between vocabulary tables and the rest: scales, first probes, or "
-        "first steps that take turns",
+        "what shares noise power between vocabulary and the rest: scales, first probes, first steps",
         choices=(GIVEN, MEASURED, TURNS),
     )
 
