@@ -16,7 +16,7 @@ class MeZOOptions(Options):
 
     budget: str = option(
         GIVEN,
-        "what shares noise power between vocabulary and the rest: scales, first probes, first steps",
+        "what shares noise power between vocabulary and the rest: scales, probes, or first steps",
         choices=(GIVEN, MEASURED, TURNS),
     )
 
