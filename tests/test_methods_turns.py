@@ -75,7 +75,15 @@ def test_slope_and_curvature_of_a_known_loss_are_seen_on_the_way(monkeypatch):
     method.step(method.blocks.model.loss)
     used = power(method, method.last_record.scales)
     names = [block.role for block in method.blocks]
-    assert float(used[names.index("embed")] / used.sum()) > 0.9
+    # By turns, E over h counts once, and the square root of what the scales give.
+    parts = {
+        name: math.sqrt(given) * tally.energy / tally.curvature
+        for (name, tally), given in zip(
+            method.budget.turns.tallies.items(), (60 / whole, 28 / whole), strict=True
+        )
+    }
+    share = parts["vocabulary"] / sum(parts.values())
+    assert float(used[names.index("embed")] / used.sum()) == pytest.approx(share, rel=1e-3) > 0.9
     assert method.forward_passes > 4000
 
 
