@@ -28,7 +28,11 @@ CLAIMS = {
     ),
 }
 OTHERS = "Other settings"
-RATES = {"auto": "lr auto", "run": "each at its own best rate"}
+RATES = {
+    "auto": "lr auto",
+    "fall": "lr auto as it was, its share of signal by the fall of the loss alone",
+    "run": "each at its own best rate",
+}
 HEAD = [
     "task",
     "entry",

@@ -103,9 +103,8 @@ class Pace:
         """
         part, origin = share
         ahead = (0.0, 0.0, 0) if look is None else (look.curvature, look.energy, look.directions)
-        self.running = ThriftyRate(
-            reach, part, fallback, eps, steps, *ahead, self.estimator, float(taming)
-        )
+        given = (reach, part, fallback, eps, steps, *ahead, self.estimator, float(taming))
+        self.running = ThriftyRate(*given, signal=1.0)
         self.set(groups, self.running.first)
         self.auto = False
         told = f"signal share {part:.2g}{origin}"

@@ -14,9 +14,13 @@ from zopeft.engine.direction import Probe
 from zopeft.errors import InputError, input_error
 from zopeft.optim.executor import Executor, losses_of
 from zopeft.optim.looks import Aside, counts
+from zopeft.optim.signal import NOTE as SIGNAL
+from zopeft.optim.signal import Examples
 from zopeft.optim.step import Plan, Step
+from zopeft.optim.thrifty import ThriftyRate
 from zopeft.optim.writes import Write
 from zopeft.probing.closure import Closure
+from zopeft.probing.examples import listening
 
 SCORES = "scores"
 """The note of a step whose losses are not what its probes were scored with, fp32 [P]."""
@@ -55,6 +59,7 @@ class Rounds:
         self._closures: list[Closure] = []
         self._sums: list[float] = []
         self.probes: list[Probe] = []
+        self._examples = Examples(step.method.estimator, step.eps) if listens(step) else None
         self._ask(next(plan))
 
     def _ask(self, probes: Sequence[Probe]) -> None:
@@ -111,13 +116,18 @@ class Rounds:
         return self._sums[0] / len(self._closures)
 
     def _run(self, closure: Closure) -> Tensor:
-        losses, passes = losses_of(self.executor, self.probes, closure)
+        # A plan that asks again does so about the directions that it has already shown.
+        examples = None if self.asked else self._examples
+        with listening(examples is not None) as heard:
+            losses, passes = losses_of(self.executor, self.probes, closure)
         self.forward_passes += passes
         shape = getattr(closure, "shaped", None)
         shaped = None if shape is None else shape(losses)
         if shaped is not None:
             self._note(losses)
-            losses = shaped
+            losses, heard = shaped, []
+        if examples is not None:
+            examples.add(heard, len(self.probes), self.step.taken)
         self._sums = [a + b for a, b in zip(self._sums, losses.tolist(), strict=True)]
         return losses
 
@@ -144,12 +154,21 @@ class Rounds:
             if not all(math.isfinite(m) for probe, m in pairs if not isinstance(probe, Aside)):
                 self.plan.close()
                 return None
+            if self._examples is not None:
+                self._tell(self._examples.signal())
+                self._examples = None
             try:
                 self._ask(self.plan.send(means))
             except StopIteration as stop:
                 return self._writes(stop)
             for closure in self._closures:
                 self._run(closure)
+
+    def _tell(self, signal: float) -> None:
+        """Notes how far the examples agree, where that is known."""
+        found = self.executor.agreed(np.array([signal], dtype=np.float32))
+        if np.isfinite(found).all():
+            self.step.notes[SIGNAL] = found
 
     def feed(self, losses: Sequence[float]) -> Sequence[Write]:
         """Sends a plan the recorded losses, in the order that they were asked for.
@@ -171,6 +190,12 @@ class Rounds:
                         f"{len(losses)} losses where the step asks for fewer"
                     ) from None
                 return self._writes(stop)
+
+
+def listens(step: Step) -> bool:
+    """Whether a step's learning rate asks how far the examples of its batches agree."""
+    rate = step.method.rate
+    return step.record is None and isinstance(rate, ThriftyRate) and rate.listens
 
 
 def begun(step: Step) -> Rounds:

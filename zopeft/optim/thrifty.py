@@ -13,6 +13,9 @@ G))``. What differs is where h and G come from, and what they cost. There is no 
   nobody says how many steps there will be, the first ones look as those of `USUAL` steps do, and
   from there on one pass in twenty is a look.
 
+* The signal share is that of the first batches' examples (`zopeft.optim.signal`), where losses tell
+  it, and from `LEAST_FALL` steps on that of the fall of the loss.
+
 A mean over n looks is a noisy measure of h, and too long a step costs more than one too short,
 so that ``h = (1 + CAUTION / sqrt(n)) max(slow, fast)``, n the bends that were seen, of all
 directions. The running means begin as plain ones.
@@ -34,6 +37,7 @@ from zopeft.optim.falls import Falls
 from zopeft.optim.measured import Measured
 from zopeft.optim.rate import LEAST_PURE, LOOSEST, SHARE, Seen, shared
 from zopeft.optim.record import StepRecord
+from zopeft.optim.signal import NOTE, Signal
 
 PART = 0.05
 """Most of a run's forward passes that measure; one look at the least."""
@@ -62,6 +66,7 @@ class ThriftyRate:
         bends: Directions of it.
         estimator: How a step's directions are probed.
         taming: Whether spikes are told from other steps, 1 or 0.
+        signal: Whether the examples of batches tell the share until the loss does, 1 or 0.
 
     Attributes:
         lr: Learning rate of the last step, K r, or what is known before the first one; if
@@ -82,6 +87,7 @@ class ThriftyRate:
         bends: int = 0,
         estimator: Estimator = PAIR,
         taming: float = 0.0,
+        signal: float = 0.0,
     ) -> None:
         self.start = {
             "reach": reach,
@@ -93,12 +99,14 @@ class ThriftyRate:
             "energy": energy,
             "bends": bends,
             "taming": taming,
+            "signal": signal,
         }
         self.estimator = estimator
         self.share, self.fallback = share, fallback
         self._eps, self._reach = eps, reach
         self._steps, self._looked = 0, 2 * bends + 1 if bends else 0
         self._falls, self._most, self._left = Falls(estimator), math.inf, 1.0
+        self._signal = Signal()
         self.measured = Measured()
         if bends:
             self._ahead(curvature, energy, bends)
@@ -134,6 +142,11 @@ class ThriftyRate:
         How the loss has fallen tells nothing of them, and their rate may be another at once.
         """
         self._falls, self._most = Falls(self.estimator), math.inf
+
+    @property
+    def listens(self) -> bool:
+        """Whether it asks how far the examples of the next batch agree."""
+        return bool(self.start["signal"]) and self._falls.count + 1 < LEAST_FALL
 
     @property
     def factor(self) -> float:
@@ -205,12 +218,20 @@ class ThriftyRate:
         if spike:
             return
         self._falls.note(record, spread)
-        if self._falls.count >= LEAST_FALL:
-            seen = self._falls.share(
-                max(LEAST_FALL, self._steps // 3), measured.curvature, self._pure(measured)
-            )
-            self.share = shared(self.share, seen, NEWEST)
+        self._share(record, measured)
         self._most = self.lr * CLIMB if self._steps >= FREE else math.inf
+
+    def _share(self, record: StepRecord, measured: Measured) -> None:
+        """Takes in what a step tells of the signal share: its examples first, the loss later."""
+        noted, pure = (record.notes or {}).get(NOTE), self._pure(measured)
+        if self._falls.count >= LEAST_FALL:
+            window = max(LEAST_FALL, self._steps // 3)
+            seen = self._falls.share(window, measured.curvature, pure)
+            self.share = shared(self.share, seen, NEWEST)
+        elif noted is not None and self.start["signal"]:
+            grads = self.estimator.differences(record.losses, record.centre, record.eps)
+            self._signal.note(float(noted[0]), grads)
+            self.share = self._signal.share(self.start["share"], pure)
 
     def _bounded(self, measured: Measured) -> float:
         return min(self._most, self._asked(measured))
@@ -244,6 +265,7 @@ class ThriftyRate:
             "most": self._most,
             "began": self.began,
             "left": self._left,
+            "signal": self._signal.state_dict(),
         }
 
     @classmethod
@@ -261,6 +283,8 @@ class ThriftyRate:
         rate._most, rate.began = float(state["most"]), float(state["began"])
         rate._left = float(state.get("left", 1.0))
         rate._falls.load_state_dict(state)
+        if "signal" in state:
+            rate._signal.load_state_dict(state["signal"])
         return rate
 
 

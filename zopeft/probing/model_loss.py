@@ -11,8 +11,10 @@ from torch import Tensor
 
 from zopeft.blocks.peft import base_of
 from zopeft.engine.carrier import UnstackableError
+from zopeft.probing.examples import heard
 from zopeft.probing.mask import check_copies, shown
 from zopeft.probing.packed import IGNORED, LAYOUT, model_inputs
+from zopeft.probing.row_losses import owners_of, tell_rows, telling
 
 BY_ROW = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
 """Tensors of a batch that hold one row for each of its texts."""
@@ -23,7 +25,7 @@ class ModelLoss:
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch."""
-        with as_inputs(model, batch) as inputs:
+        with as_inputs(model, batch) as inputs, telling(base_of(model), batch):
             loss: Tensor = model(**inputs).loss
         return loss
 
@@ -40,7 +42,7 @@ class ModelLoss:
                 made of more than its loss function's.
         """
         with as_inputs(model, batch, count) as inputs:
-            return torch.stack(self._of_parts(model, inputs, count))
+            return torch.stack(self._of_parts(model, inputs, count, batch))
 
     def grouped(self, model: Any, batch: Mapping[str, Any], count: int, only: int | None) -> Tensor:
         """Returns the losses of groups of a batch's rows, see `BatchLoss.grouped`.
@@ -69,9 +71,22 @@ class ModelLoss:
         parts = zip(losses, shares, strict=True)
         return torch.stack([loss * share if share else share for loss, share in parts])
 
-    def _of_parts(self, model: Any, inputs: Mapping[str, Any], count: int) -> list[Tensor]:
-        """Returns the loss of each of `count` equal parts of a batch, from one forward."""
-        with _apart(base_of(model), count) as losses:
+    def _of_parts(
+        self,
+        model: Any,
+        inputs: Mapping[str, Any],
+        count: int,
+        copied: Mapping[str, Any] | None = None,
+    ) -> list[Tensor]:
+        """Returns the loss of each of `count` equal parts of a batch, from one forward.
+
+        Args:
+            model: The model.
+            inputs: What it is given.
+            count: Number of parts.
+            copied: The batch that each part is a copy of; None where they are no copies.
+        """
+        with _apart(base_of(model), count, copied) as losses:
             output = model(**inputs)
         found = output["loss"] if isinstance(output, dict) else output[0]
         # Some models add to the loss in place, which its version tells.
@@ -152,7 +167,9 @@ def repeated(batch: Mapping[str, Any], count: int) -> dict[str, Any]:
 
 
 @contextmanager
-def _apart(base: Any, count: int) -> Iterator[list[Tensor]]:
+def _apart(
+    base: Any, count: int, copied: Mapping[str, Any] | None = None
+) -> Iterator[list[Tensor]]:
     """Has a model's loss function called for one copy at a time; yields losses and mean."""
     own = getattr(base, "loss_function", None)
     if own is None or not hasattr(type(base), "loss_function"):
@@ -171,6 +188,9 @@ def _apart(base: Any, count: int) -> Iterator[list[Tensor]]:
             given = [part(value, copy) for value in (logits, labels, *args)]
             named = {name: part(value, copy) for name, value in kwargs.items()}
             losses.append(own(*given, **named))
+            if copied is not None and heard():
+                whole = owners_of(copied), len(copied["input_ids"])
+                tell_rows(losses[-1], given[0], given[1], *whole)
         losses.append(torch.stack(losses).mean())
         return losses[-1]
 

@@ -5,12 +5,13 @@ Log-probabilities are taken in float32, of the logits that `zopeft.tasks.logits`
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from zopeft.probing.examples import tell
 from zopeft.tasks.dataset import IGNORED
 from zopeft.tasks.logits import narrow_logits
 
@@ -55,9 +56,12 @@ class TaskLoss:
         logits = narrow_logits(model, batch, places, count)
         copies = logits.unflatten(0, (count, len(places)))
         if not choice:
-            return torch.stack([token_losses(copy, batch).mean() for copy in copies])
+            tokens = [token_losses(copy, batch) for copy in copies]
+            tell(lambda: _by_row(tokens, batch))
+            return torch.stack([own.mean() for own in tokens])
         right = batch["option_label"]
-        scores = (scores_of(copy, batch) for copy in copies)
+        scores = [scores_of(copy, batch) for copy in copies]
+        tell(lambda: _by_example(scores, right))
         return torch.stack([torch.nn.functional.cross_entropy(one, right) for one in scores])
 
     def needed(self, batch: Mapping[str, Any]) -> Tensor:
@@ -135,6 +139,21 @@ def counted(batch: Mapping[str, Any]) -> int:
     if "option_table" in batch:
         return len(batch["option_label"])
     return len(answer_places(batch)[0])
+
+
+def _by_row(tokens: Sequence[Tensor], batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Returns the mean losses [P, B] of rows' answer tokens [P][M], and their parts of all [B]."""
+    rows = answer_places(batch)[1]
+    zeros = tokens[0].new_zeros(len(batch["labels"]))
+    counts = zeros.index_add(0, rows, torch.ones_like(tokens[0]))
+    sums = torch.stack([zeros.index_add(0, rows, own) for own in tokens])
+    return sums / counts.clamp(min=1), counts / counts.sum()
+
+
+def _by_example(scores: Sequence[Tensor], right: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the losses [P, B] of examples with options, and their parts of all [B]."""
+    losses = [torch.nn.functional.cross_entropy(one, right, reduction="none") for one in scores]
+    return torch.stack(losses), losses[0].new_full((len(right),), 1.0 / len(right))
 
 
 def answer_losses(model: Any, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from zopeft.errors import input_error
 from zopeft.noise import role_seed, step_seed
+from zopeft.probing.examples import tell
 from zopeft.ranks import ALONE, Ranks
 from zopeft.tasks.dealing import dealt
 from zopeft.tasks.endings import end_ids, text_of
@@ -159,6 +160,9 @@ class ScoreLoss:
         self.problem = ""
         losses = [-sum(own) / len(own) + term for own, term in zip(scores, terms, strict=True)]
         found = torch.tensor(losses, dtype=torch.float32, device=device)
+        if self.anchor is None and not isinstance(self.score, WholeScore):
+            own = -torch.tensor(scores, dtype=torch.float32).unflatten(1, (-1, self.how.samples))
+            tell(lambda: (own.mean(2), torch.full((own.shape[1],), 1.0 / own.shape[1])))
         if self.shaping == "rows":
             self._seen += list(zip(found.tolist(), scores, terms, strict=True))
         return found
