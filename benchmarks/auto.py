@@ -2,7 +2,8 @@
 
 A cell is a model, a task, a space and a method. In each, runs of the same forward passes are
 made with a grid of rates around what a first look of 17 passes proposes (`grid`), with such a
-look and the looks that once followed it (`before`), and with lr="auto" of this build (`auto`).
+look and the looks that once followed it (`before`), and with lr="auto" of this build (`auto`). Rows
+of `fall` are of the build before the first batches' examples told the share of signal.
 All of them clip alike. Rows are kept; those that there are already are not made again.
 
     python benchmarks/auto.py --stories MODEL-FOLDER --data DATA-FOLDER --finetuner FOLDER --keep
@@ -36,6 +37,8 @@ from zopeft.optim.zeroth_order import AUTO_CLIP
 RATIO, GRID, EXTENSIONS = 2.0, 3, 3
 TASKS, SPACES, METHODS = ("sst2", "copa", "squad"), ("full", "lora"), ("mezo", "zo_finetuner")
 WAYS = ("grid", "before", "auto")
+SHOWN = ("before", "fall", "auto")
+"""Ways whose losses are shown over the best rate's."""
 NEAR = 1.1
 """How far above the best rate's loss an auto may end."""
 
@@ -168,14 +171,14 @@ def report(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown: losses over the best grid rate's, means over seeds."""
     lines = [
         "| model, space, method, task (passes) | best rate | train, validation loss"
-        " | before | auto | measuring passes before -> auto |",
-        "|---|---|---|---|---|---|",
+        " | before | by the fall alone | auto | measuring passes before -> auto |",
+        "|---|---|---|---|---|---|---|",
     ]
     kinds = dict.fromkeys(
         (r["model"], r["space"], r["method"], r["task"], r["budget"]) for r in rows
     )
-    near: dict[str, list[bool]] = {"before": [], "auto": []}
-    ratios: dict[str, list[float]] = {"before": [], "auto": []}
+    near: dict[str, list[bool]] = {way: [] for way in SHOWN}
+    ratios: dict[str, list[float]] = {way: [] for way in SHOWN}
     for kind in kinds:
         own = [
             r for r in rows if (r["model"], r["space"], r["method"], r["task"], r["budget"]) == kind
@@ -192,14 +195,15 @@ def report(rows: list[dict[str, Any]]) -> str:
         at = [r for r in own if r["lr"] == best]
         told = [f"{', '.join(map(str, kind[:4]))} ({kind[4]})", f"{best:.2g}"]
         told.append(f"{mean(at, 'train_loss'):.3f}, {mean(at, 'val_loss'):.3f}")
-        for way in ("before", "auto"):
+        for way in SHOWN:
             mine = [r for r in own if r["way"] == way]
             both = [mean(mine, name) / mean(at, name) for name in ("train_loss", "val_loss")]
             told.append(", ".join(f"{one:.3f}" for one in both))
             if mine:
                 near[way].append(both[0] <= NEAR)
                 ratios[way].append(both[0])
-        costs = [mean([r for r in own if r["way"] == way], "measuring") for way in near]
+        counted = [[r for r in own if r["way"] == way] for way in ("before", "auto")]
+        costs = [mean(part, "measuring") for part in counted]
         told.append(" -> ".join(f"{cost:.0f}" for cost in costs))
         lines.append("| " + " | ".join(told) + " |")
     for way, found in near.items():

@@ -19,6 +19,7 @@ from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
 from zopeft.optim.signal import CARE, FIRST, NOTE, Examples, Signal
 from zopeft.optim.taken import Taken
 from zopeft.optim.thrifty import LEAST_FALL, ThriftyRate
+from zopeft.probing.examples import Told
 
 EPS = 1e-3
 PAIRS = {
@@ -36,7 +37,8 @@ def heard(way, slopes, weights, bends=0.0):
         rows.append(2.0 + EPS * own + EPS**2 / 2 * bends)
         if not estimator.one_sided:
             rows.append(2.0 - EPS * own + EPS**2 / 2 * bends)
-    return [(torch.stack(rows), weights)]
+    losses = torch.stack(rows)
+    return Told(losses, weights, losses @ weights)
 
 
 @pytest.mark.parametrize("way", PAIRS)
@@ -54,7 +56,7 @@ def test_what_examples_have_in_common_is_found_without_bias(way, even):
         weights /= weights.sum()
         examples = Examples(estimator, EPS)
         told = heard(way, slopes, weights)
-        examples.add(told, len(told[0][0]), taken)
+        examples.add(told, taken)
         signals.append(examples.signal())
         energies.append(float((slopes @ weights).square().mean()))
     error = np.std(signals) / math.sqrt(len(signals))
@@ -70,30 +72,26 @@ def test_micro_batches_are_one_batch(way):
     for parts in (1, 2, 4):
         examples = Examples(estimator, EPS)
         for own in slopes.chunk(parts, 1):
-            told = heard(way, own, torch.full((8 // parts,), parts / 8))
-            examples.add(told, len(told[0][0]), taken)
+            told = heard(way, own, torch.full((8 // parts,), parts / 8).double())
+            examples.add(told, taken)
         found.append(examples.signal())
     assert found[0] != 0.0 and found == pytest.approx([found[0]] * 3, rel=1e-6)
 
 
 def test_what_cannot_be_told_is_not():
     estimator, taken = PAIRS["two sides"]
-    slopes, even = torch.ones(1, 4), torch.full((4,), 0.25)
+    slopes, even = torch.ones(1, 4).double(), torch.full((4,), 0.25).double()
     told = heard("two sides", slopes, even)
     known = Examples(estimator, EPS)
-    known.add(told, 2, taken)
-    assert known.signal() == pytest.approx(1.0, rel=1e-2)
-    for found, probes, own in (
-        ([], 2, taken),
-        (told, 3, taken),
-        (told, 2, Taken()),
-        (heard("two sides", slopes[:, :1], torch.ones(1)), 2, taken),
-    ):
+    known.add(told, taken)
+    assert known.signal() == pytest.approx(1.0, rel=1e-6)
+    alone = heard("two sides", slopes[:, :1], torch.ones(1).double())
+    for found, own in ((None, taken), (told, Taken()), (alone, taken)):
         examples = Examples(estimator, EPS)
-        examples.add(found, probes, own)
+        examples.add(found, own)
         assert math.isnan(examples.signal())
-        known.add(found, probes, own) if not found else None
     # One micro-batch that tells nothing, and nothing is known of the step.
+    known.add(None, taken)
     assert math.isnan(known.signal())
 
 
@@ -128,8 +126,8 @@ def test_half_a_bend_in_one_sided_differences_is_no_signal():
         slopes = slopes + 4.0 * torch.randn(3, 4, generator=generator).double()
         told = heard("one side", slopes, weights, bend)
         examples = Examples(estimator, EPS)
-        examples.add(told, 4, taken)
-        own = told[0][0].double() @ weights
+        examples.add(told, taken)
+        own = told.returned
         grads = ((own[1:] - own[0]) / EPS).tolist()
         signal.note(examples.signal(), grads)
         plain.note(examples.signal(), grads)

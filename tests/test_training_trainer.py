@@ -14,7 +14,9 @@ from transformers import TrainerCallback
 from zopeft.errors import InputError
 from zopeft.journal import Journal, rebuild
 from zopeft.methods.mezo import MeZO
+from zopeft.optim.signal import NOTE
 from zopeft.optim.thrifty import ThriftyRate
+from zopeft.probing.model_loss import ModelLoss
 from zopeft.training import ZOTrainer
 
 
@@ -150,7 +152,8 @@ def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
 
     def loss(model, batch):
         seen.append(batch["input_ids"])
-        return model(**batch).loss
+        # It tells the losses of examples, as the trainer's own does.
+        return ModelLoss()(model, batch)
 
     made = trainer(
         lora(),
@@ -163,6 +166,7 @@ def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
     made.train()
     assert len(seen) == made.method.forward_passes == 24 + 1
     journal = Journal.open(tmp_path / "journal.bin")
+    assert all(NOTE in record.notes for record in journal.records())
     rate, records = journal.header.learning_rate, list(journal.records())
     assert rate > 0 and journal.header.rate["steps"] == 12
     assert logged(made, "learning_rate") == pytest.approx([r.lr[0] for r in records])

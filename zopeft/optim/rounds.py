@@ -118,6 +118,7 @@ class Rounds:
     def _run(self, closure: Closure) -> Tensor:
         # A plan that asks again does so about the directions that it has already shown.
         examples = None if self.asked else self._examples
+        # All processes of a step listen alike, for some of them tell each other what they hear.
         with listening(examples is not None) as heard:
             losses, passes = losses_of(self.executor, self.probes, closure)
         self.forward_passes += passes
@@ -125,9 +126,10 @@ class Rounds:
         shaped = None if shape is None else shape(losses)
         if shaped is not None:
             self._note(losses)
-            losses, heard = shaped, []
+            losses = shaped
         if examples is not None:
-            examples.add(heard, len(self.probes), self.step.taken)
+            told = heard.of(len(self.probes)) if shaped is None else None
+            examples.add(told, self.step.taken)
         self._sums = [a + b for a, b in zip(self._sums, losses.tolist(), strict=True)]
         return losses
 

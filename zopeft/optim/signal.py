@@ -29,7 +29,7 @@ from torch import Tensor
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.optim.taken import Taken
-from zopeft.probing.examples import Heard
+from zopeft.probing.examples import Told
 
 NOTE = "signal"
 """Name of the note in a step's record: A, fp32 [1]."""
@@ -53,22 +53,19 @@ class Examples:
         self._squares, self._weights = torch.zeros_like(self._slopes), 0.0
         self._batches, self._known = 0, True
 
-    def add(self, heard: Heard, probes: int, taken: Taken) -> None:
+    def add(self, told: Told | None, taken: Taken) -> None:
         """Takes what was told of one micro-batch.
 
         Args:
-            heard: Losses of its examples, of all its probes in their order.
-            probes: How many probes there were.
+            told: What all its probes have told, in their order; None if that is not known.
             taken: Which of them make the step's differences.
         """
         self._batches += 1
-        if not taken.count or sum(len(losses) for losses, _ in heard) != probes:
-            # Somebody else has run some of them, or one was run again, or the loss has no parts.
+        if told is None or not taken.count:
             self._known = False
             return
-        losses = torch.cat([losses.cpu() for losses, _ in heard]).double()
-        weights = heard[0][1].cpu().double()
-        parts = self._differences(losses, taken) * weights
+        weights = told.weights.double()
+        parts = self._differences(told.losses.double(), taken) * weights
         self._slopes += parts.sum(1)
         self._squares += parts.square().sum(1)
         self._weights += float(weights.square().sum())

@@ -139,9 +139,11 @@ class ThriftyRate:
     def turn(self) -> None:
         """Readies the rate for directions of another kind than those of the steps so far.
 
-        How the loss has fallen tells nothing of them, and their rate may be another at once.
+        How the loss has fallen, and how far examples agreed, tells nothing of them, and their rate
+        may be another at once.
         """
         self._falls, self._most = Falls(self.estimator), math.inf
+        self._signal = Signal()
 
     @property
     def listens(self) -> bool:

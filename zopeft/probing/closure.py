@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from zopeft.errors import input_error
+from zopeft.probing.examples import begin_forward, end_forward
 
 
 class Closure(Protocol):
@@ -24,9 +25,12 @@ def loss_of(closure: Any) -> Tensor:
     Raises:
         InputError: What it returns is not one number.
     """
+    begin_forward()
     found: Any = closure()
     if isinstance(found, Tensor) and found.numel() == 1:
-        return found.detach().float().reshape(())
+        loss = found.detach().float().reshape(())
+        end_forward(loss)
+        return loss
     if not isinstance(found, Tensor):
         try:
             return torch.tensor(float(found))

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from zopeft.blocks.peft import base_of
 from zopeft.engine.carrier import UnstackableError
-from zopeft.probing.examples import heard
 from zopeft.probing.mask import check_copies, shown
 from zopeft.probing.packed import IGNORED, LAYOUT, model_inputs
-from zopeft.probing.row_losses import owners_of, tell_rows, telling
+from zopeft.probing.row_losses import tell_rows, telling
 
 BY_ROW = ("input_ids", "attention_mask", "labels", "position_ids", "token_type_ids")
 """Tensors of a batch that hold one row for each of its texts."""
@@ -25,7 +24,7 @@ class ModelLoss:
 
     def __call__(self, model: Any, batch: Mapping[str, Any]) -> Tensor:
         """Returns the loss of a batch."""
-        with as_inputs(model, batch) as inputs, telling(base_of(model), batch):
+        with as_inputs(model, batch) as inputs, telling(model, batch):
             loss: Tensor = model(**inputs).loss
         return loss
 
@@ -188,9 +187,8 @@ def _apart(
             given = [part(value, copy) for value in (logits, labels, *args)]
             named = {name: part(value, copy) for name, value in kwargs.items()}
             losses.append(own(*given, **named))
-            if copied is not None and heard():
-                whole = owners_of(copied), len(copied["input_ids"])
-                tell_rows(losses[-1], given[0], given[1], *whole)
+            if copied is not None:
+                tell_rows(given[0], given[1], copied)
         losses.append(torch.stack(losses).mean())
         return losses[-1]
 

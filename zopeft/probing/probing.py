@@ -18,6 +18,7 @@ from zopeft.engine.carrier import UnstackableError
 from zopeft.engine.direction import Probe
 from zopeft.errors import input_error
 from zopeft.probing.closure import Closure, StackedClosure, loss_of, stackable
+from zopeft.probing.examples import begin_forward, end_forward
 from zopeft.probing.packed import PADDED
 from zopeft.probing.probe_noise import QUANTISED, SIXTEEN, ProbeNoise, measure_noise
 from zopeft.probing.sharing import SharedLayers, shared_layers
@@ -126,8 +127,10 @@ class Probing:
         losses: list[Tensor] = []
         for part in self._parts(probes, closure):
             try:
+                begin_forward()
                 with self.stacking.shown(part):
                     found = closure.stacked(len(part)).detach().float()
+                end_forward(found)
                 losses += found
             except UnstackableError as error:
                 self._refused = error.always

@@ -1,11 +1,13 @@
 """What each text has of the loss that a causal language model itself returns.
 
 A model gives its loss function logits and labels, and the loss is the mean over labelled tokens.
-Where that is so, which is looked at, each text's part is made of the same logits once more.
+Each text's part is made of the same logits once more; a model whose loss is more than that mean is
+found out by what it returns (`zopeft.probing.examples`).
 """
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -13,30 +15,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zopeft.probing.examples import heard, tell
+from zopeft.blocks.bare import is_compiled
+from zopeft.blocks.peft import base_of
+from zopeft.probing.examples import hearing, tell
 from zopeft.probing.packed import IGNORED, LAYOUT
-
-NEAR = 1e-3
-"""How far, as a part of it, the loss may be from the mean over tokens that it is taken for."""
 
 
 @contextmanager
-def telling(base: Any, batch: Mapping[str, Any]) -> Iterator[None]:
+def telling(model: Any, batch: Mapping[str, Any]) -> Iterator[None]:
     """Has a model's loss function tell the losses of texts while somebody listens.
 
+    It does nothing for a compiled model, which would be compiled again for it.
+
     Args:
-        base: The model, whose class has a ``loss_function`` if it can be told.
+        model: The model, with or without an adapter.
         batch: The texts [B, T] that it is about to be run on, once; with a layout or without.
     """
-    own = getattr(base, "loss_function", None)
-    if not heard() or own is None or not hasattr(type(base), "loss_function"):
+    base: Any = base_of(model)
+    own: Any = getattr(base, "loss_function", None)
+    settable = isinstance(inspect.getattr_static(type(base), "loss_function", None), property)
+    if hearing() is None or not settable or is_compiled(model) or is_compiled(base):
         yield
         return
     before = base.__dict__.get("_loss_function")
 
-    def told(logits: Tensor, labels: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        loss: Tensor = own(logits, labels, *args, **kwargs)
-        tell_rows(loss, logits, labels, owners_of(batch), len(batch["input_ids"]))
+    def told(*args: Any, **kwargs: Any) -> Any:
+        loss = own(*args, **kwargs)
+        named = dict(zip(("logits", "labels"), args, strict=False)) | kwargs
+        tell_rows(named.get("logits"), named.get("labels"), batch)
         return loss
 
     base.loss_function = told
@@ -44,9 +50,43 @@ def telling(base: Any, batch: Mapping[str, Any]) -> Iterator[None]:
         yield
     finally:
         if before is None:
-            del base._loss_function
+            base.__dict__.pop("_loss_function", None)
         else:
             base._loss_function = before
+
+
+def tell_rows(logits: Any, labels: Any, batch: Mapping[str, Any]) -> None:
+    """Tells the losses of texts, if they are what logits and labels are of.
+
+    Args:
+        logits: [R, W, V], of a batch or of one of its copies.
+        labels: [R, W], -100 where no loss is taken.
+        batch: The texts, [B, T].
+    """
+    ids = batch.get("input_ids")
+    if hearing() is None or not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) < 2:
+        return
+    if not isinstance(logits, Tensor) or not isinstance(labels, Tensor):
+        return
+    owners = owners_of(batch).to(logits.device)
+    if logits.dim() != 3 or labels.dim() != 2 or labels.is_floating_point():
+        return
+    if logits.shape[1] > owners.shape[1]:
+        # Virtual tokens stand before the texts: the last of them predicts the first real one.
+        owners = torch.cat([owners[:, :1], owners], 1)
+        logits, labels = logits[:, -owners.shape[1] :], labels[:, -owners.shape[1] :]
+    if logits.shape[:2] != owners.shape or labels.shape != owners.shape:
+        return
+    sums = torch.zeros(len(ids), device=logits.device)
+    counts = torch.zeros_like(sums)
+    # Row by row, so that no second copy of all logits is made in 32 bit.
+    for row, targets, own in zip(logits, labels.to(logits.device), owners, strict=True):
+        losses = torch.nn.functional.cross_entropy(
+            row[:-1].float(), targets[1:], ignore_index=IGNORED, reduction="none"
+        )
+        sums.index_add_(0, own[1:], losses)
+        counts.index_add_(0, own[1:], (targets[1:] != IGNORED).float())
+    tell(lambda: (sums[None] / counts.clamp(min=1), counts / counts.sum()))
 
 
 def owners_of(batch: Mapping[str, Any]) -> Tensor:
@@ -60,31 +100,3 @@ def owners_of(batch: Mapping[str, Any]) -> Tensor:
     owners = torch.zeros_like(layout.ids).flatten()
     owners[layout.places[real.flatten()]] = numbers[real]
     return owners.view_as(layout.ids)
-
-
-def tell_rows(loss: Tensor, logits: Tensor, labels: Tensor, owners: Tensor, count: int) -> None:
-    """Tells the losses of texts, if they make the loss.
-
-    Args:
-        loss: What the model makes of them, 0-dim.
-        logits: [R, W, V].
-        labels: [R, W], -100 where no loss is taken.
-        owners: Which text a token is of, [R, W].
-        count: Texts, B.
-    """
-    if logits.shape[:2] != labels.shape or labels.shape != owners.shape:
-        return
-    sums = torch.zeros(count, device=logits.device)
-    counts = torch.zeros_like(sums)
-    # Row by row, so that no second copy of all logits is made in 32 bit.
-    for row, targets, own in zip(logits, labels.to(logits.device), owners, strict=True):
-        real = targets[1:] != IGNORED
-        losses = torch.nn.functional.cross_entropy(
-            row[:-1][real].float(), targets[1:][real], reduction="none"
-        )
-        places = own.to(logits.device)[1:][real]
-        sums.index_add_(0, places, losses)
-        counts.index_add_(0, places, torch.ones_like(losses))
-    total = counts.sum()
-    if abs(float(sums.sum() / total - loss)) <= NEAR * abs(float(loss)):
-        tell(lambda: (sums[None] / counts.clamp(min=1), counts / total))

@@ -22,6 +22,7 @@ from zopeft.errors import run_error
 from zopeft.journal.start import fingerprint
 from zopeft.optim.executor import InProcess
 from zopeft.probing.closure import Closure
+from zopeft.probing.examples import Hearing, Told, hearing
 from zopeft.probing.probing import Probing
 from zopeft.ranks import Ranks
 from zopeft.training.grid import Grid, dealt
@@ -65,12 +66,38 @@ class Parallel(InProcess):
                 found, passes = super().losses(own, closure)
             said[: len(own)] = found.detach().float().cpu()
             said[most] = passes
+        told = hearing()
+        if told is not None and self.grid.columns > 1:
+            self._share(told, shares, len(probes))
         every = self.ranks.gathered(said)
         result = torch.empty(len(probes) + 1)
         if every is not None:
             result = self._put_together(every, shares, len(probes))
         result = self.ranks.spread(result)
         return result[:-1], int(result[-1])
+
+    def _share(self, heard: Hearing, shares: list[list[int]], count: int) -> None:
+        """Has the first process know what the examples of its batch have told to all columns."""
+        row, column = self.grid.place(self.ranks.number)
+        own = len(shares[column]) if row >= 0 else 0
+        mine = heard.of(own) if own else None
+        heard.forwards = [None]
+        size = 0 if mine is None else len(mine.weights)
+        sizes = self.ranks.compared(torch.tensor([size]))[:, 0]
+        most, widest = max(map(len, shares)), int(sizes.max())
+        if not widest:
+            return
+        said = torch.zeros(most + 1, widest)
+        if mine is not None:
+            said[:own, :size], said[most, :size] = mine.losses, mine.weights
+        every = self.ranks.gathered(said)
+        used = [number for number, share in enumerate(shares) if share]
+        if every is None or {int(sizes[number]) for number in used} != {size} or not size:
+            return
+        losses, weights = torch.empty(count, size), every[0, most, :size]
+        for number in reversed(used):
+            losses[shares[number]] = every[number, : len(shares[number]), :size]
+        heard.forwards = [Told(losses, weights, losses @ weights)]
 
     def _put_together(self, every: Tensor, shares: list[list[int]], count: int) -> Tensor:
         """Returns the losses [P] and the passes of a round, from what each process said."""

@@ -13,6 +13,7 @@ from transformers import Trainer
 from zopeft.engine.carrier import UnstackableError
 from zopeft.errors import input_error
 from zopeft.probing.model_loss import ModelLoss, as_inputs
+from zopeft.probing.row_losses import telling
 from zopeft.training.mode import said_to_train
 
 
@@ -154,7 +155,7 @@ class LocalLoss:
         """Returns the loss of a batch, 0-dim."""
         with self.trainer.accelerator.autocast():
             if self.trainer.loss_function is None:
-                with as_inputs(model, batch) as inputs, self._filed():
+                with as_inputs(model, batch) as inputs, telling(model, batch), self._filed():
                     loss: Tensor = self.trainer.compute_loss(model, inputs)
             else:
                 loss = self.trainer.compute_loss(model, batch)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,8 +46,7 @@ class AccuracyLoss:
         copies = logits.unflatten(0, (count, len(places)))
         chosen = [scores_of(one, batch).argmax(-1) for one in copies]
         if self.score is None:
-            wrong = [-(own == right).float() for own in chosen]
-            tell(lambda: (torch.stack(wrong), torch.full_like(wrong[0], 1.0 / len(right))))
+            tell(lambda: _right(chosen, right))
         found = [self._value(own, right) for own in chosen]
         losses = -torch.stack(found)
         # What is not finite has no likeliest option.
@@ -91,6 +90,12 @@ class AccuracyLoss:
         """Returns the flat places [U] whose logits are read, see `zopeft.BatchLoss`."""
         places: Tensor = batch["predictors"]
         return places
+
+
+def _right(chosen: Sequence[Tensor], right: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns the losses [P, B] of examples with options, and their parts of all [B]."""
+    losses = -torch.stack([(own == right).float() for own in chosen])
+    return losses, torch.full_like(losses[0], 1.0 / len(right))
 
 
 def _named(chosen: Tensor, right: Tensor) -> tuple[list[str], list[tuple[str, ...]]]:

@@ -161,8 +161,7 @@ class ScoreLoss:
         losses = [-sum(own) / len(own) + term for own, term in zip(scores, terms, strict=True)]
         found = torch.tensor(losses, dtype=torch.float32, device=device)
         if self.anchor is None and not isinstance(self.score, WholeScore):
-            own = -torch.tensor(scores, dtype=torch.float32).unflatten(1, (-1, self.how.samples))
-            tell(lambda: (own.mean(2), torch.full((own.shape[1],), 1.0 / own.shape[1])))
+            tell(lambda: _by_prompt(scores, self.how.samples))
         if self.shaping == "rows":
             self._seen += list(zip(found.tolist(), scores, terms, strict=True))
         return found
@@ -247,3 +246,9 @@ class ScoreLoss:
         if problem not in self._told:
             self._told.add(problem)
             logger.warning("the step is skipped: %s", problem)
+
+
+def _by_prompt(scores: Sequence[Sequence[float]], samples: int) -> tuple[Tensor, Tensor]:
+    """Returns the losses [P, B] of prompts, and their parts of all [B]."""
+    losses = -torch.tensor(scores, dtype=torch.float32).unflatten(1, (-1, samples)).mean(2)
+    return losses, torch.full_like(losses[0], 1.0 / losses.shape[1])
