@@ -2,8 +2,9 @@
 
 A cell is a model, a task, a space and a method. In each, runs of the same forward passes are
 made with a grid of rates around what a first look of 17 passes proposes (`grid`), with such a
-look and the looks that once followed it (`before`), and with lr="auto" of this build (`auto`). Rows
-of `fall` are of the build before the first batches' examples told the share of signal.
+look and the looks that once followed it (`before`), and with lr="auto" of this build, whose share
+of signal begins with a fixed number (`auto`) or with what the first batches' examples tell
+(`examples`).
 All of them clip alike. Rows are kept; those that there are already are not made again.
 
     python benchmarks/auto.py --stories MODEL-FOLDER --data DATA-FOLDER --finetuner FOLDER --keep
@@ -17,6 +18,7 @@ import json
 import math
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -36,8 +38,8 @@ from zopeft.optim.zeroth_order import AUTO_CLIP
 
 RATIO, GRID, EXTENSIONS = 2.0, 3, 3
 TASKS, SPACES, METHODS = ("sst2", "copa", "squad"), ("full", "lora"), ("mezo", "zo_finetuner")
-WAYS = ("grid", "before", "auto")
-SHOWN = ("before", "fall", "auto")
+WAYS = ("grid", "before", "auto", "examples")
+SHOWN = ("before", "auto", "examples")
 """Ways whose losses are shown over the best rate's."""
 NEAR = 1.1
 """How far above the best rate's loss an auto may end."""
@@ -117,13 +119,15 @@ def rows_of(
     def made(way: str, lr: Any, seed: int) -> dict[str, Any]:
         rate = lr if isinstance(lr, str) else f"{lr:.6g}"
         name = "embedded" if cell.model == EMBEDDED else cell.model.rstrip("/").split("/")[-1]
-        told = [name, cell.task, cell.space, entry.method, way, rate, str(seed)]
-        key = "|".join([*told, str(cell.recipe.bench.forwards)])
+        own = [name, cell.task, cell.space, entry.method, way, rate, str(seed)]
+        key = "|".join([*own, str(cell.recipe.bench.forwards)])
         if key not in known:
             with quiet():
                 body = bodies.get(cell, seed)
                 given = "auto" if way != "grid" else lr
-                out = run(cell, entry, body, way, given, seed)
+                told = {"share": "examples"} if way == "examples" else {}
+                whole = replace(entry, options={**entry.options, **told})
+                out = run(cell, whole, body, way, given, seed)
                 scores = _scores(cell, body, out, "grid")
             known[key] = {
                 "key": key,
@@ -171,7 +175,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     """Returns the table in Markdown: losses over the best grid rate's, means over seeds."""
     lines = [
         "| model, space, method, task (passes) | best rate | train, validation loss"
-        " | before | by the fall alone | auto | measuring passes before -> auto |",
+        " | before | auto | auto by examples | measuring passes before -> auto |",
         "|---|---|---|---|---|---|---|",
     ]
     kinds = dict.fromkeys(

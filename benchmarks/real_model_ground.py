@@ -127,6 +127,7 @@ def competitors(finetuner: str, lines: Sequence[str] = ()) -> list[Competitor]:
         controls = ("scales", "shuffled", "untrained", "random")
         own += [(control, f"{learned} {control}") for control in controls]
         own += [("learned turns", f"{learned} budget=turns")]
+        own += [("learned examples", f"{learned} share=examples")]
         own += [("mezo start", f"mezo start={finetuner!r} train=B")]
         own += [("learned start", f"{learned} start=finetuner train=B")]
         own += [("shuffled start", f"{learned} shuffled start=finetuner train=B")]

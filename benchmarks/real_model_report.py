@@ -15,7 +15,7 @@ Row = dict[str, Any]
 BASELINE = "mezo"
 CLAIMS = {
     "Is what was learned better than MeZO, and than rows by frequency, which need no learning?": (
-        *(BASELINE, "rows", "learned", "learned turns"),
+        *(BASELINE, "rows", "learned", "learned turns", "learned examples"),
     ),
     "Does it matter what was learned, and where it serves?": (
         *("learned", "scales", "shuffled", "untrained", "random"),
@@ -28,11 +28,7 @@ CLAIMS = {
     ),
 }
 OTHERS = "Other settings"
-RATES = {
-    "auto": "lr auto",
-    "fall": "lr auto as it was, its share of signal by the fall of the loss alone",
-    "run": "each at its own best rate",
-}
+RATES = {"auto": "lr auto", "run": "each at its own best rate"}
 HEAD = [
     "task",
     "entry",

@@ -201,7 +201,7 @@ def test_whatever_the_directions(way):
     for _ in range(20):
         method.step(closure)
     assert float(closure().detach()) < first and method.budget.factors is not None
-    assert list(method.last_record.notes) == [NOTE, "ahead", "signal"]
+    assert list(method.last_record.notes) == [NOTE, "ahead"]
 
 
 @pytest.mark.parametrize("name", ["mezo", "zo_finetuner"])

@@ -13,7 +13,7 @@ from test_methods_selection import BATCH, IDS, tiny
 
 import zopeft
 from zopeft.journal.codec import decode, encode
-from zopeft.journal.header import header_of
+from zopeft.journal.header import ASIDE, header_of
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
 from zopeft.optim.signal import CARE, FIRST, NOTE, Examples, Signal
@@ -22,6 +22,7 @@ from zopeft.optim.thrifty import LEAST_FALL, ThriftyRate
 from zopeft.probing.examples import Told
 
 EPS = 1e-3
+SETTINGS = {"lr": "auto", "eps": 1e-2, "seed": 5, "share": "examples"}
 PAIRS = {
     "two sides": (Estimator(), Taken(first=0, count=2)),
     "two directions": (Estimator(2), Taken(first=1, count=4)),
@@ -166,7 +167,7 @@ def closure(model, rows=slice(None), loss=None):
 def run(entry, steps, micro=1, **options):
     """Returns model, method and its records, packed and unpacked."""
     model = tiny()
-    method = make(entry, model, lr="auto", eps=1e-2, seed=5, **options)
+    method = make(entry, model, **SETTINGS, **options)
     records, before = [], None
     for _ in range(steps):
         for part in range(micro):
@@ -187,7 +188,7 @@ def test_runs_learn_their_share_and_are_replayed_and_resumed(name, way, micro):
     assert state["signal"]["steps"] == 12 and state["signal"]["energy"] > 0.0
     assert SHARE_LEAST <= method.rate.share <= SHARE_MOST
     twin = tiny()
-    replayed = make(f"{name} {way}".strip(), twin, lr="auto", eps=1e-2, seed=5)
+    replayed = make(f"{name} {way}".strip(), twin, **SETTINGS)
     header = header_of(method)
     replayed.begin_rate(header.rate, header.learning_rate)
     for one in records:
@@ -195,7 +196,7 @@ def test_runs_learn_their_share_and_are_replayed_and_resumed(name, way, micro):
     assert equal(weights(twin), weights(model)) and replayed.rate.state_dict() == state
     other = tiny()
     other.load_state_dict(model.state_dict())
-    resumed = make(f"{name} {way}".strip(), other, lr="auto", eps=1e-2, seed=5)
+    resumed = make(f"{name} {way}".strip(), other, **SETTINGS)
     resumed.load_state_dict(method.state_dict())
     for mine, own in ((model, method), (twin, replayed), (other, resumed)):
         own.step(closure(mine))
@@ -219,10 +220,13 @@ def test_it_costs_no_pass_and_is_that_of_the_texts_alone():
     assert float(one.notes[NOTE][0]) == pytest.approx(signal, rel=2e-2, abs=2e-2 * total**2)
 
 
-@pytest.mark.parametrize("way", ["a given rate", "no examples", "one text"])
+@pytest.mark.parametrize("way", ["a given rate", "a given share", "no examples", "one text"])
 def test_runs_that_cannot_tell_it_have_no_note(way):
     model = tiny()
-    method = make("mezo", model, lr=1e-3 if way == "a given rate" else "auto")
+    lr, share = 1e-3 if way == "a given rate" else "auto", "examples"
+    if way == "a given share":
+        share = "given"
+    method = make("mezo", model, lr=lr, share=share)
     own = closure(model, slice(0, 1) if way == "one text" else slice(None))
     for _ in range(3):
         method.step((lambda: own()) if way != "no examples" else lambda: model(**BATCH).loss)
@@ -234,8 +238,9 @@ def test_a_run_that_began_without_goes_on_without():
     state = method.state_dict()
     rate = state["zopeft"]["rate"]
     del rate["start"]["signal"], rate["signal"]
+    assert "share" in ASIDE
     model = tiny()
-    resumed = make("mezo", model, lr="auto", eps=1e-2, seed=5)
+    resumed = make("mezo", model, **SETTINGS)
     resumed.load_state_dict(state)
     assert not resumed.rate.listens
     resumed.step(closure(model))

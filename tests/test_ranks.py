@@ -29,6 +29,7 @@ AUTO = {"learning_rate": "auto"}
 PROBES = {"parallel": "probes", "directions": 2}
 SHARED = [
     {"name": "pairs", **PROBES, **AUTO},
+    {"name": "examples", **PROBES, **AUTO, "method_options": {"share": "examples"}},
     {"name": "one-sided", "parallel": "probes", "sides": "one", "directions": 3},
     {"name": "activations", "parallel": "probes", "method": "agzo", "full": True, "max_steps": 4},
     {"name": "groups", "parallel": "probes", "method": "grzo", "full": True, "max_steps": 4,

@@ -148,7 +148,7 @@ def test_dropout_is_off_in_probes(tmp_path):
 
 
 def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
-    seen = []
+    seen, share = [], {"share": "examples"}
 
     def loss(model, batch):
         seen.append(batch["input_ids"])
@@ -159,6 +159,7 @@ def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
         lora(),
         tmp_path,
         learning_rate="auto",
+        method_options=share,
         loss_function=loss,
         lr_scheduler_type="linear",
         logging_steps=1,
@@ -178,7 +179,12 @@ def test_lr_auto_is_settled_from_the_first_batch_before_the_schedule(tmp_path):
         assert (record.centre is not None) == running.due() == (step == 0)
         running.note(record)
     again = trainer(
-        lora(), tmp_path / "again", seed=3, learning_rate="auto", lr_scheduler_type="linear"
+        lora(),
+        tmp_path / "again",
+        seed=3,
+        learning_rate="auto",
+        method_options=share,
+        lr_scheduler_type="linear",
     )
     again.train()
     assert digest(again.model) == digest(made.model) != digest(lora())

@@ -88,6 +88,7 @@ class Pace:
         steps: int,
         look: FirstLook | None = None,
         taming: bool = False,
+        examples: bool = False,
     ) -> float:
         """Settles where the rate begins; returns what schedules multiply.
 
@@ -100,11 +101,12 @@ class Pace:
             steps: Steps that are planned; 0 where nobody knows.
             look: What the loss does along random directions; None without a look ahead.
             taming: Whether spikes are told from other steps.
+            examples: Whether the first batches' examples tell the share.
         """
         part, origin = share
         ahead = (0.0, 0.0, 0) if look is None else (look.curvature, look.energy, look.directions)
         given = (reach, part, fallback, eps, steps, *ahead, self.estimator, float(taming))
-        self.running = ThriftyRate(*given, signal=1.0)
+        self.running = ThriftyRate(*given, float(examples))
         self.set(groups, self.running.first)
         self.auto = False
         told = f"signal share {part:.2g}{origin}"

@@ -31,6 +31,8 @@ from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.optim.taken import Taken
 from zopeft.probing.examples import Told
 
+EXAMPLES = "examples"
+"""The value of a method's option ``share`` that asks for it."""
 NOTE = "signal"
 """Name of the note in a step's record: A, fp32 [1]."""
 FIRST = 3.0

@@ -36,6 +36,7 @@ from zopeft.optim.record import StepRecord
 from zopeft.optim.rounds import Rounds, begun
 from zopeft.optim.selection import Selection
 from zopeft.optim.shown_rate import ShownRate
+from zopeft.optim.signal import EXAMPLES
 from zopeft.optim.state import State
 from zopeft.optim.step import Step
 from zopeft.optim.thrifty import ThriftyRate
@@ -249,7 +250,8 @@ class ZerothOrder(Method, torch.optim.Optimizer):
         if self.flat:
             reach *= min(1.0, FLAT_REACH * math.sqrt(self.estimator.directions))
         taming = self.clip.taming and self.clip.factor > 0.0
-        known = (reach, share, fallback, self.eps, planned, look, taming)
+        examples = getattr(self.own, "share", None) == EXAMPLES
+        known = (reach, share, fallback, self.eps, planned, look, taming, examples)
         return self.pace.start(self.param_groups, *known)
 
     def begin_rate(self, start: dict[str, float] | None, lr: float) -> None:
