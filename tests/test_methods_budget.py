@@ -17,8 +17,9 @@ from zopeft.federated import Federation
 from zopeft.journal.codec import decode, encode
 from zopeft.journal.header import header_of
 from zopeft.methods import METHODS
-from zopeft.optim import budget
-from zopeft.optim.budget import NOTE, Sort, shares
+from zopeft.optim import budget, first_probes
+from zopeft.optim.budget import NOTE
+from zopeft.optim.sorts import Sort, shares
 from zopeft.recipe.load import load_recipe
 
 SLOPES, CURVES = (3.0, 1.0), (0.2, 0.7)
@@ -56,7 +57,7 @@ def power(method, scales):
 
 
 def test_slope_and_curvature_of_a_known_loss_are_measured_right(monkeypatch):
-    monkeypatch.setattr(budget, "PROBES", 6000)
+    monkeypatch.setattr(first_probes, "PROBES", 6000)
     seen = []
     monkeypatch.setattr(budget, "shares", lambda sorts, _: seen.extend(sorts) or [0.5, 0.5])
     method = make("mezo", Known())

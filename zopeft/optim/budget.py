@@ -13,8 +13,9 @@ directions:
 
 Sorts keep what they are inside: the ratio of their blocks' scales and their blocks' shapes.
 
-"turns" takes E and h from the run's first steps (`zopeft.optim.turns`), "measured" from probes
-before the first one, which are many passes for few directions of one batch.
+The rule is in `zopeft.optim.sorts`. "turns" takes E and h from the run's first steps
+(`zopeft.optim.turns`), "measured" from probes before the first one (`zopeft.optim.first_probes`),
+which are many passes for few directions of one batch.
 """
 
 from __future__ import annotations
@@ -22,23 +23,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from zopeft.blocks import Block, Blocks
-from zopeft.engine.direction import Direction
-from zopeft.engine.vector import HERE, Vector
-from zopeft.noise import role_seed, step_seed
+from zopeft.blocks import Blocks
 from zopeft.optim.estimator import PAIR, Estimator
-from zopeft.optim.executor import losses_of
-from zopeft.optim.learning_rate import rounding_of
-from zopeft.optim.looks import Aside
+from zopeft.optim.first_probes import Look
 from zopeft.optim.record import StepRecord
+from zopeft.optim.sorts import POWER, POWER_OF_TURNS, Sort, shares, sort_of
 from zopeft.optim.turns import Turns
 
 if TYPE_CHECKING:
@@ -55,58 +50,8 @@ NOTE, AHEAD = "budget", "ahead"
 """Names of the notes in each step's record: what scales are multiplied by, fp32 [N]; and the
 curvature and energy of the shared budget, over how many directions they are means, and the
 forward passes that were measured with and that no look of the rate has been, fp32 [4]."""
-POWER, POWER_OF_TURNS = 2.0, 1.0
-"""The power of ``E_k / h_k`` that a share is, by probes and by turns."""
-TRUST = 0.5
-"""How little of the shares as the scales give them is left."""
-LAST_BITS = 2e-7
-"""Differences of losses, as a share of the loss, that are none."""
-PROBES, MOST_SORTS = 12, 6
-"""Probes that all sorts share, beside the loss at the weights; smaller sorts are taken together."""
-
-
-def sort_of(block: Block) -> str:
-    """Returns which sort of blocks a block is of."""
-    if block.role != block.base_role:
-        return block.role
-    return "vocabulary" if block.role in ("embed", "head") else "rest"
-
-
-@dataclass(frozen=True)
-class Sort:
-    """What first probes have shown of one sort of blocks.
-
-    Args:
-        given: Its share of the budget as the scales have it.
-        energy: E, the mean of ``projected_grad^2`` with the whole budget on it.
-        curvature: h, the mean of ``u' H u`` with the whole budget on it; 0 where rounding hides it.
-    """
-
-    given: float
-    energy: float
-    curvature: float
-
-
-def shares(sorts: Sequence[Sort], power: float = POWER) -> list[float]:
-    """Returns each sort's share of the budget, [K], with a sum of one.
-
-    Where a bend is lost, or nowhere to be seen, E alone counts. Where a sort does not change the
-    loss at all, such as LoRA's A while B is zero, all shares stay as given.
-
-    Args:
-        sorts: What was seen of each sort, [K].
-        power: That of ``E_k / h_k``.
-    """
-    if any(not (math.isfinite(one.energy) and one.energy > 0.0) for one in sorts):
-        return [one.given for one in sorts]
-    bent = all(math.isfinite(one.curvature) and one.curvature > 0.0 for one in sorts)
-    logs = [
-        (1.0 - TRUST) * math.log(one.given)
-        + power * math.log(one.energy / (one.curvature if bent else 1.0))
-        for one in sorts
-    ]
-    found = [math.exp(log - max(logs)) for log in logs]
-    return [one / sum(found) for one in found]
+MOST_SORTS = 6
+"""Sorts that are told apart; smaller ones are taken together."""
 
 
 class Budget:
@@ -283,7 +228,7 @@ class Budget:
             The number of forward passes.
         """
         own, sorts = self._own(scales), self.sorts(chosen)
-        look, found = _Look(method, closure, len(sorts)), []
+        look, found = Look(method, closure, len(sorts)), []
         given = self._given(own, sorts)
         for number, (sort, part) in enumerate(zip(sorts.values(), given, strict=True)):
             whole = self._whole(own, sort, part).to(method.engine.device)
@@ -348,54 +293,3 @@ class Budget:
             # The run began without turns, and goes on so.
             self.turns = None
         self._on.clear()
-
-
-class _Look:
-    """Probes a batch along directions of one sort of blocks each.
-
-    Args:
-        method: The method.
-        closure: Returns the loss of the batch.
-        sorts: How many sorts there are.
-    """
-
-    def __init__(self, method: ZerothOrder, closure: Closure, sorts: int) -> None:
-        self.method, self.closure, self.passes = method, closure, 0
-        self.pairs = max(1, PROBES // (2 * sorts))
-        self.base = self._losses([Aside(HERE)])[0]
-        self.grain = rounding_of(method.engine, self.base) / method.eps**2
-        self.flat = LAST_BITS * abs(self.base) / method.eps
-
-    def _losses(self, probes: Sequence[tuple[Vector, float]]) -> list[float]:
-        # Whether directions of some blocks can share a forward says nothing of those of the run.
-        with self.method.probing.separately():
-            found, passes = losses_of(self.method.executor, probes, self.closure)
-        self.passes += passes
-        return [float(loss) for loss in found.tolist()]
-
-    def along(self, number: int, scales: Tensor, given: float) -> Sort:
-        """Returns what is seen along directions that have the whole budget on one sort.
-
-        All are probed on both sides. A one-sided difference has half a bend in it, and bends of
-        single directions scatter so far about their mean that taking the mean away leaves more
-        of them than of the gradient, on a pretrained model.
-
-        Args:
-            number: The sort's number.
-            scales: fp32 [N], with the whole budget on it, and zero elsewhere.
-            given: Its share of the budget.
-        """
-        method, eps = self.method, self.method.eps
-        own = role_seed(method.seed, f"budget {number}")
-        seeds = [step_seed(own, count) for count in range(self.pairs)]
-        lines = [method.along(Direction(seed, scales)) for seed in seeds]
-        bends, grads = [], []
-        for line in lines:
-            plus, minus = self._losses([line.at(eps), line.at(-eps)])
-            bends.append((plus + minus - 2.0 * self.base) / eps**2)
-            grads.append((plus - minus) / (2.0 * eps))
-        if max(abs(grad) for grad in grads) <= self.flat:
-            return Sort(given, 0.0, 0.0)
-        bend = sum(bends) / len(bends)
-        curvature = bend if bend > self.grain else 0.0
-        return Sort(given, sum(grad * grad for grad in grads) / len(grads), curvature)
