@@ -63,6 +63,17 @@ def test_the_groups_have_the_mean_of_the_batch(groups, loss):
     assert (apart[5:] == 0).all()
 
 
+@pytest.mark.parametrize("adapter", ["prompt", "prefix", "lora"])
+def test_the_groups_of_a_batch_behind_virtual_tokens_have_its_mean_too(adapter):
+    """The last virtual token of a prompt predicts the first real one, which counts then."""
+    closure = zopeft.BatchLoss(adapted(adapter=adapter).eval(), padded())
+    with torch.no_grad():
+        apart = torch.stack([closure.grouped(3, only) for only in range(3)])
+        together = closure.grouped(3, None)
+        torch.testing.assert_close(apart.mean(), closure(), rtol=1e-6, atol=0)
+        torch.testing.assert_close(together, apart, rtol=1e-5, atol=0)
+
+
 def test_the_groups_of_a_choice_are_examples_with_all_their_rows():
     model, batch = choices()
     closure = zopeft.BatchLoss(model, batch, task_loss)

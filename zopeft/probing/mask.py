@@ -44,6 +44,16 @@ def virtual_tokens(model: nn.Module) -> int:
     return int(getattr(config, "num_virtual_tokens", None) or 0)
 
 
+def predicts_first(model: nn.Module) -> bool:
+    """Whether a row's first token is predicted, by the last of the virtual ones before it.
+
+    Those of a prefix are keys and values, and predict nothing.
+    """
+    config = getattr(model, "active_peft_config", None)
+    kind = getattr(getattr(config, "peft_type", None), "value", "")
+    return virtual_tokens(model) > 0 and kind != "PREFIX_TUNING"
+
+
 @contextmanager
 def shown(model: nn.Module, layout: Layout) -> Iterator[None]:
     """Has forwards inside, of rows as `layout` has them, keep their texts apart.

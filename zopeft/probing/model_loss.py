@@ -11,7 +11,7 @@ from torch import Tensor
 
 from zopeft.blocks.peft import base_of
 from zopeft.engine.carrier import UnstackableError
-from zopeft.probing.mask import check_copies, shown
+from zopeft.probing.mask import check_copies, predicts_first, shown
 from zopeft.probing.packed import IGNORED, LAYOUT, model_inputs
 from zopeft.probing.row_losses import tell_rows, telling
 
@@ -52,7 +52,8 @@ class ModelLoss:
             UnstackableError: As `stacked` does.
         """
         labels = batch["labels"]
-        predicted = (labels[:, 1:] != IGNORED).sum(1)
+        first = 0 if predicts_first(model) else 1
+        predicted = (labels[:, first:] != IGNORED).sum(1)
         shares = [count * predicted[k::count].sum() / predicted.sum() for k in range(count)]
         if batch.get("num_items_in_batch") is not None:
             # The model divides by that number itself.
