@@ -7,9 +7,9 @@
 #            same labelled tokens whatever the adapter: the first token of a text is predicted by
 #            nobody, since nothing stands before it.
 # Behaviour: prompt tuning and P-tuning put virtual tokens before the text and -100 before its
-#            labels, and the last virtual token predicts the first real one. Where that is labelled, as in
-#            `labels = input_ids`, it counts: B T tokens in place of B (T - 1). LoRA and prefix
-#            tuning count as the base does.
+#            labels, and the last virtual token predicts the first real one. Where that is
+#            labelled, as in `labels = input_ids`, it counts: B T tokens in place of B (T - 1). LoRA
+#            and prefix tuning count as the base does.
 # So:        such losses are not comparable: the more, the shorter the texts, and the first token is
 #            the dearest. Put -100 on the first label, or compare adapters on answers alone. A count
 #            of tokens for `num_items_in_batch` that leaves the first one out is off, too.
