@@ -13,7 +13,7 @@ from test_methods_selection import BATCH, IDS, tiny
 
 import zopeft
 from zopeft.journal.codec import decode, encode
-from zopeft.journal.header import ASIDE, header_of
+from zopeft.journal.header import header_of
 from zopeft.optim.estimator import Estimator
 from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
 from zopeft.optim.signal import CARE, FIRST, NOTE, Examples, Signal
@@ -238,7 +238,6 @@ def test_a_run_that_began_without_goes_on_without():
     state = method.state_dict()
     rate = state["zopeft"]["rate"]
     del rate["start"]["signal"], rate["signal"]
-    assert "share" in ASIDE
     model = tiny()
     resumed = make("mezo", model, **SETTINGS)
     resumed.load_state_dict(state)

@@ -30,10 +30,9 @@ COMPARED = (
     "seed",
     "space",
 )
-ASIDE = ("lr", "max_bad_steps", "carrier", "probes", "finetuner", "token_counts", "share")
-"""Options that no header compares: each record has its rate and the header where that began,
-carriers give the same bits, shapes tell what counts of tokens do, and a trainer's settings hold
-digest and way of probing."""
+ASIDE = ("lr", "max_bad_steps", "carrier", "probes", "finetuner", "token_counts")
+"""Options that no header compares: each record has its rate, carriers give the same bits, shapes
+tell what counts of tokens do, and a trainer's settings hold digest and way of probing."""
 REPLAYED = ("eps", "clip")
 """Options that matter to the steps to come alone: of those made the records hold what they did."""
 
