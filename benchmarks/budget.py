@@ -2,7 +2,8 @@
 
 Entries, all full weights and lr auto: MeZO; rows of token embeddings by frequency alone; a learned
 fine-tuner with the shares that were learned, with those that its first steps' turns tell
-(`zopeft.optim.turns`), and with those of first probes (`zopeft.optim.first_probes`); MeZO with turns.
+(`zopeft.optim.turns`), and with those of first probes (`zopeft.optim.first_probes`); MeZO with
+turns.
 What a run measures with counts among its passes. Entries of a seed see the same batches.
 
 A row a run is appended to results/budget.jsonl; a run whose row is there is not made again. With
