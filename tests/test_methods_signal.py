@@ -184,6 +184,7 @@ def run(entry, steps, micro=1, **options):
 def test_runs_learn_their_share_and_are_replayed_and_resumed(name, way, micro):
     model, method, records = run(f"{name} {way}".strip(), 12, micro)
     assert all(NOTE in one.notes and one.notes[NOTE].shape == (1,) for one in records)
+    assert "signal share 0.2, then by examples, over curvature" in method.lr_reason
     state = method.rate.state_dict()
     assert state["signal"]["steps"] == 12 and state["signal"]["energy"] > 0.0
     assert SHARE_LEAST <= method.rate.share <= SHARE_MOST

@@ -109,7 +109,7 @@ class Pace:
         self.running = ThriftyRate(*given, float(examples))
         self.set(groups, self.running.first)
         self.auto = False
-        told = f"signal share {part:.2g}{origin}"
+        told = f"signal share {part:.2g}{origin}{', then by examples,' if examples else ''}"
         self.reason = (seen(told) if look is None else look.reason(told)) + self.estimator.units
         return self.running.first
 
