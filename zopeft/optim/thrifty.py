@@ -13,8 +13,9 @@ G))``. What differs is where h and G come from, and what they cost. There is no 
   nobody says how many steps there will be, the first ones look as those of `USUAL` steps do, and
   from there on one pass in twenty is a look.
 
-* The signal share is that of the first batches' examples (`zopeft.optim.signal`), where losses tell
-  it, and from `LEAST_FALL` steps on that of the fall of the loss.
+* The signal share begins with a fixed number or, if asked, with that of the first batches' examples
+  where losses tell it (`zopeft.optim.signal`), and from `LEAST_FALL` steps on is that of the fall
+  of the loss.
 
 A mean over n looks is a noisy measure of h, and too long a step costs more than one too short,
 so that ``h = (1 + CAUTION / sqrt(n)) max(slow, fast)``, n the bends that were seen, of all
