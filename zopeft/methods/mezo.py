@@ -41,7 +41,7 @@ class MeZO(ZerothOrder):
 
     With ``share="examples"`` lr="auto" begins with the share of signal that the examples of its
     first batches tell by how far they agree (`zopeft.optim.signal`), in place of a fixed one: its
-    loss falls faster at first, and may end higher.
+    loss may fall faster at first, and may end higher.
 
     References:
         Malladi et al., "Fine-Tuning Language Models with Just Forward Passes", 2023,

@@ -38,7 +38,8 @@ NOTE = "signal"
 FIRST = 3.0
 """Steps that the share which a run begins with counts as."""
 CARE = 0.7
-"""Part of the share that is taken: with all of it runs of batches of two end higher."""
+"""Part of the share that is taken: a choice. With 1.5 of it runs of batches of two ended far
+higher, with all of it within their scatter of where they end with this."""
 
 
 class Examples:
