@@ -22,6 +22,9 @@ def test_aliases():
     assert MODELS["llama-3.2-1b"].gated
     assert MODELS["qwen2.5-14b"].path == "Qwen/Qwen2.5-14B"
     assert MODELS["opt-30b"].path == "facebook/opt-30b"
+    assert MODELS["gemma-3-1b"].path == "google/gemma-3-1b-pt" and MODELS["gemma-3-1b"].gated
+    assert MODELS["smollm2-135m-instruct"].path == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert MODELS["smollm3-3b"].path == "HuggingFaceTB/SmolLM3-3B"
 
 
 def test_case_is_forgiven():

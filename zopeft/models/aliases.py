@@ -20,7 +20,7 @@ class Alias:
     gated: bool = False
 
 
-def _qwen(generation: str, sizes: str, organisation: str = "Qwen") -> dict[str, Alias]:
+def _sized(generation: str, sizes: str, organisation: str) -> dict[str, Alias]:
     return {
         f"{generation.lower()}-{size.lower()}": Alias(f"{organisation}/{generation}-{size}")
         for size in sizes.split()
@@ -38,10 +38,10 @@ _ALIASES: dict[str, Alias] = {
     "llama-3.1-8b-instruct": Alias("meta-llama/Llama-3.1-8B-Instruct", gated=True),
     "llama-2-7b": Alias("meta-llama/Llama-2-7b-hf", gated=True),
     "llama-2-13b": Alias("meta-llama/Llama-2-13b-hf", gated=True),
-    **_qwen("Qwen2.5", "0.5B 1.5B 3B 7B 14B"),
-    **_qwen("Qwen2.5", "0.5B-Instruct 1.5B-Instruct 3B-Instruct 7B-Instruct 14B-Instruct"),
-    **_qwen("Qwen3", "0.6B 1.7B 4B 8B 14B"),
-    **_qwen("Qwen3", "0.6B-Base 1.7B-Base 4B-Base 8B-Base 14B-Base"),
+    **_sized("Qwen2.5", "0.5B 1.5B 3B 7B 14B", "Qwen"),
+    **_sized("Qwen2.5", "0.5B-Instruct 1.5B-Instruct 3B-Instruct 7B-Instruct 14B-Instruct", "Qwen"),
+    **_sized("Qwen3", "0.6B 1.7B 4B 8B 14B", "Qwen"),
+    **_sized("Qwen3", "0.6B-Base 1.7B-Base 4B-Base 8B-Base 14B-Base", "Qwen"),
     **{f"opt-{size}": Alias(f"facebook/opt-{size}") for size in _OPT_SIZES.split()},
     "gpt2": Alias("openai-community/gpt2"),
     "gpt2-medium": Alias("openai-community/gpt2-medium"),
@@ -52,11 +52,15 @@ _ALIASES: dict[str, Alias] = {
     "gemma-2-2b": Alias("google/gemma-2-2b", gated=True),
     "gemma-2-2b-it": Alias("google/gemma-2-2b-it", gated=True),
     "gemma-2-9b": Alias("google/gemma-2-9b", gated=True),
+    "gemma-3-270m": Alias("google/gemma-3-270m", gated=True),
+    "gemma-3-270m-it": Alias("google/gemma-3-270m-it", gated=True),
+    "gemma-3-1b": Alias("google/gemma-3-1b-pt", gated=True),
+    "gemma-3-1b-it": Alias("google/gemma-3-1b-it", gated=True),
     "phi-2": Alias("microsoft/phi-2"),
     "tinyllama-1.1b": Alias("TinyLlama/TinyLlama_v1.1"),
-    "smollm2-135m": Alias("HuggingFaceTB/SmolLM2-135M"),
-    "smollm2-360m": Alias("HuggingFaceTB/SmolLM2-360M"),
-    "smollm2-1.7b": Alias("HuggingFaceTB/SmolLM2-1.7B"),
+    **_sized("SmolLM2", "135M 360M 1.7B", "HuggingFaceTB"),
+    **_sized("SmolLM2", "135M-Instruct 360M-Instruct 1.7B-Instruct", "HuggingFaceTB"),
+    **_sized("SmolLM3", "3B 3B-Base", "HuggingFaceTB"),
 }
 
 MODELS = Registry(
