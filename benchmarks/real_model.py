@@ -21,6 +21,8 @@ start= and train= (`real_model_ground.OF_LORA`).
     OMP_NUM_THREADS=1 python benchmarks/real_model.py MODEL --data DIR \
         --entry "mezo noise=rademacher label=rademacher" --only rademacher
     python benchmarks/real_model.py --report                   # one table a claim
+    python benchmarks/real_model.py --report learned           # of one claim
+    python benchmarks/real_model.py --report --into benchmarks/real_model.md
 """
 
 from __future__ import annotations
@@ -133,7 +135,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=256, help="validation rows")
     parser.add_argument("--answers", type=int, default=64, help="rows that answers are made for")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="one table a claim")
+    parser.add_argument("--report", nargs="*", metavar="CLAIM", help="one table a claim")
+    parser.add_argument("--into", type=Path, metavar="PAGE", help="puts tables between its marks")
     return parser.parse_args()
 
 
@@ -141,10 +144,13 @@ def main() -> None:
     """Makes runs or reports."""
     args = arguments()
     try:
-        if args.report:
-            from real_model_report import report
+        if args.report is not None:
+            from real_model_report import markdown, read, write_into
 
-            report(FOLDER)
+            if args.into:
+                write_into(args.into, read(FOLDER))
+            else:
+                print(markdown(read(FOLDER), args.report))
         elif not (args.model and args.data):
             raise InputError("MODEL and --data are needed, see --help")
         else:

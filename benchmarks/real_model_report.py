@@ -4,44 +4,98 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from zopeft.report.measures import reaching
+from zopeft.errors import input_error
 
 Row = dict[str, Any]
 BASELINE = "mezo"
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A question, and the runs that answer it.
+
+    Args:
+        asks: What the table is to tell.
+        beside: Who stands beside those that are asked of.
+        of: Who is asked of; a task where none of them has runs is not shown.
+        grounds: Model, space and forward passes of the runs.
+    """
+
+    asks: str
+    beside: tuple[str, ...]
+    of: tuple[str, ...]
+    grounds: tuple[tuple[str, str, int], ...]
+
+
+BOTH = (BASELINE, "learned")
+IN_FULL = (("smollm2", "full", 600),)
+STARTS = ("mezo B", "mezo start", "learned", "learned start", "shuffled start")
 CLAIMS = {
-    "Is what was learned better than MeZO, and than rows by frequency, which need no learning?": (
-        *(BASELINE, "rows", "learned", "learned turns", "learned examples"),
+    "learned": Claim(
+        "Is what was learned better than MeZO, and than rows by frequency, which need no learning?",
+        *((BASELINE,), ("rows", "learned"), IN_FULL),
     ),
-    "Does it matter what was learned, and where it serves?": (
-        *("learned", "scales", "shuffled", "untrained", "random"),
+    "controls": Claim(
+        "Does it matter what was learned, and where it serves?",
+        *(BOTH, ("scales", "shuffled", "untrained", "random"), IN_FULL),
     ),
-    "A LoRA whose A begins with learned directions and stays there": (
-        *(BASELINE, "mezo B", "mezo start", "learned", "learned start", "shuffled start"),
+    "directions": Claim(
+        "Are four one-sided directions a step better than one on both sides?",
+        *(BOTH, ("mezo K=4", "learned K=4"), IN_FULL),
     ),
-    "Four one-sided directions a step, with and without learning": (
-        *(BASELINE, "mezo K=4", "learned", "learned K=4"),
+    "options": Claim(
+        "What do options that share out the budget, or set the rate, otherwise come to?",
+        *((*BOTH, "rows"), ("learned turns", "learned examples"), IN_FULL),
+    ),
+    "lora": Claim(
+        "Does a LoRA gain whose A begins with learned directions and stays there?",
+        *((BASELINE,), STARTS, (("smollm2", "lora", 600),)),
+    ),
+    "transfer": Claim(
+        "Does it serve a derivative and quantised copies of the model that it was learned on?",
+        *((BASELINE,), ("learned", "learned start", "shuffled", "shuffled start")),
+        (
+            ("smollm2-derived", "full", 600),
+            ("smollm2-8bit", "lora", 600),
+            ("smollm2-4bit", "lora", 600),
+        ),
+    ),
+    "gemma": Claim(
+        "Does a model of another family gain by a fine-tuner of its own?",
+        *((BASELINE,), ("rows", "learned", "shuffled"), (("gemma3-270m", "full", 600),)),
+    ),
+    "short": Claim(
+        "What do two hundred passes come to?",
+        *((BASELINE,), ("rows",), (("smollm2", "full", 200),)),
+    ),
+    "small": Claim(
+        "Does a LoRA of a small model gain by that start?",
+        *((BASELINE,), STARTS, (("stories260K", "lora", 2000),)),
     ),
 }
-OTHERS = "Other settings"
-RATES = {"auto": "lr auto", "run": "each at its own best rate"}
+RATES = {"auto": "", "run": ", best rate"}
+"""Kind of run to what its entry's name has added."""
 HEAD = [
     "task",
     "entry",
     "seeds",
     "loss",
-    "metric",
+    "accuracy, F1",
     "calibrated",
-    "passes to MeZO's last training loss",
-    "to its held-out loss at the end",
-    "CPU s",
+    "below MeZO's loss",
+    "at MeZO's held-out end after",
 ]
-Key = tuple[str, str, int, int]
-"""Model, space, forward passes, rows a batch."""
+Ground = tuple[str, str, int]
+"""Model, space and forward passes."""
+Runs = dict[int, Row]
+"""Seed to its run."""
 
 
 def read(folder: Path) -> list[Row]:
@@ -50,13 +104,13 @@ def read(folder: Path) -> list[Row]:
     return [json.loads(line) for own in lines for line in own]
 
 
-def chosen(rows: Iterable[Row], kind: str) -> dict[str, dict[str, dict[int, Row]]]:
+def chosen(rows: Iterable[Row], kind: str) -> dict[str, dict[str, Runs]]:
     """Returns task to entry to seed to its run, of one kind; of runs at a rate, the best one's.
 
     A grid that has grown since may have another best, so the last rate that was run counts.
     What another fine-tuner ran does not mix: the last one's runs count.
     """
-    found: dict[str, dict[str, dict[int, Row]]] = {}
+    found: dict[str, dict[str, Runs]] = {}
     for row in rows:
         if row["kind"] == kind:
             own = found.setdefault(row["task"], {}).setdefault(row["entry"], {})
@@ -67,19 +121,45 @@ def chosen(rows: Iterable[Row], kind: str) -> dict[str, dict[str, dict[int, Row]
     return found
 
 
-def line(task: str, name: str, runs: dict[int, Row], base: dict[int, Row]) -> list[str]:
-    """Returns an entry's cells."""
+def line(task: str, name: str, runs: Runs, base: Runs, best: Runs) -> list[str]:
+    """Returns an entry's cells.
+
+    Args:
+        task: The task.
+        name: The entry, with its kind of rate.
+        runs: Its runs.
+        base: MeZO's at lr auto.
+        best: MeZO's at its best rate; empty where it has none.
+    """
     good = [row for row in runs.values() if not row["diverged"]]
     lost = f", {len(runs) - len(good)} diverged" if len(good) < len(runs) else ""
-    cells = [task, f"`{name}`", f"{len(runs)}{lost}", _spread(good, "loss")]
+    cells = [task, name, f"{len(runs)}{lost}", _spread(good, "loss")]
     cells += [_spread(good, "metric"), _spread(good, "calibrated")]
-    cells.append(_saved(name, reaching(runs, base), len(runs.keys() & base.keys())))
+    if runs is base:
+        return [*cells, "", ""]
+    own, shared = below(runs, base)
+    cells.append(f"{own} of {shared}" if shared else "")
+    own, shared = below(runs, best)
+    if shared and runs is not best:
+        cells[-1] += f" (best rate: {own} of {shared})"
     looked = [seed for seed in runs.keys() & base.keys() if runs[seed].get("looks")]
-    cells.append(_saved(name, reaching_held(runs, base), len(looked)))
-    return [*cells, f"{statistics.fmean(row['cpu_seconds'] for row in runs.values()):.0f}"]
+    return [*cells, _saved(reaching_held(runs, base), len(looked))]
 
 
-def reaching_held(runs: dict[int, Row], base: dict[int, Row]) -> list[tuple[float, float]]:
+def below(runs: Runs, base: Runs) -> tuple[int, int]:
+    """Returns on how many seeds a run's validation loss is below MeZO's, and of how many.
+
+    What has diverged is not below, and anything is below it.
+    """
+    shared = sorted(runs.keys() & base.keys())
+    return sum(_end(runs[seed]) < _end(base[seed]) for seed in shared), len(shared)
+
+
+def _end(row: Row) -> float:
+    return math.inf if row["diverged"] else float(row["loss_after"])
+
+
+def reaching_held(runs: Runs, base: Runs) -> list[tuple[float, float]]:
     """Returns, for each seed that comes to MeZO's held-out loss at its end, own and MeZO's passes.
 
     Unlike the training loss, the held-out one is taken at the weights, not at the probes, whose
@@ -110,14 +190,14 @@ def crossing(row: Row, loss: float) -> float | None:
     return None
 
 
-def _saved(name: str, pairs: Sequence[tuple[float, float]], shared: int) -> str:
+def _saved(pairs: Sequence[tuple[float, float]], shared: int) -> str:
     """Returns a cell: the median of own passes over MeZO's, and of how many seeds."""
-    if name == BASELINE or not shared:
+    if not shared:
         return ""
     if not pairs:
         return f"none of {shared}"
     ratio = statistics.median(own / theirs for own, theirs in pairs)
-    return f"{ratio:.2f} of its own ({len(pairs)} of {shared})"
+    return f"{ratio:.2f} of its passes ({len(pairs)} of {shared})"
 
 
 def _spread(rows: Sequence[Row], name: str) -> str:
@@ -129,57 +209,104 @@ def _spread(rows: Sequence[Row], name: str) -> str:
     return f"{statistics.fmean(values):.3f}{spread}"
 
 
-def table(
-    found: dict[str, dict[str, dict[int, Row]]], names: Sequence[str], starts: dict[str, Row]
-) -> list[str]:
-    """Returns a table of some entries, task by task; nothing where less than two have runs."""
+def table(rows: Sequence[Row], claim: Claim) -> list[str]:
+    """Returns a claim's table, task by task; nothing where no task has runs of those it asks of.
+
+    Args:
+        rows: Those of one model, space, budget and batch.
+        claim: Whose runs.
+    """
+    names = (*claim.beside, *claim.of)
+    starts = {row["task"]: row["validation"] for row in rows if row["kind"] == "start"}
+    kinds = {kind: chosen(rows, kind) for kind in RATES}
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
-    for task, entries in found.items():
-        own = [name for name in names if name in entries]
-        if len(own) < 2:
+    for task, start in starts.items():
+        own = {kind: kinds[kind].get(task, {}) for kind in RATES}
+        if not any(name in own[kind] for name in claim.of for kind in RATES):
             continue
-        start = starts[task]["validation"]
+        found = {
+            f"`{name}`{rate}": own[kind][name]
+            for name in names
+            for kind, rate in RATES.items()
+            if name in own[kind]
+        }
         told = [f"{start[n]:.3f}" if n in start else "" for n in ("loss", "metric", "calibrated")]
-        lines.append("| " + " | ".join([task, "before tuning", "", *told, "", "", ""]) + " |")
-        for name in own:
-            cells = line(task, name, entries[name], entries.get(BASELINE, {}))
-            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("| " + " | ".join([task, "before tuning", "", *told, "", ""]) + " |")
+        base, best = (own[kind].get(BASELINE, {}) for kind in RATES)
+        for name, runs in found.items():
+            lines.append("| " + " | ".join(line(task, name, runs, base, best)) + " |")
     return lines if len(lines) > 2 else []
 
 
-def markdown(rows: Sequence[Row]) -> str:
-    """Returns all tables: claim by claim, and for each model, space, budget and kind of rate."""
-    keys: dict[Key, list[Row]] = {}
-    for row in rows:
-        if row["kind"] in RATES:
-            key = (row["model"], row["space"], row["budget"], row["batch"])
-            keys.setdefault(key, []).append(row)
-    starts = {
-        (r["model"], r["space"], r["task"], r["batch"]): r for r in rows if r["kind"] == "start"
-    }
-    known = {name for names in CLAIMS.values() for name in names}
-    others = [row["entry"] for row in rows if row["kind"] in RATES and row["entry"] not in known]
-    claims = {**CLAIMS, OTHERS: (BASELINE, *dict.fromkeys(others))} if others else CLAIMS
-    text: list[str] = []
-    for claim, names in claims.items():
-        text += [f"## {claim}", ""]
-        empty = len(text)
-        for (model, space, budget, batch), own in keys.items():
-            first = {
-                task: one
-                for (m, s, task, b), one in starts.items()
-                if (m, s, b) == (model, space, batch)
-            }
-            for kind, rate in RATES.items():
-                lines = table(chosen(own, kind), names, first)
-                if lines:
-                    head = f"**{model}, {space}, {budget} forward passes of {batch} rows, {rate}**"
-                    text += [head, "", *lines, ""]
-        if len(text) == empty:
-            text += ["No two of these entries have runs of one kind.", ""]
+def markdown(rows: Sequence[Row], names: Sequence[str] = ()) -> str:
+    """Returns some claims' tables; of no names all, and what no claim shows.
+
+    Raises:
+        InputError: There is no such claim.
+    """
+    for name in names:
+        if name not in CLAIMS:
+            raise input_error("--report", "no such claim", name, f"take {', '.join(CLAIMS)}")
+    told = names or [*CLAIMS]
+    parts = [_section(rows, CLAIMS[name]) for name in told]
+    if not names:
+        parts += [_section(rows, claim) for claim in _others(rows)]
+    return "\n".join(parts)
+
+
+def _section(rows: Sequence[Row], claim: Claim) -> str:
+    text = [f"### {claim.asks}", ""]
+    for ground in claim.grounds:
+        own = [row for row in rows if _ground(row) in (ground, (*ground[:2], None))]
+        batches = dict.fromkeys(row["batch"] for row in own if row["kind"] in RATES)
+        for batch in batches:
+            lines = table([row for row in own if row["batch"] == batch], claim)
+            if lines:
+                model, space, budget = ground
+                head = f"**{model}, {space}, {budget} forward passes of {batch} rows**"
+                text += [head, "", *lines, ""]
+    if len(text) == 2:
+        text += ["None of these entries has runs.", ""]
     return "\n".join(text)
 
 
-def report(folder: Path) -> None:
-    """Prints the tables."""
-    print(markdown(read(folder)))
+def _ground(row: Row) -> tuple[str, str, int | None]:
+    """Returns a row's model, space and budget; those of a start serve all budgets."""
+    return row["model"], row["space"], row.get("budget")
+
+
+def _others(rows: Sequence[Row]) -> list[Claim]:
+    """Returns the runs that no claim shows, a claim for each model, space and budget."""
+    shown = {
+        (*ground, name)
+        for claim in CLAIMS.values()
+        for ground in claim.grounds
+        for name in (*claim.beside, *claim.of)
+    }
+    left: dict[Ground, dict[str, None]] = {}
+    for row in rows:
+        ground = _ground(row)
+        if row["kind"] in RATES and (*ground, row["entry"]) not in shown:
+            left.setdefault(ground, {})[row["entry"]] = None
+    return [
+        Claim(f"Others: {', '.join(map(str, ground))}", (BASELINE,), tuple(names), (ground,))
+        for ground, names in left.items()
+    ]
+
+
+def write_into(page: Path, rows: Sequence[Row]) -> None:
+    """Puts the claims' tables between a page's marks, ``<!-- claim NAME -->`` and ``<!-- end -->``.
+
+    Raises:
+        InputError: A mark names no claim.
+    """
+    page.write_text(filled(page.read_text(), rows))
+
+
+def filled(text: str, rows: Sequence[Row]) -> str:
+    """Returns a page with its tables."""
+
+    def made(mark: re.Match[str]) -> str:
+        return f"<!-- claim {mark[1]} -->\n\n{markdown(rows, [mark[1]])}\n<!-- end -->"
+
+    return re.sub(r"<!-- claim (\S+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)

@@ -214,6 +214,57 @@ def test_passes_to_the_held_out_loss_are_between_looks(bench):
     assert report.reaching_held(runs, base) == [(180.0, 240.0)]
 
 
+def kept(entry, seed, loss, lr="auto", **more):
+    kind = "auto" if lr == "auto" else "run"
+    row = {"kind": kind, "entry": entry, "seed": seed, "lr": lr, "model": "smollm2"}
+    row |= {"task": "sst2", "space": "full", "budget": 600, "batch": 8, "forwards": 599}
+    row |= {"before": {"held": {"loss": 8.0}}, "looks": [], "diverged": False}
+    after = {"held": {"loss": loss}, "validation": {"loss": loss, "metric": 0.5}}
+    return row | {"loss_after": loss, "after": after} | more
+
+
+def test_a_claims_table_has_its_runs_beside_mezos_of_the_same_seed(bench):
+    report = bench["report"]
+    start = {"kind": "start", "entry": "", "model": "smollm2", "task": "sst2", "space": "full"}
+    start |= {"batch": 8, "validation": {"loss": 8.0, "metric": 0.4}}
+    rows = [start, kept("mezo", 1, 1.0), kept("mezo", 2, 0.8), kept("mezo", 1, 0.6, lr=1e-5)]
+    rows += [kept("learned", 1, 0.7, looks=[[60, 4.0], [120, 0.9]]), kept("learned", 2, 0.9)]
+    rows += [kept("learned", 3, 0.1), kept("shuffled", 1, 0.5, diverged=True)]
+    lines = report.markdown(rows, ["learned"]).splitlines()
+    assert lines[0] == f"### {report.CLAIMS['learned'].asks}"
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| sst2")]
+    assert [one[1] for one in cells] == ["before tuning", "`mezo`", "`mezo`, best rate", "`learned`"]
+    learned = cells[-1]
+    assert learned[2:4] == ["3", "0.567 ± 0.416"]
+    # MeZO's third seed is not there; its best rate has the first alone.
+    assert "1 of 2 (best rate: 0 of 1)" in learned and "0.20 of its passes (1 of 1)" in learned
+    assert "1 of 1" in cells[2]
+    # What has diverged is not below, and counts in no mean.
+    told = report.markdown(rows, ["controls"])
+    assert "| `shuffled` | 1, 1 diverged |  |  |  | 0 of 1" in told
+    assert "None of these entries has runs" in report.markdown(rows, ["directions"])
+    # Without names nothing is left out that is kept.
+    every = report.markdown([*rows, kept("own", 1, 0.5)])
+    assert all(one.asks in every for one in report.CLAIMS.values())
+    assert "### Others: smollm2, full, 600" in every and "| sst2 | `own` | 1 | 0.500 |" in every
+    with pytest.raises(InputError, match=r"--report: no such claim, got 'lernt'; take learned, "):
+        report.markdown(rows, ["lernt"])
+
+
+def test_a_pages_tables_are_those_of_the_kept_rows(bench, tmp_path):
+    report = bench["report"]
+    text = (BENCHMARKS / "real_model.md").read_text()
+    marks = [line.split()[2] for line in text.splitlines() if line.startswith("<!-- claim ")]
+    assert marks == [*report.CLAIMS] and text.count("<!-- end -->") == len(marks)
+    told = report.filled(text, report.read(BENCHMARKS / "results" / "real_model"))
+    assert told == text, "python benchmarks/real_model.py --report --into benchmarks/real_model.md"
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- claim short -->\n<!-- end -->\nafter\n")
+    report.write_into(page, [])
+    assert page.read_text().startswith("before\n<!-- claim short -->\n\n### What do two hundred")
+    assert page.read_text().endswith("\n<!-- end -->\nafter\n")
+
+
 def test_a_derivative_is_as_far_away_as_was_asked(bench, tmp_path, monkeypatch):
     import derivative
 
