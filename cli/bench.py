@@ -43,7 +43,7 @@ FineTuners = Annotated[list[str] | None, _several("--finetuner", "PATH|ID", "A f
 Seeds = Annotated[str | None, _count("--seeds", "Reported seeds.")]
 TuneSeeds = Annotated[str | None, _count("--tune-seeds", "Seeds that choose the lr.")]
 Forwards = Annotated[str | None, _count("--forwards", "Forward passes of a run.")]
-Grid = Annotated[str | None, _count("--grid", "Learning rates to try.")]
+Grid = Annotated[str | None, _count("--grid", "Learning rates to try; 0: lr auto alone.")]
 Workers = Annotated[str | None, _count("--workers", "Processes, one thread each.")]
 Small = Annotated[
     bool,
@@ -140,7 +140,8 @@ def _show(screen: Any, summary: Mapping[str, Any]) -> None:
     if len(cells) > 1 and total_rows(cells):
         body = [[short_name(name, 60), *rest] for name, *rest in total_rows(cells)]
         screen.table(_table("wins over MeZO", total_columns(), body))
-    screen.text(f"spreads and all columns: {summary['out']}/report.md, curves.png, rates.png")
+    files = ", ".join(("report.md", *summary["pictures"]))
+    screen.text(f"spreads and all columns: {summary['out']}/{files}")
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

@@ -13,7 +13,7 @@ from zopeft.report.curves import draw_curves, draw_rates
 from zopeft.report.measures import best_of, first_below, smoothed
 from zopeft.report.rows import RowFile, read_rows
 from zopeft.report.standings import report, totals
-from zopeft.report.tables import cells_of_row, columns, markdown
+from zopeft.report.tables import brief, cells_of_row, columns, markdown
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,32 @@ def test_what_rows_say():
     assert (fast.diverged, fast.runs, fast.wins_auto) == (2, 4, 0)
     assert math.isinf(fast.auto.mean)
     assert totals([cell])[1]["wins"] == 1
+
+
+def test_without_rates_to_try_the_runs_at_auto_are_the_bench(tmp_path):
+    rows = [row("mezo", "auto", seed, falling(1), val=1.0) for seed in (1, 2)]
+    rows += [row("fast", "auto", 1, falling(2), 3.0, val=0.9)]
+    rows += [row("fast", "auto", 2, [1.8] * 99 + [None], 3.0)]
+    (cell,) = report(rows)
+    mezo, fast = cell.standings
+    assert not cell.searched and cell.seeds == (1, 2)
+    assert (mezo.lr, mezo.train.mean, mezo.runs) == (None, pytest.approx(1.0), 2)
+    assert (fast.pairs, fast.wins, fast.wins_validation, fast.reached) == (2, 0, 1, 1)
+    # A run counts once, though it stands for both.
+    assert (fast.runs, fast.diverged) == (2, 1)
+    assert columns(cell) == [
+        *("entry", "train loss", "val loss", "accuracy", "forwards", "saving", "wins"),
+        *("auto lr", "s/step"),
+    ]
+    head, body = brief(cell)
+    assert head == ["entry", "auto lr", "train loss", "accuracy", "saving", "wins", "val loss"]
+    assert body[0][:3] == ["mezo", "1.00e+00", "1.000"] and body[0][-1] == "1.000"
+    file = RowFile(tmp_path)
+    for one in rows:
+        file.add(one)
+    assert render(tmp_path)["pictures"] == ["curves.png"]
+    assert not (tmp_path / "rates.png").exists() and (tmp_path / "curves.png").exists()
+    assert "(rates.png)" not in (tmp_path / "report.md").read_text()
 
 
 def test_forwards_to_reach_a_loss():

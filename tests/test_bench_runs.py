@@ -113,6 +113,28 @@ def test_controls_run(request_of, finetuner, tmp_path):
     assert len({tuple(map(tuple, r["curve"])) for r in fresh}) == 4
 
 
+def test_no_rates_to_try_leaves_runs_at_auto_of_controls_too(request_of, finetuner, tmp_path):
+    with pytest.raises(InputError, match=r"bench.auto: of no learning rates to try, .* got False"):
+        cells_of(request_of("bench.grid=0", "bench.auto=false"))
+    request = request_of("bench.grid=0", bench__finetuners=[str(finetuner)])
+    told = []
+    summary = bench(request, str(tmp_path / "out"), listener=lambda one: told.append(one.note))
+    rows = read_rows(tmp_path / "out")
+    controls = ("scale 1", "", "shuffled", "untrained")
+    assert [(r["control"], r["role"], r["seed"]) for r in rows] == [
+        (control, "auto", seed) for control in controls for seed in (1, 2)
+    ]
+    assert all(row["metric"] is not None for row in rows)
+    assert (summary["runs"], summary["pictures"]) == (8, ["curves.png"])
+    assert "each: lr auto on 2 seeds" in told
+    assert "passes: about 160 planned: 8 runs of 20" in told
+    mezo, learned = summary["cells"][0]["standings"][:2]
+    assert (mezo["pairs"], learned["pairs"], learned["lr"]) == (2, 2, None)
+    # Rates that are given are tried, whatever the grid.
+    recipe = cells_of(request_of("bench.grid=0", "bench.lrs=[1e-3]", "bench.auto=false"))[0]
+    assert recipe.bench.searches
+
+
 def test_random_directions_need_a_subspace_which_is_seen_before_the_first_run(
     request_of, finetuner, tmp_path
 ):

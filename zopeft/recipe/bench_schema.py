@@ -23,7 +23,8 @@ class BenchSection:
             stands for the model's name.
         forwards: Budget of one run in forward passes; a backward pass costs as much as two.
         count_calibration: Whether the forward passes with which lr=auto is found count.
-        grid: Learning rates of an entry's grid, around the one that it proposes.
+        grid: Learning rates of an entry's grid, around the one that it proposes; 0 tries none,
+            and compares runs at lr=auto, those of controls too.
         ratio: From one learning rate of the grid to the next.
         extensions: Points that a grid may grow by where the best is at its edge.
         lrs: Learning rates to try in place of the grid.
@@ -41,7 +42,7 @@ class BenchSection:
     finetuners: tuple[str, ...] = ()
     forwards: int = number(1000, least=4)
     count_calibration: bool = True
-    grid: int = number(5, least=1)
+    grid: int = number(5, least=0)
     ratio: float = number(2.0, above=1.0)
     extensions: int = number(3, least=0)
     lrs: tuple[float, ...] = number((), above=0.0)
@@ -50,6 +51,11 @@ class BenchSection:
     seeds: int = number(3, least=1)
     metric: bool = True
     workers: int = number(1, least=1)
+
+    @property
+    def searches(self) -> bool:
+        """Whether learning rates are tried for each entry."""
+        return bool(self.lrs) or self.grid > 0
 
 
 LISTS: dict[str, str] = {

@@ -32,13 +32,15 @@ def reported_runs(rows: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
     """Returns an entry's runs by seed: at its best learning rate, and at lr=auto.
 
     A grid that has grown since may have another best; runs at the former are left out.
-    So are runs whose calibration took their whole budget.
+    So are runs whose calibration took their whole budget. Of an entry without a grid the runs at
+    lr=auto are both.
     """
     tried = grid_losses(rows)
     best = best_of(tried)[0] if tried else None
     ran = [row for row in rows if row["steps"] or row["diverged"]]
     fresh = {r["seed"]: r for r in ran if r["role"] == "fresh" and r["lr"] == best}
-    return fresh, {r["seed"]: r for r in ran if r["role"] == "auto"}
+    auto = {r["seed"]: r for r in ran if r["role"] == "auto"}
+    return (fresh if tried else auto), auto
 
 
 def best_of(tried: Mapping[float, float]) -> tuple[float, str]:

@@ -36,7 +36,7 @@ class Standing:
     Attributes:
         entry: Its line, which is its identity.
         name: Its name in tables.
-        lr: Its best learning rate.
+        lr: Its best learning rate; None where none was tried, and its runs are those at lr=auto.
         edge: "high" or "low" where that is at the grid's edge, else "".
         grid_loss: Training loss on the tuning seeds at that rate.
         train: Training loss of the last tenth, reported seeds.
@@ -106,6 +106,11 @@ class CellReport:
     metric_name: str
     standings: tuple[Standing, ...]
 
+    @property
+    def searched(self) -> bool:
+        """Whether learning rates were tried for an entry; else all runs are those at lr=auto."""
+        return any(one.lr is not None for one in self.standings)
+
 
 def report(rows: Sequence[Row]) -> list[CellReport]:
     """Returns what the rows say, one report a cell, in the order of the rows."""
@@ -126,10 +131,16 @@ def _cell(rows: Sequence[Row]) -> CellReport:
         rows[0]["task"],
         rows[0]["space"],
         rows[0]["budget"],
-        tuple(sorted({row["seed"] for row in rows if row["role"] == "fresh"})),
+        _reported_seeds(rows),
         min(names) if names else "",
         tuple(standings),
     )
+
+
+def _reported_seeds(rows: Sequence[Row]) -> tuple[int, ...]:
+    """Returns the seeds of runs at the best rate, or at lr=auto where no rates were tried."""
+    role = "fresh" if any(row["role"] == "grid" for row in rows) else "auto"
+    return tuple(sorted({row["seed"] for row in rows if row["role"] == role}))
 
 
 def _standing(entry: str, rows: Sequence[Row]) -> Standing:
@@ -140,7 +151,7 @@ def _standing(entry: str, rows: Sequence[Row]) -> Standing:
     base_fresh, base_auto = reported_runs([row for row in rows if row["entry"] == BASELINE])
     reach = reaching(fresh, base_fresh)
     is_base = entry == BASELINE
-    reported = [*fresh.values(), *auto.values()]
+    reported = [*(fresh.values() if tried else ()), *auto.values()]
     rates = [row["lr"] for row in auto.values() if row["lr"]]
     found = ratios(auto, fresh)
     return Standing(

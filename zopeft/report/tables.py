@@ -12,7 +12,8 @@ from zopeft.report.standings import CellReport, Standing, totals
 
 NOTES = (
     "Losses are of the last tenth of a run: mean ± standard deviation over the reported seeds, "
-    "each entry at the learning rate that was best on the tuning seeds.",
+    "each entry at the learning rate that was best on the tuning seeds (where none were tried: "
+    "at lr=auto).",
     "`<` or `>` beside a learning rate: it is the lowest or highest one tried, so the true best "
     "may lie beyond.",
     "forwards: forward passes (in thousands: k) until a run's smoothed loss is at MeZO's final "
@@ -35,47 +36,53 @@ def title(cell: CellReport) -> str:
     )
 
 
+OF_A_SEARCH = ("lr", "auto", "ratio", "auto wins")
+"""Columns that say nothing where no learning rates were tried."""
+
+
 def columns(cell: CellReport) -> list[str]:
     """Returns the names of a cell's columns."""
     metric = [cell.metric_name] if cell.metric_name else []
-    return [
+    every = [
         *("entry", "lr", "train loss", "val loss", *metric, "forwards", "saving", "wins"),
         *("auto lr", "auto", "ratio", "auto wins", "s/step"),
         *(["GB"] if any(one.peak_bytes for one in cell.standings) else []),
     ]
+    return [name for name in every if cell.searched or name not in OF_A_SEARCH]
 
 
 def cells_of_row(one: Standing, cell: CellReport) -> list[str]:
     """Returns an entry's cells, in the order of `columns`."""
     rate = "-" if one.lr is None else f"{one.lr:.2e}" + {"high": ">", "low": "<"}.get(one.edge, "")
-    metric = [_spread(one.metric)] if cell.metric_name else []
     both = f"{_share(one.wins, one.pairs)}, {_share(one.wins_validation, one.pairs)}"
-    return [
-        one.name,
-        rate,
-        _spread(one.train) + _diverged(one),
-        _spread(one.validation),
-        *metric,
-        _forwards(one),
-        _percent(one.saving),
-        "-" if one.wins is None else both,
-        "-" if one.auto_lr is None else f"{one.auto_lr:.2e}",
-        _spread(one.auto),
-        "-" if one.auto_ratio is None else _number(one.auto_ratio),
-        _share(one.wins_auto, one.pairs_auto),
-        "-" if one.step_seconds is None else f"{one.step_seconds:.3g}",
-        *([] if "GB" not in columns(cell) else [f"{(one.peak_bytes or 0) / 1e9:.1f}"]),
-    ]
+    told = {
+        "entry": one.name,
+        "lr": rate,
+        "train loss": _spread(one.train) + _diverged(one),
+        "val loss": _spread(one.validation),
+        cell.metric_name: _spread(one.metric),
+        "forwards": _forwards(one),
+        "saving": _percent(one.saving),
+        "wins": "-" if one.wins is None else both,
+        "auto lr": "-" if one.auto_lr is None else f"{one.auto_lr:.2e}",
+        "auto": _spread(one.auto),
+        "ratio": "-" if one.auto_ratio is None else _number(one.auto_ratio),
+        "auto wins": _share(one.wins_auto, one.pairs_auto),
+        "s/step": "-" if one.step_seconds is None else f"{one.step_seconds:.3g}",
+        "GB": f"{(one.peak_bytes or 0) / 1e9:.1f}",
+    }
+    return [told[name] for name in columns(cell)]
 
 
 def brief(cell: CellReport) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows that fit a terminal: fewer of them, and short."""
     metric = [cell.metric_name] if cell.metric_name else []
-    head = ["entry", "lr", "train loss", *metric, "saving", "wins", "auto"]
+    rates = ("lr", "auto") if cell.searched else ("auto lr", "val loss")
+    head = ["entry", rates[0], "train loss", *metric, "saving", "wins", rates[1]]
     rows = []
     for one in cell.standings:
         full = dict(zip(columns(cell), cells_of_row(one, cell), strict=True))
-        short = {key: full[key].partition(" ")[0] for key in ("auto", *metric)}
+        short = {key: full[key].partition(" ")[0] for key in (rates[1], *metric)}
         short["entry"] = short_name(one.name, 60)
         short["train loss"] = full["train loss"].replace(" ± ", "±").partition(" ")[0]
         rows.append([{**full, **short}[name] for name in head])

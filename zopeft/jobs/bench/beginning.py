@@ -30,11 +30,12 @@ def begin_lines(contenders: Sequence[Contender], rows: Sequence[Sequence[Row]]) 
     first = contenders[0].cell.recipe.bench
     grid = len(first.lrs) or first.grid
     tried = f"{_counted(grid, 'learning rate')} on {_counted(first.tune_seeds, 'seed')}"
-    after = f"the best{' and lr auto' if first.auto else ''} on {_counted(first.seeds, 'seed')}"
-    lines.append(f"each: {tried}, then {after}")
+    auto = "lr auto" if first.auto else ""
+    best = f"{tried}, then the best{auto and f' and {auto}'}" if first.searches else auto
+    lines.append(f"each: {best} on {_counted(first.seeds, 'seed')}")
     runs, rates, passes = 0, 0, 0
     for contender, own in zip(contenders, rows, strict=True):
-        asked = not any(row["role"] == "centre" for row in own)
+        asked = first.searches and not any(row["role"] == "centre" for row in own)
         left = contender.total(own) - len(own) - asked
         runs, rates = runs + left, rates + asked
         passes += left * contender.cell.recipe.bench.forwards

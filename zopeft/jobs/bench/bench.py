@@ -29,8 +29,6 @@ from zopeft.report.summary import commit, hardware, versions
 from zopeft.report.tables import markdown
 from zopeft.staging import staged
 
-PICTURES = ("curves.png", "rates.png")
-
 
 def bench(
     request: Request,
@@ -222,12 +220,15 @@ def render(folder: str | Path) -> dict[str, Any]:
         raise input_error("--report", "no rows in this folder", str(folder))
     check_rows(rows, path / FILE)
     cells = report(rows)
-    draw_curves(cells, rows, path / PICTURES[0])
-    draw_rates(cells, rows, path / PICTURES[1])
-    text = markdown(cells, _about(rows), PICTURES)
+    pictures = {"curves.png": draw_curves}
+    if any(cell.searched for cell in cells):
+        pictures["rates.png"] = draw_rates
+    for name, draw in pictures.items():
+        draw(cells, rows, path / name)
+    text = markdown(cells, _about(rows), list(pictures))
     with staged(path / "report.md") as place:
         place.write_text(text, encoding="utf-8")
-    summary = summarise(cells, rows, path)
+    summary = {**summarise(cells, rows, path), "pictures": list(pictures)}
     with staged(path / "bench.json") as place:
         place.write_text(to_json(summary) + "\n", encoding="utf-8")
     return summary

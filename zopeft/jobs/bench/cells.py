@@ -92,6 +92,9 @@ def cells_of(request: Request) -> tuple[Recipe, list[Cell]]:
     """
     recipe = request.load()
     bench = recipe.bench
+    if not bench.searches and not bench.auto:
+        what = "of no learning rates to try, lr=auto is all that is left to run"
+        raise input_error("bench.auto", what, False, "take bench.auto=true, or bench.grid=5")
     models = bench.models or (recipe.model.name or EMBEDDED,)
     spaces = bench.spaces or (recipe.peft.name,)
     tasks = bench.tasks or (recipe.task.name,)

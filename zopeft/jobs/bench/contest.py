@@ -60,6 +60,8 @@ class Contender:
             return len(rows)
         bench = self.cell.recipe.bench
         tuning, reported = self.seeds
+        if not bench.searches:
+            return max(len(reported), len(rows))
         auto = bench.auto and not self.entry.control
         grid = (len(bench.lrs) or bench.grid) * len(tuning)
         made = sum(row["role"] == "grid" for row in rows)
@@ -107,6 +109,10 @@ class Contest:
         """
         bench = contender.cell.recipe.bench
         tuning, reported = contender.seeds
+        if not bench.searches:
+            for seed in reported:
+                self._made(contender, "auto", seed, "auto")
+            return
         centre = self._centre(contender, tuning[0])
         if centre is None:
             return
