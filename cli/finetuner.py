@@ -1,4 +1,4 @@
-"""``zopeft finetuner``: what a learned fine-tuner holds."""
+"""``zopeft finetuner``: what a learned fine-tuner holds, and how good it is."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from .output import Output
 
-finetuner_app = typer.Typer(help="Show a learned fine-tuner.", no_args_is_help=True)
+finetuner_app = typer.Typer(
+    help="Show a learned fine-tuner, and put scores into its card.", no_args_is_help=True
+)
 _LONG = 100
 
 
@@ -42,6 +44,7 @@ def show(
 
     with output(json, debug) as screen:
         from zopeft.finetuner import FineTuner
+        from zopeft.finetuner.scores import comparisons
         from zopeft.report.heatmap import check_png, plot_scales
         from zopeft.report.movement import along_the_loss
 
@@ -64,6 +67,7 @@ def show(
             return
         screen.table(facts_table("fine-tuner", _facts(found)))
         screen.table(facts_table("training", _training(found)))
+        _show_scores(screen, comparisons(found.config.training))
         if isinstance(statistics, dict) and statistics:
             columns = ("role", "blocks", "signal S", "energy E", "curvature h", "scale")
             title = "statistics (medians over the blocks of a role)"
@@ -74,6 +78,38 @@ def show(
             screen.table(_movement(moves, "raw scales at shares of a run's first loss"))
         if png is not None:
             screen.note(f"heatmap: {png}")
+
+
+@finetuner_app.command("score")
+def score(
+    finetuner: Annotated[str, typer.Argument(metavar="FINETUNER", help="Its folder.")],
+    benches: Annotated[
+        list[str], typer.Argument(metavar="BENCH...", help="Folders of benches that it was in.")
+    ],
+    json: o.Json = False,
+    debug: o.Debug = False,
+) -> None:
+    """Put what a bench measured of a fine-tuner, beside its controls, into its card."""
+    from .output import output
+
+    with output(json, debug) as screen:
+        from zopeft.finetuner.scores import comparisons
+        from zopeft.jobs.score import score as run
+
+        summary = run(finetuner, benches)
+        if not json:
+            _show_scores(screen, comparisons(summary))
+            screen.text(f"card: {finetuner}/README.md")
+        screen.result(summary)
+
+
+def _show_scores(screen: Output, found: list[dict[str, Any]]) -> None:
+    from zopeft.finetuner.scores import cells, columns, title
+
+    from .output import rows_table
+
+    for one in found:
+        screen.table(rows_table(title(one), columns(one), cells(one)))
 
 
 def _along_a_run(screen: Output, run: str, png: str | None, json: bool) -> None:
@@ -153,11 +189,15 @@ def _moves(finetuner: FineTuner) -> bool:
 
 
 def _training(finetuner: FineTuner) -> dict[str, Any]:
+    from zopeft.finetuner.scores import KEY
+
     training = finetuner.config.to_dict()["training"]
     if not training:
         return {"": "none: the networks stand at their random start"}
     facts: dict[str, Any] = {}
     for name, value in training.items():
+        if name == KEY:
+            continue
         if isinstance(value, dict) and name not in ("statistics", "windows"):
             value = ", ".join(f"{key} {one}" for key, one in value.items())
         if isinstance(value, list) and all(isinstance(one, str) for one in value):

@@ -233,7 +233,12 @@ def test_a_claims_table_has_its_runs_beside_mezos_of_the_same_seed(bench):
     lines = report.markdown(rows, ["learned"]).splitlines()
     assert lines[0] == f"### {report.CLAIMS['learned'].asks}"
     cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| sst2")]
-    assert [one[1] for one in cells] == ["before tuning", "`mezo`", "`mezo`, best rate", "`learned`"]
+    assert [one[1] for one in cells] == [
+        "before tuning",
+        "`mezo`",
+        "`mezo`, best rate",
+        "`learned`",
+    ]
     learned = cells[-1]
     assert learned[2:4] == ["3", "0.567 ± 0.416"]
     # MeZO's third seed is not there; its best rate has the first alone.

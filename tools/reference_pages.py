@@ -34,6 +34,7 @@ EXAMPLES = {
     "blocks": "zopeft blocks --lora --finetuner finetuner --png scales.png",
     "estimate": "zopeft estimate llama-3.1-8b --lora --batch-size 8 --memory 24",
     "finetuner show": "zopeft finetuner show finetuner",
+    "finetuner score": "zopeft finetuner score finetuner bench",
     "import-finetuner": "zopeft import-finetuner released.pth --model opt-1.3b --out finetuner",
     "list": "zopeft list methods",
     "data show": "zopeft data show qwen3-0.6b --data chat.jsonl",

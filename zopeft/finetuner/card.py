@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from typing import Any
 
+from zopeft.finetuner import scores
 from zopeft.finetuner.config import FineTunerConfig
 
 _LONG = 400
@@ -14,7 +15,6 @@ SCORES = {
     "loss_last": "loss of its last batch",
     "mean_gain": "mean fall of the loss by a zeroth-order step with its scales",
     "distance_from_start": "distance of the networks from their start, relative",
-    "scores": "scores",
 }
 """Names in a fine-tuner's training that say how well it went, and what they mean."""
 
@@ -104,19 +104,33 @@ def _normalised(config: FineTunerConfig) -> str:
 
 
 def _training(config: FineTunerConfig) -> str:
-    if not config.training:
-        return "## Training\n\nNone: the networks stand at their random start.\n"
-    facts, scores = {}, {}
-    for name, value in config.to_dict()["training"].items():
-        text = value if isinstance(value, str) else json.dumps(value)
-        # Long tables (a number for each block) stay in the configuration file.
-        text = text if len(text) <= _LONG else "see `finetuner_config.json`"
+    facts = {n: _text(v) for n, v in _plainly(config).items() if n not in (*SCORES, scores.KEY)}
+    own = _table(facts) if facts else "None: the networks stand at their random start.\n"
+    found = "## Training\n\n" + own
+    return "\n".join(part for part in (found, scores_section(config)) if part)
+
+
+def scores_section(config: FineTunerConfig) -> str:
+    """Returns the card's section on scores: of its training, and beside its controls."""
+    training = _plainly(config)
+    own = {}
+    for name, value in training.items():
         if name in SCORES:
-            scores[SCORES[name]] = f"{value:.4g}" if isinstance(value, float) else text
-        else:
-            facts[name] = text
-    found = "## Training\n\n" + _table(facts)
-    return found + (f"\n## Scores\n\n{_table(scores)}" if scores else "")
+            own[SCORES[name]] = f"{value:.4g}" if isinstance(value, float) else _text(value)
+    parts = [_table(own) if own else "", scores.section(training)]
+    text = "\n".join(part for part in parts if part)
+    return f"{scores.HEADING}\n\n{text}" if text else ""
+
+
+def _plainly(config: FineTunerConfig) -> dict[str, Any]:
+    training: dict[str, Any] = config.to_dict()["training"]
+    return training
+
+
+def _text(value: Any) -> str:
+    """Returns a fact; long tables (a number for each block) stay in the configuration file."""
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= _LONG else "see `finetuner_config.json`"
 
 
 def _table(facts: dict[str, str]) -> str:

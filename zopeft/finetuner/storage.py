@@ -15,11 +15,12 @@ from zopeft import hub
 from zopeft.errors import InputError, input_error
 from zopeft.finetuner.bases import Basis, is_orthonormal, stored_shapes
 from zopeft.finetuner.bounded import net_shapes, nets_of
-from zopeft.finetuner.card import card
+from zopeft.finetuner.card import card, scores_section
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.mask import FILE as MASK
 from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.pertnn import PertNN
+from zopeft.finetuner.scores import put_into
 from zopeft.reading import read_object
 from zopeft.staging import staged
 
@@ -65,6 +66,25 @@ def save(
         reason = problem.strerror or str(problem)
         raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
     return folder
+
+
+def write_scores(config: FineTunerConfig, folder: Path) -> None:
+    """Writes a configuration whose scores are new, and their section of the card.
+
+    What else stands in the card stays, and the networks' file is not touched.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
+    file = folder / CARD
+    try:
+        told = file.read_text(encoding="utf-8") if file.is_file() else card(config)
+        _write(folder / CONFIG, text.encode())
+        _write(file, put_into(told, scores_section(config)).encode())
+    except (OSError, UnicodeDecodeError) as problem:
+        reason = getattr(problem, "strerror", None) or str(problem)
+        raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
 
 
 def _write(path: Path, content: bytes) -> None:
