@@ -144,9 +144,11 @@ def main() -> None:
     """Makes runs or reports."""
     args = arguments()
     try:
-        if args.report is not None:
+        if args.report is not None or args.into:
             from real_model_report import markdown, read, write_into
 
+            if args.into and args.report:
+                raise InputError("--into: takes all claims of the page; leave the names out")
             if args.into:
                 write_into(args.into, read(FOLDER))
             else:

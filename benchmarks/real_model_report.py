@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ class Claim:
 BOTH = (BASELINE, "learned")
 IN_FULL = (("smollm2", "full", 600),)
 STARTS = ("mezo B", "mezo start", "learned", "learned start", "shuffled start")
+OPTIONS = ("learned turns", "learned examples", "mezo examples", "rows examples")
 CLAIMS = {
     "learned": Claim(
         "Is what was learned better than MeZO, and than rows by frequency, which need no learning?",
@@ -52,7 +52,7 @@ CLAIMS = {
     ),
     "options": Claim(
         "What do options that share out the budget, or set the rate, otherwise come to?",
-        *((*BOTH, "rows"), ("learned turns", "learned examples"), IN_FULL),
+        *((*BOTH, "rows"), OPTIONS, IN_FULL),
     ),
     "lora": Claim(
         "Does a LoRA gain whose A begins with learned directions and stays there?",
@@ -233,9 +233,18 @@ def table(rows: Sequence[Row], claim: Claim) -> list[str]:
         told = [f"{start[n]:.3f}" if n in start else "" for n in ("loss", "metric", "calibrated")]
         lines.append("| " + " | ".join([task, "before tuning", "", *told, "", ""]) + " |")
         base, best = (own[kind].get(BASELINE, {}) for kind in RATES)
+        artifacts = {name: _artifact(runs) for name, runs in found.items()}
+        several = len({*artifacts.values(), ""}) > 2
         for name, runs in found.items():
+            if several and artifacts[name]:
+                name += f" ({artifacts[name]})"
             lines.append("| " + " | ".join(line(task, name, runs, base, best)) + " |")
     return lines if len(lines) > 2 else []
+
+
+def _artifact(runs: Runs) -> str:
+    """Returns the first digits of the digest of the fine-tuner that a run was made with."""
+    return str(next(iter(runs.values())).get("finetuner") or "")[:7]
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str] = ()) -> str:
@@ -294,19 +303,32 @@ def _others(rows: Sequence[Row]) -> list[Claim]:
     ]
 
 
+MARK, END = "<!-- claim ", "<!-- end -->"
+
+
 def write_into(page: Path, rows: Sequence[Row]) -> None:
     """Puts the claims' tables between a page's marks, ``<!-- claim NAME -->`` and ``<!-- end -->``.
 
     Raises:
-        InputError: A mark names no claim.
+        InputError: There is no such page, or a mark names no claim or has no end.
     """
+    if not page.is_file():
+        raise input_error("--into", "no such page", str(page))
     page.write_text(filled(page.read_text(), rows))
 
 
 def filled(text: str, rows: Sequence[Row]) -> str:
-    """Returns a page with its tables."""
+    """Returns a page with its tables.
 
-    def made(mark: re.Match[str]) -> str:
-        return f"<!-- claim {mark[1]} -->\n\n{markdown(rows, [mark[1]])}\n<!-- end -->"
-
-    return re.sub(r"<!-- claim (\S+) -->\n.*?<!-- end -->", made, text, flags=re.DOTALL)
+    Raises:
+        InputError: A mark names no claim, or another one comes before its end.
+    """
+    first, *parts = text.split(MARK)
+    made = [first]
+    for part in parts:
+        name, opened, rest = part.partition(" -->\n")
+        _, closed, after = rest.partition(END)
+        if not opened or not closed:
+            raise input_error("--into", f"no line {END} after the mark", name.split("\n")[0])
+        made.append(f"{name} -->\n\n{markdown(rows, [name])}\n{END}{after}")
+    return MARK.join(made)

@@ -44,6 +44,7 @@ def show(
 
     with output(json, debug) as screen:
         from zopeft.finetuner import FineTuner
+        from zopeft.finetuner.digest import digest_of
         from zopeft.finetuner.scores import comparisons
         from zopeft.report.heatmap import check_png, plot_scales
         from zopeft.report.movement import along_the_loss
@@ -67,7 +68,7 @@ def show(
             return
         screen.table(facts_table("fine-tuner", _facts(found)))
         screen.table(facts_table("training", _training(found)))
-        _show_scores(screen, comparisons(found.config.training))
+        _show_comparisons(screen, comparisons(found.config.training, digest_of(found)))
         if isinstance(statistics, dict) and statistics:
             columns = ("role", "blocks", "signal S", "energy E", "curvature h", "scale")
             title = "statistics (medians over the blocks of a role)"
@@ -93,17 +94,16 @@ def score(
     from .output import output
 
     with output(json, debug) as screen:
-        from zopeft.finetuner.scores import comparisons
         from zopeft.jobs.score import score as run
 
         summary = run(finetuner, benches)
         if not json:
-            _show_scores(screen, comparisons(summary))
+            _show_comparisons(screen, summary["comparisons"])
             screen.text(f"card: {finetuner}/README.md")
         screen.result(summary)
 
 
-def _show_scores(screen: Output, found: list[dict[str, Any]]) -> None:
+def _show_comparisons(screen: Output, found: list[dict[str, Any]]) -> None:
     from zopeft.finetuner.scores import cells, columns, title
 
     from .output import rows_table
@@ -192,12 +192,11 @@ def _training(finetuner: FineTuner) -> dict[str, Any]:
     from zopeft.finetuner.scores import KEY
 
     training = finetuner.config.to_dict()["training"]
+    training.pop(KEY, None)
     if not training:
         return {"": "none: the networks stand at their random start"}
     facts: dict[str, Any] = {}
     for name, value in training.items():
-        if name == KEY:
-            continue
         if isinstance(value, dict) and name not in ("statistics", "windows"):
             value = ", ".join(f"{key} {one}" for key, one in value.items())
         if isinstance(value, list) and all(isinstance(one, str) for one in value):

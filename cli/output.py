@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, TextIO
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
@@ -114,10 +115,10 @@ class Output:
         if self._bar is None or progress.stage != self._stage:
             self._close_bar()
             columns = (
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[shown]}"),
+                TextColumn("{task.fields[shown]}", markup=False),
                 TimeRemainingColumn(),
             )
             self._bar = Bar(*columns, console=self._notes, transient=True)
@@ -202,22 +203,22 @@ def output(json: bool, debug: bool) -> Iterator[Output]:
 
 def facts_table(title: str, facts: Mapping[str, Any]) -> Table:
     """Returns a two-column table of names and values; values of None are left out."""
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title=escape(title), title_justify="left", show_header=False)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
     for name, value in facts.items():
         if value is not None:
-            table.add_row(name, shown(value))
+            table.add_row(escape(name), escape(shown(value)))
     return table
 
 
 def rows_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
     """Returns a table of rows."""
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(escape(column), overflow="fold")
     for row in rows:
-        table.add_row(*(shown(value) for value in row))
+        table.add_row(*(escape(shown(value)) for value in row))
     return table
 
 

@@ -224,6 +224,22 @@ def test_without_rates_to_try_the_runs_at_auto_are_the_bench(tmp_path):
     assert "(rates.png)" not in (tmp_path / "report.md").read_text()
 
 
+def test_runs_at_auto_never_stand_for_runs_at_the_best_rate_of_others(tmp_path):
+    rows = [one for one in rows_of_a_cell() if one["entry"] == "mezo" or one["role"] == "auto"]
+    (cell,) = report(rows)
+    mezo, fast = cell.standings
+    assert cell.searched and mezo.train is not None
+    # Not run yet, as far as the table is of best rates.
+    assert (fast.train, fast.pairs, fast.reached, fast.runs) == (None, 0, 0, 2)
+    assert fast.pairs_auto == 2 and fast.auto is not None
+    text = markdown([cell], {}, ())
+    assert "beside a learning rate" in text and "ratio: that" in text
+    bare = [one for one in rows if one["role"] == "auto"]
+    text = markdown(report(bare), {}, ())
+    assert "beside a learning rate" not in text and "ratio: that" not in text
+    assert "wins: seeds" in text and "GB: most" in text
+
+
 def test_forwards_to_reach_a_loss():
     curve = row("mezo", "fresh", 0, falling(1))["curve"]
     assert len(smoothed(curve)) == 91

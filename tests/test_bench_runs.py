@@ -135,6 +135,25 @@ def test_no_rates_to_try_leaves_runs_at_auto_of_controls_too(request_of, finetun
     assert recipe.bench.searches
 
 
+def test_what_is_left_is_counted_by_what_is_asked_for_now(request_of, tmp_path):
+    out, told = tmp_path / "out", []
+
+    def run(*overrides, **flags):
+        made = len(read_rows(out)) if out.exists() else 0
+        told.clear()
+        request = request_of("bench.forwards=12", *overrides, **flags)
+        bench(request, str(out), resume=made > 0, listener=lambda one: told.append(one.note or ""))
+        (plan,) = (line for line in told if line.startswith("passes: "))
+        return plan.partition("planned: ")[2], len(read_rows(out)) - made
+
+    assert run("bench.grid=0") == ("2 runs of 12", 2)
+    # With a grid of one rate and the best on both seeds; those at lr=auto are there.
+    plan, made = run("bench.grid=1")
+    assert (plan, made) == ("3 runs of 12, and 1 rate to begin a grid with", 4)
+    assert run("bench.grid=0", "bench.seeds=3") == ("1 run of 12", 1)
+    assert run("bench.grid=0", "bench.seeds=3") == ("0 runs of 12", 0)
+
+
 def test_random_directions_need_a_subspace_which_is_seen_before_the_first_run(
     request_of, finetuner, tmp_path
 ):

@@ -188,3 +188,16 @@ def test_the_grid_of_a_heatmap(tmp_path):
         file = plot_scales(cells, tmp_path / "a.png", "title", "a note " * 40, raw=raw)
         assert file.read_bytes().startswith(PNG)
     assert plot_scales([Cell(None, "embed", 0.0)], tmp_path / "b.png", "nothing above 0").is_file()
+
+
+def test_what_looks_like_markup_is_shown_as_it_is(capsys):
+    from rich.console import Console
+
+    from zopeft.cli.output import facts_table, rows_table
+
+    console = Console(width=60)
+    console.print(rows_table("of [/x]", ["[a]"], [["[ours]"], [1]]))
+    console.print(facts_table("[b]", {"[c]": "[/d]"}))
+    shown = capsys.readouterr().out
+    for text in ("of [/x]", "[a]", "[ours]", "[b]", "[c]", "[/d]"):
+        assert text in shown

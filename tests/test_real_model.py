@@ -264,10 +264,29 @@ def test_a_pages_tables_are_those_of_the_kept_rows(bench, tmp_path):
     told = report.filled(text, report.read(BENCHMARKS / "results" / "real_model"))
     assert told == text, "python benchmarks/real_model.py --report --into benchmarks/real_model.md"
     page = tmp_path / "page.md"
+    with pytest.raises(InputError, match="--into: no such page"):
+        report.write_into(page, [])
     page.write_text("before\n<!-- claim short -->\n<!-- end -->\nafter\n")
     report.write_into(page, [])
     assert page.read_text().startswith("before\n<!-- claim short -->\n\n### What do two hundred")
     assert page.read_text().endswith("\n<!-- end -->\nafter\n")
+    for text in ("<!-- claim short -->\n", "<!-- claim a -->\n<!-- claim b -->\n<!-- end -->\n"):
+        page.write_text(text)
+        with pytest.raises(InputError, match="--into: no line <!-- end --> after the mark"):
+            report.write_into(page, [])
+        assert page.read_text() == text
+
+
+def test_runs_of_two_fine_tuners_in_a_table_are_told_apart(bench):
+    start = {"kind": "start", "entry": "", "model": "smollm2", "task": "sst2", "space": "full"}
+    start |= {"batch": 8, "validation": {"loss": 8.0}}
+    own, other = {"finetuner": "v2_11112222"}, {"finetuner": "v2_33334444"}
+    rows = [start, kept("mezo", 1, 1.0), kept("learned", 1, 0.9, **own)]
+    turns = kept("learned turns", 1, 0.9, **other)
+    text = bench["report"].markdown([*rows, turns], ["options"])
+    assert "| `learned` (v2_1111) |" in text and "| `learned turns` (v2_3333) |" in text
+    assert "| `mezo` |" in text
+    assert "v2_" not in bench["report"].markdown([*rows, turns | own], ["options"])
 
 
 def test_a_derivative_is_as_far_away_as_was_asked(bench, tmp_path, monkeypatch):

@@ -20,12 +20,14 @@ from zopeft.finetuner.bounded import nets_of
 from zopeft.finetuner.config import FineTunerConfig, public_name
 from zopeft.finetuner.controls import distance, make_constant
 from zopeft.finetuner.course import Reading
+from zopeft.finetuner.digest import digest_of
 from zopeft.finetuner.feature_sets import PAPER_FEATURES
 from zopeft.finetuner.features import Observed, pool, stack_features
 from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.pertnn import PertNN
+from zopeft.finetuner.scores import KEY, comparisons
 from zopeft.finetuner.share import learned_share
 from zopeft.finetuner.subspaces import Fitted, fitted_shapes
 from zopeft.installed import library_versions
@@ -281,7 +283,7 @@ class FineTuner:
         Raises:
             InputError: The folder is not empty and `overwrite` is off, or cannot be written.
         """
-        own = (self.config, self.nets, self.bases, self.mask)
+        own = (self._told(), self.nets, self.bases, self.mask)
         return storage.save(*own, Path(folder), overwrite)
 
     @classmethod
@@ -312,8 +314,17 @@ class FineTuner:
         Raises:
             InputError: The hub cannot be reached or refuses.
         """
-        own = (self.config, self.nets, self.bases, self.mask)
+        own = (self._told(), self.nets, self.bases, self.mask)
         return storage.push(*own, repo_id, private, token)
+
+    def _told(self) -> FineTunerConfig:
+        """Returns the configuration without comparisons of what this was before it was changed."""
+        training = self.config.training
+        if KEY not in training:
+            return self.config
+        rest = {name: value for name, value in training.items() if name != KEY}
+        own = comparisons(training, digest_of(self))
+        return replace(self.config, training=rest | ({KEY: own} if own else {}))
 
     def shuffled(self, seed: int) -> FineTuner:
         """Returns a control whose networks and bases serve other groups (`controlled`)."""

@@ -10,6 +10,7 @@ from zopeft.finetuner import scores
 from zopeft.finetuner.config import FineTunerConfig
 
 _LONG = 400
+UNTRAINED = "None: the networks stand at their random start.\n"
 SCORES = {
     "loss_first": "loss of the first batch of the run that it watched",
     "loss_last": "loss of its last batch",
@@ -22,6 +23,7 @@ SCORES = {
 def card(config: FineTunerConfig) -> str:
     """Returns the card as Markdown with the hub's YAML header."""
     parts = [_header(config), _title(config), _USE, _facts(config), _training(config)]
+    parts.append(scores.section(scores.comparisons(config.training)))
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -104,33 +106,20 @@ def _normalised(config: FineTunerConfig) -> str:
 
 
 def _training(config: FineTunerConfig) -> str:
-    facts = {n: _text(v) for n, v in _plainly(config).items() if n not in (*SCORES, scores.KEY)}
-    own = _table(facts) if facts else "None: the networks stand at their random start.\n"
-    found = "## Training\n\n" + own
-    return "\n".join(part for part in (found, scores_section(config)) if part)
-
-
-def scores_section(config: FineTunerConfig) -> str:
-    """Returns the card's section on scores: of its training, and beside its controls."""
-    training = _plainly(config)
-    own = {}
-    for name, value in training.items():
+    facts, own = {}, {}
+    for name, value in config.to_dict()["training"].items():
+        text = value if isinstance(value, str) else json.dumps(value)
+        # Long tables (a number for each block) stay in the configuration file.
+        text = text if len(text) <= _LONG else "see `finetuner_config.json`"
+        if name == scores.KEY:
+            continue
         if name in SCORES:
-            own[SCORES[name]] = f"{value:.4g}" if isinstance(value, float) else _text(value)
-    parts = [_table(own) if own else "", scores.section(training)]
-    text = "\n".join(part for part in parts if part)
-    return f"{scores.HEADING}\n\n{text}" if text else ""
-
-
-def _plainly(config: FineTunerConfig) -> dict[str, Any]:
-    training: dict[str, Any] = config.to_dict()["training"]
-    return training
-
-
-def _text(value: Any) -> str:
-    """Returns a fact; long tables (a number for each block) stay in the configuration file."""
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text if len(text) <= _LONG else "see `finetuner_config.json`"
+            own[SCORES[name]] = f"{value:.4g}" if isinstance(value, float) else text
+        else:
+            facts[name] = text
+    told = _table(facts) if facts else UNTRAINED
+    found = f"## Training\n\n{told}"
+    return found + (f"\n## Scores\n\n{_table(own)}" if own else "")
 
 
 def _table(facts: dict[str, str]) -> str:

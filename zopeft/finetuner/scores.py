@@ -1,43 +1,69 @@
-"""A fine-tuner's scores beside its controls': what a bench measured of it, as its card tells it."""
+"""A fine-tuner beside MeZO and its controls: what benches measured, as its card tells it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-KEY = "scores"
-"""Name in a fine-tuner's training under which they stand: a list, a mapping a comparison."""
-HEADING = "## Scores"
+from zopeft.reading import fits
+
+KEY = "comparisons"
+"""Name in a fine-tuner's training under which they stand: a list of mappings."""
+FIRST, LAST = "<!-- comparisons -->", "<!-- end of comparisons -->"
+"""Lines of the card that they stand between."""
 OWN = "this fine-tuner"
 """What a comparison calls it."""
-PLACE = ("model", "task", "space", "forwards", "batch_size", "rates")
+PLACE = ("model", "task", "space", "settings", "rates")
 """What tells comparisons from each other; of two alike, the later one stands."""
 CONTROLS = {
     "shuffled": "all that it learned serves other blocks",
-    "untrained": "its networks at a random start, no subspaces",
+    "untrained": "networks at a random start, subspaces of the same ranks in random directions",
     "random": "subspaces of the same ranks in random directions",
     "scales": "without its subspaces",
 }
 """A control, and what it is."""
 _RATES = {"best": "each at its best learning rate", "auto": "lr auto"}
+_KINDS = {
+    **dict.fromkeys((*PLACE, "metric", "digest"), "text"),
+    **dict.fromkeys(("forwards", "batch_size"), "count"),
+    **{"seeds": "counts", "entries": "list"},
+}
+_KINDS_OF_ENTRY = {
+    **dict.fromkeys(("name", "control"), "text"),
+    **dict.fromkeys(("pairs", "reached", "diverged"), "count"),
+    **{"seeds": "counts", "below": "count?", "saving": "number?"},
+    **dict.fromkeys(("validation_loss", "train_loss", "metric"), "numbers?"),
+}
 
 
-def comparisons(training: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Returns the comparisons that a fine-tuner's training holds; what is none is left out."""
+def comparisons(training: Mapping[str, Any], digest: str | None = None) -> list[dict[str, Any]]:
+    """Returns the comparisons that a fine-tuner's training holds; what is none is left out.
+
+    Args:
+        training: Facts of its training.
+        digest: The fine-tuner's: comparisons of another one are left out. None takes all.
+    """
     found = training.get(KEY)
-    wanted = {*PLACE, "seeds", "metric", "entries"}
     return [
         one
         for one in (found if isinstance(found, list) else [])
-        if isinstance(one, dict) and wanted <= one.keys() and _are_entries(one["entries"])
+        if _are(one, _KINDS)
+        and all(_are(entry, _KINDS_OF_ENTRY) for entry in one["entries"])
+        and digest in (None, one["digest"])
     ]
 
 
-def _are_entries(value: Any) -> bool:
-    wanted = {"name", "validation_loss", "train_loss", "metric", "below", "pairs", "diverged"}
-    return isinstance(value, list) and all(
-        isinstance(one, dict) and wanted <= one.keys() for one in value
-    )
+def _are(values: Any, kinds: Mapping[str, str]) -> bool:
+    return isinstance(values, dict) and all(_is(values, *pair) for pair in kinds.items())
+
+
+def _is(values: Mapping[str, Any], name: str, kind: str) -> bool:
+    value = values.get(name)
+    if kind.endswith("?") and value is None:
+        return name in values
+    if not fits(value, kind.rstrip("?")):
+        return False
+    return not isinstance(value, dict) or {"mean", "std"} <= value.keys()
 
 
 def merged(
@@ -53,7 +79,8 @@ def title(one: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, one["seeds"]))
     return (
         f"{one['task']}, {one['space']}, {one['model']}: {one['forwards']} forward passes of "
-        f"{one['batch_size']} rows, {_RATES.get(one['rates'], one['rates'])}, seeds {seeds}"
+        f"{one['batch_size']} rows, {_RATES.get(one['rates'], one['rates'])}, seeds {seeds} "
+        f"(settings {one['settings']})"
     )
 
 
@@ -67,57 +94,76 @@ def cells(one: Mapping[str, Any]) -> list[list[str]]:
     """Returns a comparison's rows, an entry each, in the order of `columns`."""
     body = []
     for entry in one["entries"]:
-        lost = f" ({entry['diverged']} diverged)" if entry["diverged"] else ""
+        seeds = entry["seeds"]
+        name = entry["name"]
+        if seeds != one["seeds"]:
+            name += f" (seeds {', '.join(map(str, seeds))})"
+        lost = f" ({entry['diverged']} of {len(seeds)} diverged)" if entry["diverged"] else ""
         metric = [_spread(entry["metric"])] if one["metric"] else []
-        below = "" if entry["below"] is None else f"{entry['below']} of {entry['pairs']}"
-        saved = entry.get("saving")
-        saving = "" if saved is None or entry["below"] is None else f"{saved:.0%}"
-        row = [entry["name"], _spread(entry["validation_loss"]) + lost, *metric]
-        body.append([*row, _spread(entry["train_loss"]), below, saving])
+        row = [name, _spread(entry["validation_loss"]) + lost, *metric]
+        row += [_spread(entry["train_loss"]), *_beside(entry)]
+        body.append(row)
     return body
 
 
-def section(training: Mapping[str, Any]) -> str:
-    """Returns the comparisons as Markdown; "" without any."""
-    found = comparisons(training)
+def _beside(entry: Mapping[str, Any]) -> list[str]:
+    """Returns the cells that set an entry beside MeZO."""
+    if entry["below"] is None:
+        return ["", ""]
+    saved = "never" if entry["saving"] is None else f"{entry['saving']:.0%}"
+    told = f"{saved} ({entry['reached']} of {entry['pairs']})"
+    return [f"{entry['below']} of {entry['pairs']}", told if entry["pairs"] else ""]
+
+
+def section(found: Sequence[Mapping[str, Any]]) -> str:
+    """Returns comparisons as the card tells them, with their marks; "" of none."""
     if not found:
         return ""
-    parts = []
+    parts = [_ABOUT]
+    controls = {entry["control"] for one in found for entry in one["entries"]}
+    told = [f"{name}: {what}" for name, what in CONTROLS.items() if name in controls]
+    if told:
+        parts.append(f"Controls, which what was learned has to beat: {'; '.join(told)}.\n")
     for one in found:
         lines = [columns(one), ["---"] * len(columns(one)), *cells(one)]
         table = "\n".join("| " + " | ".join(map(_plain, line)) + " |" for line in lines)
         parts.append(f"### {_plain(title(one))}\n\n{table}\n")
-    names = {entry["name"] for one in found for entry in one["entries"]}
-    told = [f"{name}: {what}" for name, what in CONTROLS.items() if name in names]
-    about = (
-        "Means ± standard deviations over the seeds. Below MeZO: seeds whose validation loss is."
-    )
-    controls = f" Controls: {'; '.join(told)}." if told else ""
-    return "\n".join([about + controls + "\n", *parts])
+    return "\n".join([FIRST, "## Beside MeZO and its controls\n", *parts, LAST]) + "\n"
+
+
+_ABOUT = """Means over the seeds ± standard deviations, of the runs that did not diverge; the
+training loss is of a run's last tenth. Below MeZO: seeds whose validation loss is below that of
+MeZO's run of the same seed and batches. Passes saved: by the seeds (how many of them) whose
+training loss comes to MeZO's at its end, against MeZO's own first time there.
+"""
 
 
 def put_into(card: str, own: str) -> str:
-    """Returns a card with its section on scores replaced, or added at the end.
+    """Returns a card with its section on comparisons replaced, or added at the end.
+
+    Nothing else of it is changed; line ends are the card's.
 
     Args:
         card: The card, as it may have been edited.
-        own: The section, with its heading.
+        own: The section, with its marks.
     """
-    lines = card.splitlines()
-    if HEADING not in lines:
-        return card.rstrip("\n") + "\n\n" + own
-    first = lines.index(HEADING)
-    ends = (k for k in range(first + 1, len(lines)) if lines[k].startswith(("# ", "## ")))
-    end = next(ends, len(lines))
-    before, after = "\n".join(lines[:first]), "\n".join(lines[end:])
-    return before + "\n" + own + (f"\n{after}\n" if after else "")
+    end = "\r\n" if "\r\n" in card else "\n"
+    lines = card.splitlines(keepends=True)
+    bare = [line.strip() for line in lines]
+    own = own.replace("\n", end)
+    if FIRST in bare and LAST in bare[bare.index(FIRST) :]:
+        first = bare.index(FIRST)
+        last = bare.index(LAST, first)
+        return "".join([*lines[:first], own, *lines[last + 1 :]])
+    gap = "" if not card else end if card.endswith(("\n", "\r")) else end * 2
+    return card + gap + own
 
 
-def _spread(found: Any) -> str:
-    if not isinstance(found, Mapping) or not isinstance(found.get("mean"), int | float):
+def _spread(found: Mapping[str, Any] | None) -> str:
+    if found is None:
         return "-"
     text = f"{found['mean']:.3f}"
-    return f"{text} ± {found['std']:.3f}" if found.get("std") else text
+    return f"{text} ± {found['std']:.3f}" if found["std"] else text
 
 
 def _plain(text: str) -> str:

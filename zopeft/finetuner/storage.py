@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,12 @@ from zopeft import hub
 from zopeft.errors import InputError, input_error
 from zopeft.finetuner.bases import Basis, is_orthonormal, stored_shapes
 from zopeft.finetuner.bounded import net_shapes, nets_of
-from zopeft.finetuner.card import card, scores_section
+from zopeft.finetuner.card import card
 from zopeft.finetuner.config import FineTunerConfig
 from zopeft.finetuner.mask import FILE as MASK
 from zopeft.finetuner.mask import Mask
 from zopeft.finetuner.pertnn import PertNN
-from zopeft.finetuner.scores import put_into
+from zopeft.finetuner.scores import KEY, put_into, section
 from zopeft.reading import read_object
 from zopeft.staging import staged
 
@@ -68,23 +68,35 @@ def save(
     return folder
 
 
-def write_scores(config: FineTunerConfig, folder: Path) -> None:
-    """Writes a configuration whose scores are new, and their section of the card.
-
-    What else stands in the card stays, and the networks' file is not touched.
+def write_comparisons(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
+    """Puts comparisons into a fine-tuner's configuration and card, and leaves all else in them.
 
     Raises:
-        InputError: The folder cannot be written.
+        InputError: A file is missing, or a link (of the hub's cache, where files are shared), or
+            cannot be written; neither is changed then.
     """
-    text = json.dumps(config.to_dict(), indent=2, allow_nan=False) + "\n"
+    for path in (folder / CONFIG, folder / CARD):
+        if path.is_symlink():
+            do = "copy the folder, links followed (cp -rL), and give the copy"
+            raise input_error(str(path), "is a link to a file that others may use", do=do)
+    values = read_object(folder / CONFIG)
+    training = values.get("training") or {}
+    values["training"] = {**training, KEY: list(found)}
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     file = folder / CARD
     try:
-        told = file.read_text(encoding="utf-8") if file.is_file() else card(config)
-        _write(folder / CONFIG, text.encode())
-        _write(file, put_into(told, scores_section(config)).encode())
+        known = file.read_bytes().decode() if file.exists() else _card_of(values, folder)
+        # The card last, moved first: where one cannot be written, neither is.
+        with staged(folder / CONFIG) as place:
+            place.write_bytes(text.encode())
+            _write(file, put_into(known, section(found)).encode())
     except (OSError, UnicodeDecodeError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
+
+
+def _card_of(values: Mapping[str, Any], folder: Path) -> str:
+    return card(FineTunerConfig.from_dict(values, str(folder / CONFIG)))
 
 
 def _write(path: Path, content: bytes) -> None:

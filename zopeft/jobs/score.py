@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import asdict
+from pathlib import Path, PurePath
 from typing import Any
 
 from zopeft.errors import input_error
@@ -11,10 +13,15 @@ from zopeft.finetuner import storage
 from zopeft.finetuner.artifact import FineTuner
 from zopeft.finetuner.config import public_name
 from zopeft.finetuner.digest import digest_of
-from zopeft.finetuner.scores import KEY, OWN, comparisons, merged
+from zopeft.finetuner.scores import OWN, comparisons, merged
 from zopeft.jobs.bench.entry import BASELINE, LEARNED
+from zopeft.methods import METHODS
+from zopeft.report.measures import mean, reaching, reported_runs, searched, spread, wins
 from zopeft.report.rows import FILE, Row, check_rows, read_rows
-from zopeft.report.standings import CellReport, Standing, plain, report
+from zopeft.report.standings import by_cell
+
+Runs = dict[int, Row]
+"""Seed to an entry's reported run."""
 
 
 def score(finetuner: str, benches: Sequence[str]) -> dict[str, Any]:
@@ -22,89 +29,122 @@ def score(finetuner: str, benches: Sequence[str]) -> dict[str, Any]:
 
     Args:
         finetuner: Its folder. Its networks and bases stay as they are, and so does its digest; of
-            a card that was edited the section on scores alone is replaced.
+            the card, the section on comparisons alone is replaced.
         benches: Folders of benches that it competed in.
 
     Returns:
-        ``finetuner``, ``added`` (how many comparisons came) and ``scores``, all of them.
+        ``finetuner``, ``added`` (how many comparisons came) and ``comparisons``, all of them.
 
     Raises:
         InputError: There is no such folder, it holds no fine-tuner, or a bench has no reported
-            run of it.
+            run of it or of MeZO.
     """
     folder = Path(finetuner).expanduser()
     if not folder.is_dir():
         do = "give the folder that it stands in"
         raise input_error("FINETUNER", "no such folder, whose card could be written", finetuner, do)
     found = FineTuner.from_pretrained(folder)
-    new = [one for bench in benches for one in _compared(bench, digest_of(found))]
-    scores = merged(comparisons(found.config.training), new)
-    found.config.training[KEY] = scores
-    storage.write_scores(found.config, folder)
-    return {"job": "finetuner score", "finetuner": finetuner, "added": len(new), "scores": scores}
+    digest = digest_of(found)
+    new = merged([], [one for bench in benches for one in _compared(bench, digest)])
+    every = merged(comparisons(found.config.training, digest), new)
+    storage.write_comparisons(folder, every)
+    return {"job": "finetuner score", "finetuner": finetuner} | {
+        "added": len(new),
+        "comparisons": every,
+    }
 
 
 def _compared(bench: str, digest: str) -> list[dict[str, Any]]:
     """Returns the comparisons of a bench that a fine-tuner took part in."""
-    rows = read_rows(bench)
-    check_rows(rows, Path(bench).expanduser() / FILE)
-    entries = {row["entry"]: row for row in rows}
-    found = []
-    for cell in report(rows):
-        own = [one for one in cell.standings if _belongs(entries[one.entry], digest)]
-        if any(entries[one.entry].get("content") and one.runs for one in own):
-            found.append(_comparison(cell, own, entries))
+    path = Path(bench).expanduser()
+    if path.exists() and not path.is_dir():
+        raise input_error("BENCH", "is a file", bench, "give the folder of a bench")
+    rows = read_rows(path, "BENCH")
+    check_rows(rows, path / FILE)
+    found = [one for cell in by_cell(rows) if (one := _comparison(cell, digest))]
     if not found:
-        there = ", ".join(dict.fromkeys(row["name"] for row in rows)) or "no rows"
-        do = "give a bench that was run with --finetuner of this folder as it is now"
-        raise input_error("BENCH", "no reported run of this fine-tuner in it", there[:200], do)
+        there = ", ".join(dict.fromkeys(str(row["name"]) for row in rows)) or "no rows"
+        what = "has no reported runs of both MeZO and this fine-tuner as it is now"
+        do = "run zopeft bench --finetuner with this folder, to its end"
+        raise input_error("BENCH", f"{bench} {what}", there[:200], do)
     return found
 
 
-def _belongs(row: Row, digest: str) -> bool:
-    """Whether an entry is the fine-tuner, a control of it, or without any."""
-    return row.get("content", "") in ("", digest)
-
-
-def _comparison(
-    cell: CellReport, own: Sequence[Standing], entries: Mapping[str, Row]
-) -> dict[str, Any]:
-    first = entries[own[0].entry]
-    told = {one["entry"]: one for one in plain([cell])[0]["standings"]}
+def _comparison(rows: Sequence[Row], digest: str) -> dict[str, Any] | None:
+    """Returns what a cell's rows say of a fine-tuner; None where it or MeZO has no run."""
+    tried = searched(rows)
+    # The first row of each entry that has part in it: without a fine-tuner, or with this one.
+    firsts: dict[str, Row] = {}
+    for row in rows:
+        if not row.get("finetuner") or row.get("content") == digest:
+            firsts.setdefault(row["entry"], row)
+    runs = {
+        entry: reported_runs([row for row in rows if row["entry"] == entry], tried)[0]
+        for entry in firsts
+    }
+    own = [e for e, row in firsts.items() if row.get("finetuner") and not row.get("control")]
+    seeds = sorted({seed for entry in own for seed in runs[entry]})
+    kept = {entry: {s: one[s] for s in seeds if s in one} for entry, one in runs.items()}
+    base = kept.get(BASELINE)
+    if not seeds or not base:
+        return None
+    first, last = firsts[own[0]], rows[-1]
+    metrics = {str(row["metric_name"]) for row in rows if row.get("metric_name")}
     return {
-        "model": public_name(cell.model),
-        "task": cell.task,
-        "space": cell.space,
-        "forwards": cell.budget,
-        "batch_size": first.get("batch_size"),
-        "rates": "best" if cell.searched else "auto",
-        "seeds": list(cell.seeds),
-        "metric": cell.metric_name,
-        "entries": [_entry(told[one.entry], entries[one.entry]) for one in own if one.runs],
-        "commit": first["commit"],
-        "versions": first["versions"],
+        "digest": digest,
+        "model": public_name(first["model"]),
+        "task": public_name(first["task"]),
+        "space": first["space"],
+        "settings": first["settings"],
+        "rates": "best" if tried else "auto",
+        "forwards": first["budget"],
+        "batch_size": int(first.get("batch_size") or 0),
+        "seeds": seeds,
+        "metric": min(metrics, default=""),
+        "entries": [_entry(firsts[e], one, base, tried) for e, one in kept.items() if one],
+        "commit": last["commit"],
+        "versions": last["versions"],
     }
 
 
-def _entry(one: Mapping[str, Any], row: Row) -> dict[str, Any]:
+def _entry(row: Row, runs: Runs, base: Runs, tried: bool) -> dict[str, Any]:
+    held = [one for one in runs.values() if not one["diverged"]]
+    saved = reaching(runs, base)
     return {
-        "name": _name(row),
-        "lr": one["lr"] or one["auto_lr"],
-        "validation_loss": one["validation"],
-        "train_loss": one["train"],
-        "metric": one["metric"],
-        "below": one["wins_validation"],
-        "pairs": one["pairs"],
-        "saving": one["saving"],
-        "diverged": one["diverged"],
+        "name": _name(row, tried),
+        "control": row["control"] if row.get("finetuner") else "",
+        "seeds": sorted(runs),
+        "validation_loss": _plain(spread(held, "val_loss")),
+        "train_loss": _plain(spread(held, "train_loss")),
+        "metric": _plain(spread(held, "metric")),
+        "below": None if row["entry"] == BASELINE else wins(runs, base, "val_loss"),
+        "pairs": len(runs.keys() & base.keys()),
+        "saving": mean([1 - mine / theirs for mine, theirs in saved]),
+        "reached": len(saved),
+        "diverged": len(runs) - len(held),
     }
 
 
-def _name(row: Row) -> str:
+def _plain(found: Any) -> dict[str, Any] | None:
+    return None if found is None else asdict(found)
+
+
+def _name(row: Row, tried: bool) -> str:
     """Returns what the card calls an entry: no folder of the machine that it was run on."""
-    if not row.get("content"):
-        return "MeZO" if row["entry"] == BASELINE else str(row["name"])
-    options = row.get("options") or {}
-    words = [f"{key}={options[key]}" for key in sorted(options)]
-    method = [] if row.get("method") == LEARNED else [str(row.get("method"))]
-    return ", ".join([row.get("control") or OWN, *method, *words])
+    if row["entry"] == BASELINE:
+        return "MeZO"
+    options: Mapping[str, Any] = row.get("options") or {}
+    method = str(row.get("method"))
+    words = [f"{key}={_last_part(options[key])}" for key in sorted(options)]
+    words += [word for word in shlex.split(row["entry"]) if word.startswith("shuffle=")]
+    if not tried and method in METHODS and METHODS[method].order and row["lr"]:
+        # Of gradients lr=auto is their method's own default.
+        words.append(f"lr={row['lr']:g}")
+    if not row.get("finetuner"):
+        return " ".join([method, *words])
+    return ", ".join([row.get("control") or OWN, *([] if method == LEARNED else [method]), *words])
+
+
+def _last_part(value: Any) -> str:
+    text = str(value)
+    return PurePath(text.replace("\\", "/")).name if "/" in text or "\\" in text else text

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zopeft.report.measures import best_of, grid_losses, reported_runs, smoothed
+from zopeft.report.measures import best_of, grid_losses, reported_runs, searched, smoothed
 from zopeft.report.rows import Row
 from zopeft.report.standings import CellReport
 from zopeft.report.tables import short_name
@@ -33,8 +33,8 @@ Lines = Sequence[tuple[dict[str, Any], list[Row]]]
 def draw_curves(cells: Sequence[CellReport], rows: Sequence[Row], file: Path) -> None:
     """Draws a panel a cell: each entry's smoothed training loss at its best learning rate.
 
-    The line is the mean over the reported seeds, the band reaches from the lowest to the
-    highest of them.
+    Where no rates were tried it is that at lr=auto. The line is the mean over the reported seeds,
+    the band reaches from the lowest to the highest of them.
 
     Args:
         cells: What the rows say.
@@ -117,8 +117,9 @@ def _style(entry: str, index: int) -> dict[str, Any]:
 
 def _curves(axes: Any, entries: Lines) -> None:
     bottoms, tops = [], []
+    tried = any(searched(mine) for _, mine in entries)
     for style, mine in entries:
-        fresh, _ = reported_runs(mine)
+        fresh, _ = reported_runs(mine, tried)
         lines = [smoothed(row["curve"]) for row in fresh.values() if not row["diverged"]]
         lines = [line for line in lines if line]
         if not lines:

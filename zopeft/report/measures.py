@@ -28,15 +28,24 @@ class Spread:
     count: int
 
 
-def reported_runs(rows: Sequence[Row]) -> tuple[dict[int, Row], dict[int, Row]]:
+def searched(rows: Iterable[Row]) -> bool:
+    """Whether learning rates were tried for any entry of a cell."""
+    return any(row["role"] == "grid" for row in rows)
+
+
+def reported_runs(rows: Sequence[Row], tried: bool = True) -> tuple[dict[int, Row], dict[int, Row]]:
     """Returns an entry's runs by seed: at its best learning rate, and at lr=auto.
 
     A grid that has grown since may have another best; runs at the former are left out.
-    So are runs whose calibration took their whole budget. Of an entry without a grid the runs at
-    lr=auto are both.
+    So are runs whose calibration took their whole budget.
+
+    Args:
+        rows: The entry's in a cell.
+        tried: Whether learning rates were tried in the cell (`searched`): where not, the runs at
+            lr=auto are both.
     """
-    tried = grid_losses(rows)
-    best = best_of(tried)[0] if tried else None
+    grid = grid_losses(rows)
+    best = best_of(grid)[0] if grid else None
     ran = [row for row in rows if row["steps"] or row["diverged"]]
     fresh = {r["seed"]: r for r in ran if r["role"] == "fresh" and r["lr"] == best}
     auto = {r["seed"]: r for r in ran if r["role"] == "auto"}

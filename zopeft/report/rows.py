@@ -42,8 +42,12 @@ def finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def read_rows(folder: str | Path) -> list[Row]:
+def read_rows(folder: str | Path, where: str = "--report") -> list[Row]:
     """Returns the rows in a bench's folder; a last line that was cut off is left out.
+
+    Args:
+        folder: The folder.
+        where: What the user named it by.
 
     Raises:
         InputError: There is no such file, or a line in it is no row.
@@ -52,7 +56,7 @@ def read_rows(folder: str | Path) -> list[Row]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise input_error("--report", f"no {FILE} in this folder", str(folder)) from None
+        raise input_error(where, f"no {FILE} in this folder", str(folder)) from None
     except (OSError, UnicodeDecodeError) as error:
         raise input_error(str(file), f"cannot be read ({error})") from None
     rows: dict[str, Row] = {}

@@ -21,6 +21,7 @@ from zopeft.report.measures import (
     ratios,
     reaching,
     reported_runs,
+    searched,
     spread,
     wins,
 )
@@ -36,7 +37,7 @@ class Standing:
     Attributes:
         entry: Its line, which is its identity.
         name: Its name in tables.
-        lr: Its best learning rate; None where none was tried, and its runs are those at lr=auto.
+        lr: Its best learning rate; None where none was tried.
         edge: "high" or "low" where that is at the grid's edge, else "".
         grid_loss: Training loss on the tuning seeds at that rate.
         train: Training loss of the last tenth, reported seeds.
@@ -96,6 +97,7 @@ class CellReport:
         seeds: Reported seeds.
         metric_name: "accuracy" or "f1"; "" where none was measured.
         standings: The entries, MeZO first.
+        searched: Whether learning rates were tried; else all runs are those at lr=auto.
     """
 
     model: str
@@ -105,50 +107,49 @@ class CellReport:
     seeds: tuple[int, ...]
     metric_name: str
     standings: tuple[Standing, ...]
-
-    @property
-    def searched(self) -> bool:
-        """Whether learning rates were tried for an entry; else all runs are those at lr=auto."""
-        return any(one.lr is not None for one in self.standings)
+    searched: bool
 
 
 def report(rows: Sequence[Row]) -> list[CellReport]:
     """Returns what the rows say, one report a cell, in the order of the rows."""
+    return [_cell(found) for found in by_cell(rows)]
+
+
+def by_cell(rows: Sequence[Row]) -> list[list[Row]]:
+    """Returns the rows of each cell, in their order."""
     cells: dict[tuple[Any, ...], list[Row]] = {}
     for row in rows:
         cell = (row["model"], row["task"], row["space"], row["settings"])
         cells.setdefault(cell, []).append(row)
-    return [_cell(found) for found in cells.values()]
+    return list(cells.values())
 
 
 def _cell(rows: Sequence[Row]) -> CellReport:
     entries = list(dict.fromkeys(row["entry"] for row in rows))
     entries.sort(key=lambda entry: entry != BASELINE)
-    standings = [_standing(entry, rows) for entry in entries]
+    tried = searched(rows)
+    standings = [_standing(entry, rows, tried) for entry in entries]
     names = {str(row["metric_name"]) for row in rows if row.get("metric_name")}
     return CellReport(
         rows[0]["model"],
         rows[0]["task"],
         rows[0]["space"],
         rows[0]["budget"],
-        _reported_seeds(rows),
+        tuple(
+            sorted({row["seed"] for row in rows if row["role"] == ("fresh" if tried else "auto")})
+        ),
         min(names) if names else "",
         tuple(standings),
+        tried,
     )
 
 
-def _reported_seeds(rows: Sequence[Row]) -> tuple[int, ...]:
-    """Returns the seeds of runs at the best rate, or at lr=auto where no rates were tried."""
-    role = "fresh" if any(row["role"] == "grid" for row in rows) else "auto"
-    return tuple(sorted({row["seed"] for row in rows if row["role"] == role}))
-
-
-def _standing(entry: str, rows: Sequence[Row]) -> Standing:
+def _standing(entry: str, rows: Sequence[Row], tried: bool) -> Standing:
     mine = [row for row in rows if row["entry"] == entry]
-    tried = grid_losses(mine)
-    lr, edge = best_of(tried) if tried else (None, "")
-    fresh, auto = reported_runs(mine)
-    base_fresh, base_auto = reported_runs([row for row in rows if row["entry"] == BASELINE])
+    grid = grid_losses(mine)
+    lr, edge = best_of(grid) if grid else (None, "")
+    fresh, auto = reported_runs(mine, tried)
+    base_fresh, base_auto = reported_runs([r for r in rows if r["entry"] == BASELINE], tried)
     reach = reaching(fresh, base_fresh)
     is_base = entry == BASELINE
     reported = [*(fresh.values() if tried else ()), *auto.values()]
@@ -159,7 +160,7 @@ def _standing(entry: str, rows: Sequence[Row]) -> Standing:
         name=mine[0]["name"],
         lr=lr,
         edge=edge,
-        grid_loss=None if lr is None else tried[lr],
+        grid_loss=None if lr is None else grid[lr],
         train=spread(fresh.values(), "train_loss"),
         validation=spread(fresh.values(), "val_loss"),
         metric=spread(fresh.values(), "metric"),

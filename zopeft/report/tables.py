@@ -10,21 +10,24 @@ from typing import Any
 from zopeft.report.measures import Spread
 from zopeft.report.standings import CellReport, Standing, totals
 
-NOTES = (
-    "Losses are of the last tenth of a run: mean ± standard deviation over the reported seeds, "
-    "each entry at the learning rate that was best on the tuning seeds (where none were tried: "
-    "at lr=auto).",
-    "`<` or `>` beside a learning rate: it is the lowest or highest one tried, so the true best "
-    "may lie beyond.",
-    "forwards: forward passes (in thousands: k) until a run's smoothed loss is at MeZO's final "
-    "one, in brackets how many seeds get there; saving: against MeZO's own first time there.",
-    "wins: seeds on which the entry's loss is below MeZO's, same batches; training loss, then "
-    "validation loss.",
-    "auto: training loss at lr=auto within the same budget; ratio: that over the loss at the "
-    "best learning rate, same seeds.",
-    "s/step: seconds a step, validation left out; GB: most GPU memory of a run.",
-)
-"""What the columns mean."""
+OF_A_SEARCH = ("lr", "auto", "ratio", "auto wins")
+"""Columns that say nothing where no learning rates were tried."""
+NOTES = {
+    "train loss": "Losses are of the last tenth of a run: mean ± standard deviation over the "
+    "reported seeds, each entry at the learning rate that was best on the tuning seeds (where none "
+    "were tried: at lr=auto).",
+    "lr": "`<` or `>` beside a learning rate: it is the lowest or highest one tried, so the true "
+    "best may lie beyond.",
+    "forwards": "forwards: forward passes (in thousands: k) until a run's smoothed loss is at "
+    "MeZO's final one, in brackets how many seeds get there; saving: against MeZO's own first time "
+    "there.",
+    "wins": "wins: seeds on which the entry's loss is below MeZO's, same batches; training loss, "
+    "then validation loss.",
+    "auto": "auto: training loss at lr=auto within the same budget; ratio: that over the loss at "
+    "the best learning rate, same seeds.",
+    "s/step": "s/step: seconds a step, validation left out; GB: most GPU memory of a run.",
+}
+"""What columns mean, told where there is one of them."""
 
 
 def title(cell: CellReport) -> str:
@@ -34,10 +37,6 @@ def title(cell: CellReport) -> str:
         f"{Path(cell.model).name}, {cell.task}, {cell.space}: {cell.budget} forward passes a run, "
         f"reported seeds {seeds or 'none yet'}"
     )
-
-
-OF_A_SEARCH = ("lr", "auto", "ratio", "auto wins")
-"""Columns that say nothing where no learning rates were tried."""
 
 
 def columns(cell: CellReport) -> list[str]:
@@ -136,7 +135,9 @@ def markdown(cells: Sequence[CellReport], about: dict[str, Any], pictures: Seque
     for cell in cells:
         body = [cells_of_row(one, cell) for one in cell.standings]
         lines += [f"## {title(cell)}", "", *_table(columns(cell), body), ""]
-    lines += ["## How to read this", "", *(f"- {note}" for note in NOTES), ""]
+    told = {name for cell in cells for name in columns(cell)}
+    notes = [f"- {note}" for name, note in NOTES.items() if name in told]
+    lines += ["## How to read this", "", *notes, ""]
     return "\n".join(lines)
 
 

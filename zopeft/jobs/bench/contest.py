@@ -54,19 +54,26 @@ class Contender:
         """Returns how many rows a contender will have come to.
 
         Args:
-            rows: Those that there are. A grid that has grown is as long as it is.
+            rows: Those that there are; what a bench of other seeds or without a grid has left
+                stays. A grid that has grown is as long as it is.
         """
-        if any(row["role"] == "centre" and row["lr"] is None for row in rows):
-            return len(rows)
         bench = self.cell.recipe.bench
         tuning, reported = self.seeds
+
+        def made(role: str, seeds: range) -> int:
+            return len({row["seed"] for row in rows if row["role"] == role} & set(seeds))
+
+        auto = len(reported) - made("auto", reported)
         if not bench.searches:
-            return max(len(reported), len(rows))
-        auto = bench.auto and not self.entry.control
-        grid = (len(bench.lrs) or bench.grid) * len(tuning)
-        made = sum(row["role"] == "grid" for row in rows)
-        found = 1 + max(grid, made) + len(reported) * (2 if auto else 1)
-        return max(found, len(rows))
+            return len(rows) + auto
+        if any(row["role"] == "centre" and row["lr"] is None for row in rows):
+            return len(rows)
+        tried = sum(row["role"] == "grid" for row in rows)
+        left = 1 - min(1, made("centre", tuning))
+        left += max(0, (len(bench.lrs) or bench.grid) * len(tuning) - tried)
+        left += len(reported) - made("fresh", reported)
+        left += auto if bench.auto and not self.entry.control else 0
+        return len(rows) + left
 
     def owns(self, row: Row) -> bool:
         """Whether a row is of this entry in this cell."""
