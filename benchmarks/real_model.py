@@ -38,7 +38,9 @@ from real_model_ground import LENGTHS, Amounts, Competitor, RealGround, competit
 from real_model_runs import AUTO, Sitting
 from rows import RESULTS, about
 
+from zopeft.embedded import MODEL_DIR
 from zopeft.errors import InputError
+from zopeft.models.source import EMBEDDED
 from zopeft.report.summary import versions
 
 FOLDER = RESULTS / "real_model"
@@ -95,7 +97,7 @@ def _sat(
         "data_digest": digest(*files),
     }
     told = {
-        "model": Path(args.model).resolve().name,
+        "model": _name(args.model),
         "task": ground.task.name,
         "space": space,
         **setting,
@@ -111,6 +113,12 @@ def _sat(
     for seed in args.seeds:
         for one in chosen:
             sitting.hold(one, baseline, [seed], args.rates)
+
+
+def _name(model: str) -> str:
+    """Returns what rows call a model: its folder's name; the package's own one is "embedded"."""
+    path = Path(model).resolve()
+    return EMBEDDED if path == MODEL_DIR.resolve() else path.name
 
 
 def arguments() -> argparse.Namespace:

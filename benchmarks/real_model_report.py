@@ -77,7 +77,8 @@ CLAIMS = {
     ),
     "small": Claim(
         "Does a LoRA of a small model gain by that start?",
-        *((BASELINE,), STARTS, (("stories260K", "lora", 2000),)),
+        *((BASELINE,), STARTS),
+        (("stories260K", "lora", 2000), ("embedded", "lora", 600)),
     ),
 }
 RATES = {"auto": "", "run": ", best rate"}
