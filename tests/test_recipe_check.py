@@ -50,24 +50,28 @@ def test_shipped_recipes_are_right(name):
     assert "How to run" in recipe_path(name).read_text()
 
 
-def test_there_are_recipes_for_six_models():
+def test_there_are_recipes_for_seven_models():
     names = [name for name in shipped_recipes() if not name.startswith("bench/")]
     folders = {name.partition("/")[0] for name in names}
     paper = ("llama-3.2-1b", "llama-3.1-8b", "qwen2.5-14b", "opt-30b")
-    assert folders == {"embedded", "smollm2-135m", *paper}
-    assert len(names) == 12
+    assert folders == {"embedded", "smollm2-135m", "gemma-3-270m", *paper}
+    assert len(names) == 14
 
 
-def test_one_command_learns_for_a_small_real_model_by_name_or_folder(tmp_path):
-    made = load_recipe("meta-train", "smollm2-135m")
-    assert resolve(made.model.name).path == "HuggingFaceTB/SmolLM2-135M"
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [("smollm2-135m", "HuggingFaceTB/SmolLM2-135M"), ("gemma-3-270m", "google/gemma-3-270m")],
+)
+def test_one_command_learns_for_a_small_real_model_by_name_or_folder(name, path, tmp_path):
+    made = load_recipe("meta-train", name)
+    assert resolve(made.model.name).path == path
     assert made.meta.tasks == ("cb", "wsc", "drop") and made.meta.objective == "signal"
     # Below so many steps, of which half are for the subspaces, the rule could stop nothing.
     assert made.meta.stop > 0 and made.meta.steps > 2 * FIRST * RARER
     flags = {"model.name": ("MODEL", str(tmp_path))}
-    assert load_recipe("meta-train", "smollm2-135m", flags=flags).model.name == str(tmp_path)
-    tuned = load_recipe("tune", "smollm2-135m")
-    assert (tuned.model.name, tuned.method.lr) == ("smollm2-135m", "auto")
+    assert load_recipe("meta-train", name, flags=flags).model.name == str(tmp_path)
+    tuned = load_recipe("tune", name)
+    assert (tuned.model.name, tuned.method.lr) == (name, "auto")
 
 
 BENCHES = [
