@@ -220,6 +220,8 @@ def table(rows: Sequence[Row], claim: Claim) -> list[str]:
     names = (*claim.beside, *claim.of)
     starts = {row["task"]: row["validation"] for row in rows if row["kind"] == "start"}
     kinds = {kind: chosen(rows, kind) for kind in RATES}
+    own = [row for row in rows if row["kind"] in RATES and row["entry"] in names]
+    several = len({_artifact(row) for row in own} - {""}) > 1
     lines = ["| " + " | ".join(HEAD) + " |", "|---" * len(HEAD) + "|"]
     for task, start in starts.items():
         own = {kind: kinds[kind].get(task, {}) for kind in RATES}
@@ -234,18 +236,16 @@ def table(rows: Sequence[Row], claim: Claim) -> list[str]:
         told = [f"{start[n]:.3f}" if n in start else "" for n in ("loss", "metric", "calibrated")]
         lines.append("| " + " | ".join([task, "before tuning", "", *told, "", ""]) + " |")
         base, best = (own[kind].get(BASELINE, {}) for kind in RATES)
-        artifacts = {name: _artifact(runs) for name, runs in found.items()}
-        several = len({*artifacts.values(), ""}) > 2
         for name, runs in found.items():
-            if several and artifacts[name]:
-                name += f" ({artifacts[name]})"
+            artifact = _artifact(next(iter(runs.values())))
+            name += f" ({artifact})" if several and artifact else ""
             lines.append("| " + " | ".join(line(task, name, runs, base, best)) + " |")
     return lines if len(lines) > 2 else []
 
 
-def _artifact(runs: Runs) -> str:
+def _artifact(row: Row) -> str:
     """Returns the first digits of the digest of the fine-tuner that a run was made with."""
-    return str(next(iter(runs.values())).get("finetuner") or "")[:7]
+    return str(row.get("finetuner") or "")[:7]
 
 
 def markdown(rows: Sequence[Row], names: Sequence[str] = ()) -> str:

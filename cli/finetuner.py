@@ -45,7 +45,7 @@ def show(
     with output(json, debug) as screen:
         from zopeft.finetuner import FineTuner
         from zopeft.finetuner.digest import digest_of
-        from zopeft.finetuner.scores import comparisons
+        from zopeft.finetuner.scores import KEY, comparisons
         from zopeft.report.heatmap import check_png, plot_scales
         from zopeft.report.movement import along_the_loss
 
@@ -64,7 +64,10 @@ def show(
             scales = [{"layer": c.layer, "role": c.column, "scale": c.scale} for c in cells]
             along = None if moves is None else moves.rows()
             shown = {"scales": scales, "along_the_loss": along, "note": note, "png": png}
-            screen.result({**found.config.to_dict(), **shown})
+            told = found.config.to_dict()
+            if KEY in told["training"]:
+                told["training"][KEY] = comparisons(found.config.training, digest_of(found))
+            screen.result({**told, **shown})
             return
         screen.table(facts_table("fine-tuner", _facts(found)))
         screen.table(facts_table("training", _training(found)))
@@ -208,13 +211,17 @@ def _training(finetuner: FineTuner) -> dict[str, Any]:
 
 def _statistics(finetuner: FineTuner, statistics: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Returns one row a role: medians of signal, energy, curvature and scale."""
+    from zopeft.reading import fits
+
     roles = {group.key: group.role for group in finetuner.config.groups}
     by_role: dict[str, list[dict[str, Any]]] = {}
     for name, entry in statistics.items():
+        if not isinstance(entry, dict):
+            continue
         by_role.setdefault(str(entry.get("role", roles.get(name, "other"))), []).append(entry)
 
     def middle(entries: list[dict[str, Any]], key: str) -> float | None:
-        values = [entry[key] for entry in entries if entry.get(key) is not None]
+        values = [entry[key] for entry in entries if fits(entry.get(key), "real")]
         return float(median(values)) if values else None
 
     keys = ("signal", "energy", "curvature", "scale")

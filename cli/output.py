@@ -46,10 +46,10 @@ class Output:
         # Of several processes that do a job together, the first one alone is heard.
         self._silent = not leads()
         self._stdout = sys.stdout
-        self._notes = Console(stderr=True, highlight=False, quiet=self._silent)
+        self._notes = Console(emoji=False, stderr=True, highlight=False, quiet=self._silent)
         # In a file or a pipe, a name broken over lines can be found no more.
         width = None if self._stdout.isatty() else _UNBROKEN
-        self._tables = Console(highlight=False, width=width, quiet=self._silent)
+        self._tables = Console(emoji=False, highlight=False, width=width, quiet=self._silent)
         self._stack = contextlib.ExitStack()
         self._bar: Bar | None = None
         self._stage = ""

@@ -240,6 +240,14 @@ def test_runs_at_auto_never_stand_for_runs_at_the_best_rate_of_others(tmp_path):
     assert "wins: seeds" in text and "GB: most" in text
 
 
+def test_a_seed_that_the_rate_was_chosen_on_is_not_reported():
+    rows = rows_of_a_cell()
+    (before,) = report(rows)
+    (cell,) = report([*rows, row("mezo", "grid", 2, [1.0] * 100)])
+    assert [one.standings[0].train.count for one in (before, cell)] == [2, 1]
+    assert cell.standings[1].pairs == 1
+
+
 def test_forwards_to_reach_a_loss():
     curve = row("mezo", "fresh", 0, falling(1))["curve"]
     assert len(smoothed(curve)) == 91

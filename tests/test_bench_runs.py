@@ -152,6 +152,9 @@ def test_what_is_left_is_counted_by_what_is_asked_for_now(request_of, tmp_path):
     assert (plan, made) == ("3 runs of 12, and 1 rate to begin a grid with", 4)
     assert run("bench.grid=0", "bench.seeds=3") == ("1 run of 12", 1)
     assert run("bench.grid=0", "bench.seeds=3") == ("0 runs of 12", 0)
+    # Another seed has a grid of its own.
+    seed = ("training.seed=7", "bench.grid=1", "bench.seeds=1", "bench.auto=false")
+    assert run(*seed) == ("2 runs of 12, and 1 rate to begin a grid with", 3)
 
 
 def test_random_directions_need_a_subspace_which_is_seen_before_the_first_run(

@@ -195,6 +195,83 @@ def test_what_has_diverged_is_counted_among_the_runs_that_are_shown(place):
     assert "/home/a" not in (folder / "finetuner_config.json").read_text()
 
 
+def test_runs_of_what_stood_in_the_folder_before_are_not_its_own(place):
+    folder, bench = place / "own", place / "bench"
+    rows = rows_of(bench)
+    for row in rows:
+        if row["finetuner"] and row["seed"] == 1:
+            row["content"] = "v2_other"
+    write(bench, rows)
+    (one,) = score(str(folder), [str(bench)])["comparisons"]
+    assert one["seeds"] == [2] and {tuple(e["seeds"]) for e in one["entries"]} == {(2,)}
+    # Two folders of one fine-tuner, and a model's folder that looks like owner/name.
+    entry = next(row["entry"] for row in rows if row["finetuner"] and not row["control"])
+    twins = [
+        {**r, "entry": "finetuner ./own", "key": f"t{r['key']}"}
+        for r in rows
+        if r["entry"] == entry
+    ]
+    write(bench, [*rows, *twins])
+    (one,) = score(str(folder), [str(bench)])["comparisons"]
+    names = [e["name"] for e in one["entries"]]
+    assert len(names) == len(set(names)) and any(name.endswith(" (2)") for name in names)
+
+
+def test_other_seeds_and_other_entries_add_to_what_is_there(place):
+    folder, bench = place / "own", place / "bench"
+    rows = rows_of(bench)
+    score(str(folder), [str(bench)])
+    write(bench, [{**row, "seed": row["seed"] + 10} for row in rows])
+    told = score(str(folder), [str(bench)])["comparisons"]
+    assert [one["seeds"] for one in told] == [[1, 2], [11, 12]]
+    write(
+        bench,
+        [{**row, "val_loss": 7.0} for row in rows if not row["control"] or not row["finetuner"]],
+    )
+    first, _ = score(str(folder), [str(bench)])["comparisons"]
+    losses = {e["name"]: e["validation_loss"]["mean"] for e in first["entries"]}
+    assert losses["this fine-tuner"] == losses["MeZO"] == 7.0 != losses["shuffled"]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"batch_size": "many"}, {"options": ["a"]}, {"content": 5}, {"control": {}}]
+)
+def test_rows_of_another_kind_are_one_line(place, wrong):
+    rows = rows_of(place / "bench")
+    write(place / "bench", [{**row, **wrong} for row in rows])
+    with pytest.raises(InputError, match=f"is no row of a bench: {next(iter(wrong))}"):
+        score(str(place / "own"), [str(place / "bench")])
+
+
+def test_files_keep_their_permissions_and_are_written_both_or_neither(place, monkeypatch):
+    from zopeft import staging
+
+    folder = place / "own"
+    file, config = folder / "README.md", folder / "finetuner_config.json"
+    for path in (file, config):
+        path.chmod(0o600)
+    before = file.read_bytes(), config.read_bytes()
+    moved = staging.os.replace
+
+    def fails(source, target):
+        if target == config:
+            raise PermissionError(1, "Operation not permitted")
+        moved(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(staging.os, "replace", fails)
+        with pytest.raises(InputError, match=r"cannot be written \(Operation not permitted\)"):
+            score(str(folder), [str(place / "bench")])
+    assert (file.read_bytes(), config.read_bytes()) == before
+    values = json.loads(config.read_text())
+    config.write_text(json.dumps(values | {"training": {"note": float("nan")}}))
+    with pytest.raises(InputError, match="cannot be written"):
+        score(str(folder), [str(place / "bench")])
+    config.write_bytes(before[1])
+    score(str(folder), [str(place / "bench")])
+    assert {path.stat().st_mode & 0o777 for path in (file, config)} == {0o600}
+
+
 def test_what_cannot_be_scored_changes_nothing(place, tmp_path):
     folder = place / "own"
     before = {one: one.read_bytes() for one in sorted(folder.iterdir())}
@@ -229,7 +306,7 @@ def test_what_cannot_be_scored_changes_nothing(place, tmp_path):
 def comparison(**more):
     entry = {"name": "MeZO", "control": "", "seeds": [1, 2], "metric": None, "train_loss": None}
     entry |= {"validation_loss": {"mean": 1.25, "std": 0.5, "count": 1}, "diverged": 1}
-    entry |= {"below": None, "pairs": 2, "saving": None, "reached": 0}
+    entry |= {"below": None, "pairs": 2, "saving": None, "reached": 0, "ends": 2}
     one = {"model": "m", "task": "t", "space": "full", "forwards": 600, "batch_size": 8}
     one |= {"rates": "best", "settings": "0a", "seeds": [1, 2], "metric": "", "entries": [entry]}
     return one | {"digest": "v2_0"} | more
@@ -253,6 +330,9 @@ def test_a_comparison_in_words():
     assert "Controls" not in text and section([]) == ""
     never = comparison(entries=[mine | {"saving": None, "reached": 0, "control": "random"}])
     assert cells(never)[0][-1] == "never (0 of 2)" and "random: subspaces" in section([never])
+    # MeZO has diverged, so that there is no end of its to come to.
+    lost = comparison(entries=[mine | {"saving": None, "reached": 0, "ends": 0}])
+    assert cells(lost)[0][-2:] == ["1 of 2", "-"]
 
 
 @pytest.mark.parametrize(
@@ -282,11 +362,18 @@ def test_what_is_no_comparison_is_left_out(wrong):
         (f"a\n{FIRST}\n### old\n\n{LAST}\nb\n", "a\n{new}b\n"),
         (f"a\n{FIRST}\nb\n", f"a\n{FIRST}\nb\n\n{{new}}"),
         (f"{LAST}\n  {FIRST}  \nb\n{LAST}", f"{LAST}\n{{new}}"),
+        # What stands after a mark without its end, or in a block of code, is somebody's.
+        (f"{FIRST}\nkeep\n{FIRST}\nold\n{LAST}\n", f"{FIRST}\nkeep\n{{new}}"),
+        (f"{FIRST}\nold\n{LAST}\nkeep\n{LAST}\n", f"{{new}}keep\n{LAST}\n"),
+        (f"```\n{FIRST}\n```\nkeep\n{LAST}\n", f"```\n{FIRST}\n```\nkeep\n{LAST}\n\n{{new}}"),
+        (f"~~~md\n{FIRST}\na\n{LAST}\n~~~\n", f"~~~md\n{FIRST}\na\n{LAST}\n~~~\n\n{{new}}"),
     ],
 )
 def test_the_section_alone_is_replaced(card, found):
     new = f"{FIRST}\nnew\n{LAST}\n"
-    assert put_into(card, new) == found.replace("{new}", new)
+    for _ in range(2):
+        card = put_into(card, new)
+        assert card == found.replace("{new}", new)
 
 
 def test_by_command(place, zopeft_command):
@@ -296,6 +383,12 @@ def test_by_command(place, zopeft_command):
     for words in (("score", folder, runs), ("show", folder)):
         code, out, _ = zopeft_command("finetuner", *words)
         assert code == 0 and "below MeZO" in out and "this fine-tuner" in out
+    changed = FineTuner.from_pretrained(folder)
+    changed.nets.b2.data += 1.0
+    from safetensors.torch import save_file
+
+    save_file(dict(changed.nets.state_dict()), folder / "finetuner.safetensors")
+    assert not zopeft_command.json("finetuner", "show", folder)["training"]["comparisons"]
     # It was not trained, whatever was measured of it.
     assert "none: the networks stand at their random start" in out
     line = zopeft_command.refused("finetuner", "score", place / "other", place / "none")

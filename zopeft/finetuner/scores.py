@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from zopeft.reading import fits
@@ -13,8 +14,8 @@ FIRST, LAST = "<!-- comparisons -->", "<!-- end of comparisons -->"
 """Lines of the card that they stand between."""
 OWN = "this fine-tuner"
 """What a comparison calls it."""
-PLACE = ("model", "task", "space", "settings", "rates")
-"""What tells comparisons from each other; of two alike, the later one stands."""
+PLACE = ("model", "task", "space", "settings", "rates", "seeds")
+"""What tells comparisons from each other; of two alike, the later one's entries stand."""
 CONTROLS = {
     "shuffled": "all that it learned serves other blocks",
     "untrained": "networks at a random start, subspaces of the same ranks in random directions",
@@ -24,13 +25,13 @@ CONTROLS = {
 """A control, and what it is."""
 _RATES = {"best": "each at its best learning rate", "auto": "lr auto"}
 _KINDS = {
-    **dict.fromkeys((*PLACE, "metric", "digest"), "text"),
+    **dict.fromkeys((*PLACE[:-1], "metric", "digest"), "text"),
     **dict.fromkeys(("forwards", "batch_size"), "count"),
     **{"seeds": "counts", "entries": "list"},
 }
 _KINDS_OF_ENTRY = {
     **dict.fromkeys(("name", "control"), "text"),
-    **dict.fromkeys(("pairs", "reached", "diverged"), "count"),
+    **dict.fromkeys(("pairs", "reached", "ends", "diverged"), "count"),
     **{"seeds": "counts", "below": "count?", "saving": "number?"},
     **dict.fromkeys(("validation_loss", "train_loss", "metric"), "numbers?"),
 }
@@ -69,8 +70,13 @@ def _is(values: Mapping[str, Any], name: str, kind: str) -> bool:
 def merged(
     known: Sequence[Mapping[str, Any]], new: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Returns all comparisons, the new ones in the place of those like them."""
-    found = {tuple(one[name] for name in PLACE): dict(one) for one in (*known, *new)}
+    """Returns all comparisons; entries of the new ones stand in the place of those like them."""
+    found: dict[str, dict[str, Any]] = {}
+    for one in (*known, *new):
+        place = repr([one[name] for name in PLACE])
+        entries = {e["name"]: e for e in found.get(place, {"entries": []})["entries"]}
+        entries |= {entry["name"]: entry for entry in one["entries"]}
+        found[place] = {**one, "entries": list(entries.values())}
     return list(found.values())
 
 
@@ -111,7 +117,8 @@ def _beside(entry: Mapping[str, Any]) -> list[str]:
     if entry["below"] is None:
         return ["", ""]
     saved = "never" if entry["saving"] is None else f"{entry['saving']:.0%}"
-    told = f"{saved} ({entry['reached']} of {entry['pairs']})"
+    # Where MeZO diverged there is no end to come to.
+    told = f"{saved} ({entry['reached']} of {entry['ends']})" if entry["ends"] else "-"
     return [f"{entry['below']} of {entry['pairs']}", told if entry["pairs"] else ""]
 
 
@@ -149,14 +156,27 @@ def put_into(card: str, own: str) -> str:
     """
     end = "\r\n" if "\r\n" in card else "\n"
     lines = card.splitlines(keepends=True)
-    bare = [line.strip() for line in lines]
     own = own.replace("\n", end)
-    if FIRST in bare and LAST in bare[bare.index(FIRST) :]:
-        first = bare.index(FIRST)
-        last = bare.index(LAST, first)
-        return "".join([*lines[:first], own, *lines[last + 1 :]])
+    marks = _marks(lines)
+    for (first, opens), (last, closes) in pairwise(marks):
+        if (opens, closes) == (FIRST, LAST):
+            return "".join([*lines[:first], own, *lines[last + 1 :]])
     gap = "" if not card else end if card.endswith(("\n", "\r")) else end * 2
     return card + gap + own
+
+
+def _marks(lines: Sequence[str]) -> list[tuple[int, str]]:
+    """Returns the marks among a card's lines and their numbers; none of blocks of code."""
+    found, fence = [], ""
+    for number, line in enumerate(lines):
+        bare = line.strip()
+        if fence:
+            fence = "" if bare.startswith(fence) else fence
+        elif bare.startswith(("```", "~~~")):
+            fence = bare[:3]
+        elif bare in (FIRST, LAST):
+            found.append((number, bare))
+    return found
 
 
 def _spread(found: Mapping[str, Any] | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,19 +81,38 @@ def write_comparisons(folder: Path, found: Sequence[Mapping[str, Any]]) -> None:
             do = "copy the folder, links followed (cp -rL), and give the copy"
             raise input_error(str(path), "is a link to a file that others may use", do=do)
     values = read_object(folder / CONFIG)
-    training = values.get("training") or {}
-    values["training"] = {**training, KEY: list(found)}
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+    values["training"] = {**dict(values.get("training") or {}), KEY: list(found)}
     file = folder / CARD
     try:
-        known = file.read_bytes().decode() if file.exists() else _card_of(values, folder)
-        # The card last, moved first: where one cannot be written, neither is.
-        with staged(folder / CONFIG) as place:
-            place.write_bytes(text.encode())
-            _write(file, put_into(known, section(found)).encode())
-    except (OSError, UnicodeDecodeError) as problem:
+        text = json.dumps(values, indent=2, allow_nan=False) + "\n"
+        known = file.read_bytes() if file.exists() else None
+        card_ = _card_of(values, folder) if known is None else known.decode()
+        _replaced(folder / CONFIG, text.encode(), file, put_into(card_, section(found)).encode())
+    except (OSError, ValueError) as problem:
         reason = getattr(problem, "strerror", None) or str(problem)
         raise input_error("folder", f"cannot be written ({reason})", str(folder)) from None
+
+
+def _replaced(first: Path, content: bytes, second: Path, other: bytes) -> None:
+    """Writes two files, both or neither; files that are there keep their permissions."""
+    known = second.read_bytes() if second.exists() else None
+    modes = {path: path.stat().st_mode for path in (first, second) if path.exists()}
+    written = False
+    try:
+        with staged(first) as place:
+            place.write_bytes(content)
+            _write(second, other)
+            written = True
+    except OSError:
+        # The second one was moved to its place, the first one could not be.
+        if written and known is None:
+            second.unlink()
+        elif written and known is not None:
+            _write(second, known)
+        raise
+    finally:
+        for path, mode in modes.items():
+            path.chmod(stat.S_IMODE(mode))
 
 
 def _card_of(values: Mapping[str, Any], folder: Path) -> str:

@@ -16,10 +16,15 @@ from zopeft.finetuner.digest import digest_of
 from zopeft.finetuner.scores import OWN, comparisons, merged
 from zopeft.jobs.bench.entry import BASELINE, LEARNED
 from zopeft.methods import METHODS
+from zopeft.reading import fits
 from zopeft.report.measures import mean, reaching, reported_runs, searched, spread, wins
 from zopeft.report.rows import FILE, Row, check_rows, read_rows
 from zopeft.report.standings import by_cell
 
+_KINDS = {
+    **dict.fromkeys(("control", "method", "finetuner", "content"), "text"),
+    **{"options": "object", "batch_size": "count"},
+}
 Runs = dict[int, Row]
 """Seed to an entry's reported run."""
 
@@ -61,6 +66,7 @@ def _compared(bench: str, digest: str) -> list[dict[str, Any]]:
         raise input_error("BENCH", "is a file", bench, "give the folder of a bench")
     rows = read_rows(path, "BENCH")
     check_rows(rows, path / FILE)
+    _checked(rows, path / FILE)
     found = [one for cell in by_cell(rows) if (one := _comparison(cell, digest))]
     if not found:
         there = ", ".join(dict.fromkeys(str(row["name"]) for row in rows)) or "no rows"
@@ -73,13 +79,13 @@ def _compared(bench: str, digest: str) -> list[dict[str, Any]]:
 def _comparison(rows: Sequence[Row], digest: str) -> dict[str, Any] | None:
     """Returns what a cell's rows say of a fine-tuner; None where it or MeZO has no run."""
     tried = searched(rows)
-    # The first row of each entry that has part in it: without a fine-tuner, or with this one.
+    # What has part in it: entries without a fine-tuner, and with this one as it is now.
+    part = [row for row in rows if not row.get("finetuner") or row.get("content") == digest]
     firsts: dict[str, Row] = {}
-    for row in rows:
-        if not row.get("finetuner") or row.get("content") == digest:
-            firsts.setdefault(row["entry"], row)
+    for row in part:
+        firsts.setdefault(row["entry"], row)
     runs = {
-        entry: reported_runs([row for row in rows if row["entry"] == entry], tried)[0]
+        entry: reported_runs([row for row in part if row["entry"] == entry], tried)[0]
         for entry in firsts
     }
     own = [e for e, row in firsts.items() if row.get("finetuner") and not row.get("control")]
@@ -88,11 +94,11 @@ def _comparison(rows: Sequence[Row], digest: str) -> dict[str, Any] | None:
     base = kept.get(BASELINE)
     if not seeds or not base:
         return None
-    first, last = firsts[own[0]], rows[-1]
+    first, last = firsts[own[0]], part[-1]
     metrics = {str(row["metric_name"]) for row in rows if row.get("metric_name")}
     return {
         "digest": digest,
-        "model": public_name(first["model"]),
+        "model": _model(first["model"]),
         "task": public_name(first["task"]),
         "space": first["space"],
         "settings": first["settings"],
@@ -101,7 +107,9 @@ def _comparison(rows: Sequence[Row], digest: str) -> dict[str, Any] | None:
         "batch_size": int(first.get("batch_size") or 0),
         "seeds": seeds,
         "metric": min(metrics, default=""),
-        "entries": [_entry(firsts[e], one, base, tried) for e, one in kept.items() if one],
+        "entries": _told_apart(
+            [_entry(firsts[e], one, base, tried) for e, one in kept.items() if one]
+        ),
         "commit": last["commit"],
         "versions": last["versions"],
     }
@@ -112,7 +120,7 @@ def _entry(row: Row, runs: Runs, base: Runs, tried: bool) -> dict[str, Any]:
     saved = reaching(runs, base)
     return {
         "name": _name(row, tried),
-        "control": row["control"] if row.get("finetuner") else "",
+        "control": (row.get("control") or "") if row.get("finetuner") else "",
         "seeds": sorted(runs),
         "validation_loss": _plain(spread(held, "val_loss")),
         "train_loss": _plain(spread(held, "train_loss")),
@@ -121,8 +129,33 @@ def _entry(row: Row, runs: Runs, base: Runs, tried: bool) -> dict[str, Any]:
         "pairs": len(runs.keys() & base.keys()),
         "saving": mean([1 - mine / theirs for mine, theirs in saved]),
         "reached": len(saved),
+        "ends": sum(not base[seed]["diverged"] for seed in runs.keys() & base.keys()),
         "diverged": len(runs) - len(held),
     }
+
+
+def _told_apart(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Numbers entries of one name: two folders of one fine-tuner, two masks of one file name."""
+    names = [one["name"] for one in entries]
+    alike = [names[:number].count(name) for number, name in enumerate(names)]
+    return [
+        {**one, "name": f"{one['name']} ({before + 1})"} if before else one
+        for one, before in zip(entries, alike, strict=True)
+    ]
+
+
+def _model(name: str) -> str:
+    """Returns a model's name as it may be shared; owner/name may be a folder of this machine."""
+    return Path(name).name if Path(name).expanduser().is_dir() else public_name(name)
+
+
+def _checked(rows: Sequence[Row], file: Path) -> None:
+    """Refuses rows whose other fields, which a report does not need, are of another kind."""
+    for row in rows:
+        for name, kind in _KINDS.items():
+            if row.get(name) is not None and not fits(row[name], kind):
+                where, got = f"{file}, the row {row['key']!r:.80}", f"{row[name]!r:.60}"
+                raise input_error(where, f"is no row of a bench: {name}", got)
 
 
 def _plain(found: Any) -> dict[str, Any] | None:

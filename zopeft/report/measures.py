@@ -36,8 +36,9 @@ def searched(rows: Iterable[Row]) -> bool:
 def reported_runs(rows: Sequence[Row], tried: bool = True) -> tuple[dict[int, Row], dict[int, Row]]:
     """Returns an entry's runs by seed: at its best learning rate, and at lr=auto.
 
-    A grid that has grown since may have another best; runs at the former are left out.
-    So are runs whose calibration took their whole budget.
+    A grid that has grown since may have another best; runs at the former are left out. So are
+    runs whose calibration took their whole budget, and those at the best rate on a seed that it
+    was chosen on.
 
     Args:
         rows: The entry's in a cell.
@@ -47,7 +48,9 @@ def reported_runs(rows: Sequence[Row], tried: bool = True) -> tuple[dict[int, Ro
     grid = grid_losses(rows)
     best = best_of(grid)[0] if grid else None
     ran = [row for row in rows if row["steps"] or row["diverged"]]
+    tuned_on = {row["seed"] for row in rows if row["role"] == "grid"}
     fresh = {r["seed"]: r for r in ran if r["role"] == "fresh" and r["lr"] == best}
+    fresh = {seed: row for seed, row in fresh.items() if seed not in tuned_on}
     auto = {r["seed"]: r for r in ran if r["role"] == "auto"}
     return (fresh if tried else auto), auto
 

@@ -35,7 +35,7 @@ def begin_lines(contenders: Sequence[Contender], rows: Sequence[Sequence[Row]]) 
     lines.append(f"each: {best} on {_counted(first.seeds, 'seed')}")
     runs, rates, passes = 0, 0, 0
     for contender, own in zip(contenders, rows, strict=True):
-        asked = first.searches and not any(row["role"] == "centre" for row in own)
+        asked = contender.asks(own)
         left = contender.total(own) - len(own) - asked
         runs, rates = runs + left, rates + asked
         passes += left * contender.cell.recipe.bench.forwards

@@ -66,14 +66,26 @@ class Contender:
         auto = len(reported) - made("auto", reported)
         if not bench.searches:
             return len(rows) + auto
-        if any(row["role"] == "centre" and row["lr"] is None for row in rows):
+        if any(row["lr"] is None for row in self._centres(rows)):
             return len(rows)
-        tried = sum(row["role"] == "grid" for row in rows)
-        left = 1 - min(1, made("centre", tuning))
+        tried = sum(row["role"] == "grid" and row["seed"] in tuning for row in rows)
+        left = int(self.asks(rows))
         left += max(0, (len(bench.lrs) or bench.grid) * len(tuning) - tried)
         left += len(reported) - made("fresh", reported)
         left += auto if bench.auto and not self.entry.control else 0
         return len(rows) + left
+
+    def asks(self, rows: Sequence[Row]) -> bool:
+        """Whether it is still to propose a rate for its grid.
+
+        Args:
+            rows: Those that there are.
+        """
+        return self.cell.recipe.bench.searches and not self._centres(rows)
+
+    def _centres(self, rows: Sequence[Row]) -> list[Row]:
+        first = self.seeds[0][0]
+        return [row for row in rows if row["role"] == "centre" and row["seed"] == first]
 
     def owns(self, row: Row) -> bool:
         """Whether a row is of this entry in this cell."""
