@@ -292,7 +292,7 @@ def test_lists(zopeft_command, kind, name):
 
 def test_recipe_commands(zopeft_command, tmp_path):
     rows = zopeft_command.json("recipe", "check")
-    assert len(rows) == 27
+    assert len(rows) == 29
     assert all(row["ok"] for row in rows)
     code, out, _ = zopeft_command("recipe", "show", "embedded/tune")
     assert code == 0

@@ -1,4 +1,4 @@
-"""The share of signal that a fine-tuner has seen, and the learning rate that begins with it."""
+"""What a fine-tuner has seen of signal and curvature, and the run that begins with it."""
 
 import pytest
 import torch
@@ -6,6 +6,7 @@ from test_meta import tiny
 
 import zopeft
 from zopeft.finetuner import FineTuner
+from zopeft.journal.header import header_of
 from zopeft.optim.rate import SHARE, SHARE_LEAST, SHARE_MOST
 
 
@@ -72,3 +73,54 @@ def test_a_learning_rate_begins_with_the_share(share, begun):
     assert method.rate.share == pytest.approx(begun)
     assert ("from the fine-tuner" in method.lr_reason) == (share is not None)
     assert f"signal share {begun:.2g}" in method.lr_reason
+
+
+@pytest.mark.parametrize("sharing", ["block", "role"])
+def test_probes_reach_no_further_than_the_loss_is_about_straight(sharing):
+    blocks = zopeft.discover(tiny())
+    count = len(blocks)
+    finetuner = taught(blocks, [1.0] * count, [2.0] * count, sharing)
+    statistics = finetuner.config.training["statistics"]
+
+    def eps(curvature, **options):
+        for entry in statistics.values():
+            entry |= {"curvature": curvature, "scale": 2.0}
+        # Not seen, and bent downwards: neither counts.
+        statistics[blocks[0].name]["curvature"] = float("nan")
+        statistics[blocks[1].name]["curvature"] = -1e9
+        return zopeft.ZOFineTuner(blocks, finetuner, lr=1e-3, **options).eps
+
+    # 4 h (N - 2) eps^2 / 2 is two nats at the most.
+    assert eps(1e9) == pytest.approx((4.0 / (4e9 * (count - 2))) ** 0.5)
+    assert eps(1e3) == 1e-3 and eps(1e9, eps=5e-3) == 5e-3
+    assert zopeft.MeZO(blocks, lr=1e-3).eps == 1e-3
+    # Its controls go by the same, but the one that has seen nothing.
+    assert zopeft.ZOFineTuner(blocks, finetuner.shuffled(0), lr=1e-3).eps == eps(1e9)
+    assert zopeft.ZOFineTuner(blocks, finetuner.untrained(0), lr=1e-3).eps == 1e-3
+    adapted = zopeft.discover(tiny(lora=True))
+    assert zopeft.ZOFineTuner(adapted, finetuner, lr=1e-3).eps == 1e-2
+    # A journal's header has it, so that a run is rebuilt with it.
+    assert header_of(zopeft.ZOFineTuner(blocks, finetuner, lr=1e-3)).options["eps"] == eps(1e9)
+
+
+def test_a_steep_quadratic_is_measured_straight_where_the_usual_step_is_not():
+    blocks = zopeft.discover(tiny())
+    finetuner = taught(blocks, [1.0] * len(blocks), [2.0] * len(blocks))
+    for entry in finetuner.config.training["statistics"].values():
+        entry |= {"curvature": 1e8, "scale": 1.0}
+    start = [block.parameter.detach().clone() for block in blocks]
+
+    def loss():
+        # Level from a distance of 1e-4 on, as a loss of a sure model is: 1e4 steep inside.
+        away = sum(((b.parameter - s) * 1e4).sum() for b, s in zip(blocks, start, strict=True))
+        return torch.tanh(away / 100.0) * 100.0
+
+    slopes = {}
+    for eps in (None, 1e-3):
+        method = zopeft.ZOFineTuner(blocks, finetuner, lr=1e-12, seed=1, eps=eps)
+        method.step(loss)
+        slopes[eps] = abs(method.last_record.projected_grads[0])
+    method = zopeft.ZOFineTuner(blocks, finetuner, lr=1e-12, seed=1, eps=1e-7)
+    method.step(loss)
+    true = abs(method.last_record.projected_grads[0])
+    assert slopes[None] == pytest.approx(true, rel=0.1) and slopes[1e-3] < 0.5 * true

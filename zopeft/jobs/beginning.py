@@ -82,10 +82,19 @@ def _method(recipe: Recipe, prepared: Prepared, each: int | None) -> str:
     words += ["a forward and a backward pass a step" if each is None else f"{passes} a step"]
     words += [f"lr {section.lr if isinstance(section.lr, str) else format(section.lr, 'g')}"]
     if each is not None:
-        eps = default_eps(prepared.blocks) if section.eps is None else section.eps
+        eps = _eps(prepared) if section.eps is None else section.eps
         wider = recipe.objective.scores and section.eps is None
         words += [f"eps {eps:g}" + (" or wider" if wider else "")]
     return "method: " + ", ".join(words)
+
+
+def _eps(prepared: Prepared) -> float:
+    """Returns the finite-difference step of a run that is given none."""
+    from zopeft.methods.zo_finetuner import own_eps
+
+    if prepared.finetuner is None:
+        return default_eps(prepared.blocks)
+    return own_eps(prepared.blocks, prepared.finetuner)
 
 
 def _planned(recipe: Recipe, each: int | None, done: int) -> str:

@@ -14,8 +14,18 @@ from zopeft.engine import Shape
 from zopeft.errors import input_error
 from zopeft.finetuner import Course, FineTuner
 from zopeft.methods.mezo import MeZO
+from zopeft.optim.defaults import default_eps
 from zopeft.optim.rate import SHARE_LEAST, SHARE_MOST
 from zopeft.optim.record import StepRecord
+
+
+def own_eps(blocks: Blocks, finetuner: FineTuner) -> float:
+    """Returns the finite-difference step of a run that is given none."""
+    usual = default_eps(blocks)
+    if blocks.space != "full":
+        # What is known of a base's weights says nothing of an adapter's.
+        return usual
+    return finetuner.straight_eps(finetuner.match(blocks), usual)
 
 
 class ZOFineTuner(MeZO):
@@ -28,6 +38,8 @@ class ZOFineTuner(MeZO):
     the noise as a standard deviation. Where the fine-tuner holds subspaces, or scales
     embeddings by token frequency, z_i has that shape (`FineTuner.fitted`). Where it knows the
     share of signal of its meta-training, lr="auto" begins with that (`FineTuner.signal_share`).
+    Over whole weights eps is, where none is given, at most the one at which the loss is still about
+    straight along learned directions (`FineTuner.straight_eps`).
 
     A fine-tuner may read the course of the run instead (`zopeft.finetuner.Course`): running
     loss and change of the loss along the directions. One that reads ``bend`` costs another
@@ -82,6 +94,8 @@ class ZOFineTuner(MeZO):
             self.match = finetuner.match(blocks)
             self.fitted = finetuner.fitted(self.match, token_counts, adapter_bases)
             shapes = {**self.fitted.shapes, **(shapes or {})}
+            if options.get("eps") is None:
+                options["eps"] = own_eps(blocks, finetuner)
         super().__init__(blocks, shapes=shapes, **options)
         self._device = self.engine.device
         self._numels = torch.tensor(blocks.numels, dtype=torch.float32, device=self._device)
