@@ -12,7 +12,7 @@ import torch
 from zopeft.blocks import discover
 from zopeft.embedded import MODEL_DIR
 from zopeft.finetuner import FineTuner
-from zopeft.finetuner.share import SIGNAL_FLOOR
+from zopeft.finetuner.seen import SIGNAL_FLOOR
 from zopeft.meta.signal import closed_form, objective
 from zopeft.models import load_model
 

@@ -189,8 +189,17 @@ def test_what_has_diverged_is_counted_among_the_runs_that_are_shown(place):
     entries = {entry["name"]: entry for entry in one["entries"]}
     assert "mezo clip=1" not in entries and "mezo mask=mask.safetensors" in entries
     assert (entries["shuffled"]["diverged"], entries["shuffled"]["below"]) == (1, 0)
+    assert entries["shuffled"]["ends"] == entries["shuffled"]["pairs"] == 2
     (cell,) = [cell for cell in cells(one) if cell[0] == "shuffled"]
     assert "(1 of 2 diverged)" in cell[1] and cell[2] != "-"
+    # MeZO's run of a seed that diverged has no end to come to, and anything is below it.
+    for row in rows:
+        if row["entry"] == "mezo" and row["seed"] == 2:
+            row |= {"diverged": True, "val_loss": None, "train_loss": None, "metric": None}
+    write(bench, rows)
+    (one,) = score(str(folder), [str(bench)])["comparisons"]
+    own = next(e for e in one["entries"] if e["name"] == "this fine-tuner")
+    assert (own["ends"], own["pairs"]) == (1, 2) and own["below"] >= 1
     assert "/home/a" not in (folder / "README.md").read_text()
     assert "/home/a" not in (folder / "finetuner_config.json").read_text()
 

@@ -29,7 +29,7 @@ from zopeft.finetuner.matching import Match, groups_of, match_blocks
 from zopeft.finetuner.normalisation import normalise
 from zopeft.finetuner.pertnn import PertNN
 from zopeft.finetuner.scores import KEY, comparisons
-from zopeft.finetuner.share import learned_curvature, learned_share
+from zopeft.finetuner.seen import learned_curvature, learned_share
 from zopeft.finetuner.subspaces import Fitted, fitted_shapes
 from zopeft.installed import library_versions
 
@@ -198,7 +198,7 @@ class FineTuner:
     def signal_share(self, match: Match, scales: Tensor) -> float | None:
         """Returns which share of the projected gradient's energy was signal in the meta-training.
 
-        ``A / G = sum s^2 S / sum s^2 E`` (see `zopeft.finetuner.share`).
+        ``A / G = sum s^2 S / sum s^2 E`` (see `zopeft.finetuner.seen`).
 
         Args:
             match: From `match`.

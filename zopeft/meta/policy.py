@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from zopeft.finetuner import BoundedPertNN
-from zopeft.finetuner.share import SIGNAL_FLOOR
+from zopeft.finetuner.seen import SIGNAL_FLOOR
 from zopeft.meta.signal import objective
 
 LR = 1e-2

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from zopeft.blocks import Block, Blocks
 from zopeft.blocks.scales import ROLE as SCALES
-from zopeft.finetuner.share import SIGNAL_FLOOR
+from zopeft.finetuner.seen import SIGNAL_FLOOR
 from zopeft.optim.rate import SHARE
 
 VECTORS = "vectors"

@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from zopeft.finetuner.share import SIGNAL_FLOOR
+from zopeft.finetuner.seen import SIGNAL_FLOOR
 
 
 def objective(scales: Tensor, signal: Tensor, energy: Tensor, curvature: Tensor) -> Tensor:
